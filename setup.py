@@ -1,0 +1,44 @@
+from setuptools import find_packages, setup
+
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COCO = ["pycocotools", "faster-coco-eval>=1.6", "jinja2", "matplotlib"]
+
+setup(
+    name="gradaug-det",
+    version="0.1.0",
+    description="GradAug (NeurIPS 2020) for Detectron2 and MMDetection: slimmable backbones and a training hook",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["gradaug_det", "gradaug_det.*"]),
+    package_data={"gradaug_det": ["datasets/data/*", "evaluation/templates/*"]},
+    install_requires=["torch>=2.1", "torchvision>=0.16", "numpy", "pillow", "safetensors", "tqdm"],
+    extras_require={
+        # Detectron2 itself is installed from its repository, or by tools/install_detectron2.py.
+        "detectron2": [
+            *COCO,
+            "fvcore",
+            "iopath",
+            "omegaconf",
+            "hydra-core",
+            "yacs",
+            "cloudpickle",
+            "tabulate",
+            "termcolor",
+            "tensorboard",
+            "setuptools<81",
+        ],
+        "mmdet": [
+            *COCO,
+            "onedl-mmengine>=0.10.12",
+            "onedl-mmcv>=2.3.6",
+            "onedl-mmdetection>=3.5.1",
+        ],
+        "pretrain": ["tensorboard"],
+        "dev": ["pytest", "pytest-timeout", "ruff", "pre-commit"],
+    },
+    entry_points={"console_scripts": ["gradaug-det = gradaug_det.cli:main"]},
+)
