@@ -1,6 +1,6 @@
-from setuptools import find_packages, setup
-
 from pathlib import Path
+
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 COCO = ["pycocotools", "faster-coco-eval>=1.6", "jinja2", "matplotlib"]
@@ -8,7 +8,7 @@ COCO = ["pycocotools", "faster-coco-eval>=1.6", "jinja2", "matplotlib"]
 setup(
     name="gradaug-det",
     version="0.1.0",
-    description="GradAug (NeurIPS 2020) for Detectron2 and MMDetection: slimmable backbones and a training hook",
+    description="GradAug for Detectron2 and MMDetection: slimmable backbones and a training hook",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,4 +1,4 @@
-"""Errors that a user can act on; everything this package raises on purpose derives from one class."""
+"""Errors that a user can act on: whatever this package raises on purpose has one base class."""
 
 
 class GradAugError(Exception):

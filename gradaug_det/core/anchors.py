@@ -1,0 +1,115 @@
+"""Soft targets for dense predictions: which anchor of the full pass an anchor of a sub-network is.
+
+After a random scale, an anchor of the sub-network's image covers, in the full network's image, a
+box that no single anchor covers exactly. Its soft target is the prediction of the anchor that is
+nearest in shape and then in position; box deltas are carried over as *boxes* and encoded anew, so
+they are right for any transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradaug_det.core.transforms import BatchTransform, Size
+
+MIN_SHAPE_IOU = 0.45
+"""Anchors whose nearest shape overlaps less (with a common centre) have no soft target. Levels one
+octave apart overlap at least 0.5 at any scale in between; beyond the pyramid's ends they do not."""
+
+
+@dataclass(frozen=True)
+class AnchorGrid:
+    """Anchors of a feature pyramid.
+
+    Attributes:
+        cells: per level, the (A, 4) XYXY anchors of one cell, centred at 0.
+        strides: per level, (x, y) pixels between cells.
+        offset: position of the first cell's centre, in cells.
+    """
+
+    cells: Sequence[Tensor]
+    strides: Sequence[tuple[float, float]]
+    offset: float = 0.0
+
+    def anchors(self, shapes: Sequence[Size]) -> Tensor:
+        """(sum of Hi * Wi * A, 4) XYXY anchors in order of level, row, column, cell anchor."""
+        levels = []
+        for cell, centres in zip(self.cells, self._centres(shapes), strict=True):
+            levels.append((centres.repeat(1, 2)[:, None] + cell[None]).reshape(-1, 4))
+        return torch.cat(levels)
+
+    def _centres(self, shapes: Sequence[Size]) -> list[Tensor]:
+        """Per level (Hi * Wi, 2): x, y of the cells' centres in pixels."""
+        centres = []
+        for (height, width), (stride_x, stride_y), cell in zip(
+            shapes, self.strides, self.cells, strict=True
+        ):
+            y = (
+                torch.arange(height, device=cell.device, dtype=cell.dtype) + self.offset
+            ) * stride_y
+            x = (torch.arange(width, device=cell.device, dtype=cell.dtype) + self.offset) * stride_x
+            centres.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2))
+        return centres
+
+    @torch.no_grad()
+    def match(
+        self,
+        transform: BatchTransform,
+        size: Size,
+        full_shapes: Sequence[Size],
+        sub_shapes: Sequence[Size],
+    ) -> tuple[Tensor, Tensor]:
+        """For each anchor of the transformed image, the nearest one of the full network's.
+
+        Args:
+            transform: what was done to the image.
+            size: (height, width) of the image before it.
+            full_shapes, sub_shapes: (Hi, Wi) of each level in the full and the sub-network's pass.
+
+        Returns:
+            index: (A',) index into the full pass's anchors (0 where there is none).
+            valid: (A',) whether there is one: a similar shape, inside both images.
+        """
+        new_height, new_width = transform.output_size(size)
+        ratio = self.cells[0].new_tensor([new_width / size[1], new_height / size[0]])
+        shapes = torch.cat([cell[:, 2:] - cell[:, :2] for cell in self.cells])  # (B, 2)
+        starts, level_of, anchor_of, start = [], [], [], 0
+        for level, (cell, (height, width)) in enumerate(zip(self.cells, full_shapes, strict=True)):
+            starts.append(start)
+            level_of += [level] * len(cell)
+            anchor_of += range(len(cell))
+            start += height * width * len(cell)
+
+        indices, valids, first = [], [], 0
+        for cell, centres in zip(self.cells, self._centres(sub_shapes), strict=True):
+            overlap = _shape_iou(shapes[first : first + len(cell)] / ratio, shapes)
+            first += len(cell)
+            best, nearest = overlap.max(dim=1)
+            inside = (centres < centres.new_tensor([new_width, new_height])).all(dim=1)
+            original = transform.inverse_boxes(centres.repeat(1, 2), size)[:, :2]
+            index = torch.zeros(len(centres), len(cell), dtype=torch.long, device=centres.device)
+            valid = torch.zeros_like(index, dtype=torch.bool)
+            for column, (shape, iou) in enumerate(
+                zip(nearest.tolist(), best.tolist(), strict=True)
+            ):
+                level, (height, width) = level_of[shape], full_shapes[level_of[shape]]
+                stride = original.new_tensor(self.strides[level])
+                place = (original / stride - self.offset).round().long()
+                limit = place.new_tensor([width - 1, height - 1])
+                place = place.clamp(min=0).minimum(limit)
+                flat = (place[:, 1] * width + place[:, 0]) * len(self.cells[level])
+                index[:, column] = starts[level] + flat + anchor_of[shape]
+                valid[:, column] = inside & (iou >= MIN_SHAPE_IOU)
+            indices.append(index.reshape(-1))
+            valids.append(valid.reshape(-1))
+        return torch.cat(indices), torch.cat(valids)
+
+
+def _shape_iou(one: Tensor, two: Tensor) -> Tensor:
+    """(M, 2) and (B, 2) widths and heights -> (M, B) IoU of boxes with a common centre."""
+    common = torch.minimum(one[:, None], two[None]).prod(dim=-1)
+    return common / (one.prod(dim=-1)[:, None] + two.prod(dim=-1)[None] - common)

@@ -1,0 +1,124 @@
+"""Losses of a sub-network against the full network's soft targets.
+
+Each is zero when the two agree and has the normalisation of the hard-label loss that it stands
+beside, so that one loss weight fits all. Targets are detached by the caller's recording; none of
+these functions sends a gradient into a target.
+
+Source: GradAug, Algorithm 1 (KL divergence to the full network's output), carried over to the
+outputs of detectors.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Under autocast losses are computed in float32, as PyTorch's own are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def class_kl(logits: Tensor, target_logits: Tensor) -> Tensor:
+    """Mean over samples of KL(softmax target || softmax prediction).
+
+    Args:
+        logits, target_logits: (N, K) logits.
+
+    Returns:
+        A scalar; 0 for N = 0.
+    """
+    target = _precise(target_logits.detach()).softmax(dim=1)
+    log_probability = _precise(logits).log_softmax(dim=1)
+    total = F.kl_div(log_probability, target, reduction="sum")
+    return total / max(1, logits.shape[0])
+
+
+def bernoulli_kl(logits: Tensor, target_logits: Tensor) -> Tensor:
+    """Elementwise KL between the Bernoulli distributions of two arrays of logits."""
+    logits, target_logits = _precise(logits), _precise(target_logits.detach())
+    target = target_logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(target_logits, target, reduction="none")
+    return cross_entropy - entropy
+
+
+def objectness_kl(
+    logits: Tensor, target_logits: Tensor, valid: Tensor, normalizer: float
+) -> Tensor:
+    """Sum over the valid anchors of the KL divergence of objectness, / ``normalizer``.
+
+    Args:
+        logits, target_logits, valid: (N, A): logits, and which anchors have a soft target.
+        normalizer: sampled anchors of the batch, as in the RPN's own loss. The expected number of
+            objects replaces it where it is larger (an untrained RPN believes in every anchor).
+    """
+    target = _precise(target_logits.detach()).sigmoid()
+    expected = (target * valid).sum()
+    total = (bernoulli_kl(logits, target_logits) * valid).sum()
+    return total / expected.clamp(min=max(1.0, normalizer))
+
+
+def expected_box_l1(
+    deltas: Tensor, target_deltas: Tensor, weights: Tensor, normalizer: Tensor | float
+) -> Tensor:
+    """Sum of |deltas - target|, each box weighted by its probability of being that object.
+
+    Args:
+        deltas, target_deltas: (..., 4).
+        weights: (...) probability of the foreground (class) that the deltas belong to.
+        normalizer: what the sum is divided by; at least 1 is used.
+    """
+    distance = (_precise(deltas) - _precise(target_deltas.detach())).abs().sum(dim=-1)
+    total = (distance * _precise(weights.detach())).sum()
+    return total / torch.as_tensor(normalizer, device=total.device).clamp(min=1.0)
+
+
+def class_box_l1(deltas: Tensor, target_deltas: Tensor, target_logits: Tensor) -> Tensor:
+    """Expected L1 distance of second-stage box deltas under the soft class target, a proposal.
+
+    Args:
+        deltas, target_deltas: (R, K * 4), or (R, 4) for class-agnostic regression.
+        target_logits: (R, K + 1) class logits of the full network, background last.
+    """
+    foreground = _precise(target_logits.detach()).softmax(dim=1)[:, :-1]
+    deltas, target_deltas = (x.reshape(len(x), x.shape[1] // 4, 4) for x in (deltas, target_deltas))
+    if deltas.shape[1] == 1:
+        foreground = foreground.sum(dim=1, keepdim=True)
+    return expected_box_l1(deltas, target_deltas, foreground, float(len(deltas)))
+
+
+def mask_kl(logits: Tensor, target_logits: Tensor, classes: Tensor) -> Tensor:
+    """Mean per-pixel KL between the mask probabilities of each proposal's class.
+
+    Args:
+        logits, target_logits: (R, K, M, M), or (R, 1, M, M) for class-agnostic masks.
+        classes: (R,) class of each proposal, in [0, K).
+
+    Returns:
+        A scalar; 0 for R = 0.
+    """
+    if logits.shape[1] > 1:
+        rows = torch.arange(len(classes), device=classes.device)
+        logits, target_logits = logits[rows, classes], target_logits[rows, classes]
+    return bernoulli_kl(logits, target_logits).sum() / max(1, logits.numel())
+
+
+def quality_focal(
+    logits: Tensor, target_logits: Tensor, valid: Tensor, normalizer: float, gamma: float = 2.0
+) -> Tensor:
+    """Focal KL of dense class scores: |p - q|^gamma * KL, summed over valid anchors.
+
+    Args:
+        logits, target_logits: (N, A, K).
+        valid: (N, A).
+        normalizer: divides the sum, e.g. the number of positive anchors.
+
+    Source: the quality focal loss (Li et al., Generalized Focal Loss, 2020, eq. 3) carries focal
+        loss over to soft labels.
+    """
+    target = _precise(target_logits.detach()).sigmoid()
+    modulation = (_precise(logits).sigmoid() - target).abs().pow(gamma)
+    total = (modulation * bernoulli_kl(logits, target_logits) * valid[..., None]).sum()
+    return total / max(1.0, normalizer)

@@ -1,0 +1,243 @@
+"""Sub-networks by slicing: the same module, called with the first share of each layer's channels.
+
+A :class:`SlimPlan` says which dimensions of which parameter shrink; :func:`at_width` lends the
+module its sliced parameters for the length of a ``with`` block. Nothing is rewritten or renamed, so
+checkpoints stay those of the framework that built the module.
+
+Source: GradAug, section 3.1 and the authors' implementation (channel counts, batch norm).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradaug_det.errors import ConfigError, UnslimmableError
+
+NORM_POLICIES = ("auto", "batch", "frozen")
+_PLAN = "_gradaug_slim_plan"
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that several tensors share and that are therefore cut together.
+
+    Attributes:
+        channels: channels at full width.
+        residual: whether residual additions tie the group (a block's output, not its inside).
+        quantum: channels are kept in multiples of this (one group of a grouped convolution or of
+            a group norm; 1 without either).
+        fixed: never cut (the image, the classifier's logits).
+    """
+
+    channels: int
+    residual: bool = False
+    quantum: int = 1
+    fixed: bool = False
+
+    def at(self, width: float) -> int:
+        """Channels kept at ``width``, by the authors' rule (half rounds up, not to even)."""
+        if self.fixed or width == 1:
+            return self.channels
+        if self.quantum > 1:
+            return self.quantum * max(1, math.floor(self.channels / self.quantum * width + 0.5))
+        if self.residual:
+            return max(1, math.floor(self.channels * width + 0.5))
+        # Inside a bottleneck the authors take a quarter of the rounded block output.
+        return max(1, math.floor(math.floor(4 * self.channels * width + 0.5) / 4))
+
+
+@dataclass(frozen=True)
+class SlimPlan:
+    """Which dimension of which tensor of a module belongs to which group of channels.
+
+    Attributes:
+        groups: the channel groups.
+        tensors: parameter or buffer name -> index into ``groups`` (or None) of each dimension.
+        counts: (module name, attribute) -> index into ``groups``, for attributes that count groups
+            of channels (``Conv2d.groups``, ``GroupNorm.num_groups``).
+        outputs: group of each output tensor, in order (None where the output has no channels).
+        batch_norms: names of the modules that can use batch statistics.
+        has_frozen_norms: whether there are norms with statistics that are never batch statistics.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    tensors: dict[str, tuple[int | None, ...]]
+    counts: dict[tuple[str, str], int]
+    outputs: tuple[int | None, ...]
+    batch_norms: tuple[str, ...]
+    has_frozen_norms: bool
+
+    def channels(self, width: float) -> tuple[int, ...]:
+        """Channels of each group at ``width``."""
+        return tuple(group.at(width) for group in self.groups)
+
+    def tensor_shape(self, name: str, full_shape: torch.Size, width: float) -> tuple[int, ...]:
+        """Shape of the named tensor's slice at ``width``."""
+        dims = self.tensors.get(name, (None,) * len(full_shape))
+        return tuple(
+            size if group is None else self.groups[group].at(width)
+            for size, group in zip(full_shape, dims, strict=True)
+        )
+
+    def check_norm(self, norm: str) -> None:
+        """Raises ConfigError if the policy does not exist or does not fit the module's norms."""
+        if norm not in NORM_POLICIES:
+            raise ConfigError(f"subnet_norm must be one of {NORM_POLICIES}, got {norm!r}")
+        if norm == "batch" and self.has_frozen_norms and not self.batch_norms:
+            raise ConfigError(
+                "subnet_norm 'batch' needs BatchNorm layers, but every norm of this backbone is a "
+                "frozen one; use 'frozen' (or 'auto'), or build the backbone with BN or SyncBN"
+            )
+
+
+def slim_plan(module: nn.Module) -> SlimPlan:
+    """The module's plan, derived (and checked) on first use and kept with the module.
+
+    Raises:
+        UnslimmableError: the module has a layer that cannot be cut to its first channels.
+    """
+    plan = module.__dict__.get(_PLAN)
+    if plan is None:
+        from gradaug_det.core.tracing import trace_plan
+
+        plan = trace_plan(module)
+        check_plan(module, plan)
+        module.__dict__[_PLAN] = plan
+    return plan
+
+
+def check_width(width: float, name: str = "width") -> float:
+    """``width`` if it is in (0, 1], else ConfigError."""
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 1:
+        raise ConfigError(f"{name} must be a number in (0, 1], got {width!r}")
+    return float(width)
+
+
+@contextmanager
+def at_width(module: nn.Module, width: float, norm: str = "auto") -> Iterator[nn.Module]:
+    """Within the block, ``module`` is its sub-network of that width; full width again afterwards.
+
+    Outputs are zero-padded to the full channel count, so what follows the module need not know:
+    a convolution over padded channels equals the sliced one. Gradients flow into the first
+    channels of the module's own parameters. Running statistics are never written.
+
+    Args:
+        module: a residual CNN; see :func:`slim_plan`.
+        width: share of the channels that is kept, in (0, 1].
+        norm: statistics that BatchNorm uses in the sub-network: ``batch`` (the batch's own: the
+            authors' rule), ``frozen`` (the full network's running statistics, sliced), ``auto``
+            (layer by layer what the full network does: ``batch`` in training mode, else
+            ``frozen``). FrozenBatchNorm is always sliced, GroupNorm has no statistics.
+
+    Yields:
+        The module itself.
+
+    Raises:
+        ConfigError: the width or the policy is not allowed.
+        UnslimmableError: the module cannot be slimmed, or is already inside ``at_width``.
+
+    Source: GradAug, section 3.1 ("sub-networks by width").
+    """
+    check_width(width)
+    plan = slim_plan(module)
+    plan.check_norm(norm)
+    if module.__dict__.get("_gradaug_width") is not None:
+        raise UnslimmableError("at_width cannot be nested: the module is already a sub-network")
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+
+    def lend(table: dict[str, Any], key: str, value: Any) -> None:
+        undo.append((table, key, table.get(key, _MISSING)))
+        table[key] = value
+
+    handle = None
+    try:
+        lend(module.__dict__, "_gradaug_width", width)
+        for name in plan.batch_norms:
+            layer = module.get_submodule(name)
+            use_batch = norm == "batch" or (norm == "auto" and layer.training)
+            lend(layer.__dict__, "training", use_batch)
+            if use_batch:  # BatchNorm then reads and writes no running statistics
+                lend(layer.__dict__, "track_running_stats", False)
+        for (name, attribute), index in plan.counts.items():
+            group = plan.groups[index]
+            lend(module.get_submodule(name).__dict__, attribute, group.at(width) // group.quantum)
+        for name, dims in plan.tensors.items():
+            owner, _, key = name.rpartition(".")
+            layer = module.get_submodule(owner)
+            table = layer._parameters if key in layer._parameters else layer._buffers
+            if table[key] is not None:
+                lend(table, key, _first_channels(table[key], dims, plan, width))
+        handle = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
+        yield module
+    finally:
+        if handle is not None:
+            handle.remove()
+        for table, key, value in reversed(undo):
+            if value is _MISSING:
+                table.pop(key, None)
+            else:
+                table[key] = value
+
+
+_MISSING = object()
+
+
+def _first_channels(
+    tensor: Tensor, dims: tuple[int | None, ...], plan: SlimPlan, width: float
+) -> Tensor:
+    for dim, group in enumerate(dims):
+        if group is not None:
+            tensor = tensor.narrow(dim, 0, plan.groups[group].at(width))
+    return tensor
+
+
+def _pad_outputs(output: Any, plan: SlimPlan) -> Any:
+    """Zero-pads (N, c, ...) outputs to the full (N, C, ...)."""
+    leaves, rebuild = flatten_output(output)
+    padded = []
+    for leaf, group in zip(leaves, plan.outputs, strict=True):
+        missing = 0 if group is None else plan.groups[group].channels - leaf.shape[1]
+        padded.append(F.pad(leaf, [0, 0] * (leaf.dim() - 2) + [0, missing]) if missing else leaf)
+    return rebuild(padded)
+
+
+def flatten_output(output: Any) -> tuple[list[Tensor], Any]:
+    """Tensors of a (nested) dict, list or tuple in order, and the function that puts them back."""
+    from torch.utils._pytree import tree_flatten, tree_unflatten
+
+    leaves, spec = tree_flatten(output)
+    return leaves, lambda new: tree_unflatten(new, spec)
+
+
+@torch.no_grad()
+def check_plan(module: nn.Module, plan: SlimPlan, widths: tuple[float, ...] = (0.9, 0.5)) -> None:
+    """Runs sub-networks on a tiny image; raises UnslimmableError if one does not fit together."""
+    from gradaug_det.core.tracing import example_image
+
+    image = example_image(module)
+    module.__dict__[_PLAN] = plan
+    try:
+        for width in widths:
+            try:
+                with at_width(module, width, norm="frozen"):
+                    outputs, _ = flatten_output(module(image))
+            except RuntimeError as error:
+                raise UnslimmableError(
+                    f"the sub-network of width {width} does not run: {error}"
+                ) from error
+            for output, group in zip(outputs, plan.outputs, strict=True):
+                if group is not None and output.shape[1] != plan.groups[group].channels:
+                    raise UnslimmableError(
+                        f"at width {width} an output has {output.shape[1]} channels in place of "
+                        f"{plan.groups[group].channels}"
+                    )
+    finally:
+        module.__dict__.pop(_PLAN, None)
