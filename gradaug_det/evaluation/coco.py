@@ -1,0 +1,215 @@
+"""COCO's detection and instance segmentation metrics, scored by faster-coco-eval.
+
+The result has the shape of Detectron2's ``COCOEvaluator``: ``{"bbox": {"AP": 40.2, ...}}``, in per
+cent, NaN where the ground truth has no object of that kind. So numbers of this function, of
+Detectron2 and of a saved report can be put next to each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from .coco_data import check_scorable, load_ground_truth, load_predictions
+
+logger = logging.getLogger(__name__)
+
+IOU_TYPES = ("bbox", "segm")
+BACKENDS = ("faster", "pycocotools")
+COCO_METRICS = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+)
+
+
+def evaluate_coco(
+    ground_truth: str | Path | dict | Any,
+    predictions: str | Path | Sequence[dict],
+    iou_types: Sequence[str] = IOU_TYPES,
+    *,
+    backend: str = "faster",
+    image_ids: Sequence[int] | None = None,
+    max_detections: int = 100,
+) -> dict[str, dict[str, float]]:
+    """Score detections against COCO ground truth.
+
+    Args:
+        ground_truth: path of an annotation file, its content, or a COCO API object. Not modified.
+        predictions: COCO result dicts (boxes XYWH in pixels, masks as compressed RLE) or the path
+            of a JSON list of them. Not modified. May be empty.
+        iou_types: which of ``"bbox"`` and ``"segm"`` to score.
+        backend: ``"faster"`` (faster-coco-eval, C++) or ``"pycocotools"`` (the reference, slower).
+        image_ids: score only these images; by default all of the ground truth.
+        max_detections: how many of an image's highest scoring detections of a category count;
+            at least 10.
+
+    Returns:
+        ``{iou_type: {metric: per cent}}`` with COCO's twelve numbers (:data:`COCO_METRICS`; the
+        third recall is called after ``max_detections``) and ``"AP-<category name>"`` for each
+        category. Without predictions they are 0. NaN where there is no object to be found.
+
+    Raises:
+        ConfigError: an unknown IoU type or backend, or fewer than 10 maximum detections.
+        DataError: ground truth or predictions that cannot be scored; see :mod:`.coco_data`.
+    """
+    unknown = [iou_type for iou_type in iou_types if iou_type not in IOU_TYPES]
+    if unknown or isinstance(iou_types, str):
+        raise ConfigError(
+            f"iou_types={iou_types!r} is not understood; give a sequence of {list(IOU_TYPES)}"
+        )
+    ground_truth, predictions = load_ground_truth(ground_truth), load_predictions(predictions)
+    results = {}
+    for iou_type in iou_types:
+        evaluator = run_evaluator(
+            ground_truth,
+            predictions,
+            iou_type,
+            backend=backend,
+            image_ids=image_ids,
+            max_detections=max_detections,
+        )
+        results[iou_type] = _summarise(evaluator, ground_truth["categories"])
+    return results
+
+
+def run_evaluator(
+    ground_truth: dict,
+    predictions: Sequence[dict],
+    iou_type: str,
+    *,
+    backend: str = "faster",
+    image_ids: Sequence[int] | None = None,
+    max_detections: int = 100,
+) -> Any:
+    """Run one COCO evaluator and return it with its ``eval`` arrays filled.
+
+    Args:
+        ground_truth: from :func:`.coco_data.load_ground_truth`.
+        predictions: COCO result dicts.
+        iou_type: ``"bbox"`` or ``"segm"``.
+        backend, image_ids, max_detections: see :func:`evaluate_coco`.
+
+    Returns:
+        The evaluator after ``evaluate`` and ``accumulate``: ``eval["precision"]`` of shape (IoU,
+        recall, category, area, maximum detections), ``eval["recall"]`` without the recall axis.
+
+    Raises:
+        ConfigError: an unknown backend, or fewer than 10 maximum detections.
+        DataError: predictions that cannot be scored.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend={backend!r} is unknown; choose one of {list(BACKENDS)}")
+    if max_detections < 10:
+        # Recall is reported at 1, 10 and the maximum, which the evaluators sort.
+        raise ConfigError(
+            f"max_detections={max_detections} is too small; use 10 or more (COCO: 100)"
+        )
+    check_scorable(list(predictions), ground_truth, iou_type)
+    make_api, evaluator_type = _backend(backend)
+
+    # Both libraries report on stdout, which belongs to whoever called us.
+    with contextlib.redirect_stdout(io.StringIO()) as chatter:
+        truth_api = make_api(
+            {**ground_truth, "annotations": [dict(a) for a in ground_truth["annotations"]]}
+        )
+        # What `loadRes` does, but that of pycocotools fails on an empty list.
+        result_api = make_api(
+            {
+                "images": ground_truth["images"],
+                "categories": ground_truth["categories"],
+                "annotations": [
+                    _as_annotation(prediction, number, iou_type)
+                    for number, prediction in enumerate(predictions, start=1)
+                ],
+            }
+        )
+        evaluator = evaluator_type(truth_api, result_api, iou_type)
+        if backend == "faster":
+            evaluator.print_function = logger.debug
+        evaluator.params.maxDets = [1, 10, max_detections]
+        if image_ids is not None:
+            evaluator.params.imgIds = list(image_ids)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    if chatter.getvalue():
+        logger.debug(chatter.getvalue().rstrip())
+    return evaluator
+
+
+def _backend(name: str) -> tuple[Any, Any]:
+    """A function from a dataset dict to a COCO API object, and the evaluator class."""
+    if name == "faster":
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        return COCO, COCOeval_faster
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def make_api(dataset: dict) -> COCO:
+        api = COCO()
+        api.dataset = dataset
+        api.createIndex()
+        return api
+
+    return make_api, COCOeval
+
+
+def _as_annotation(prediction: dict, number: int, iou_type: str) -> dict:
+    """What ``COCO.loadRes`` makes of a result; the area decides what counts as small or large."""
+    annotation = {
+        "id": number,
+        "image_id": prediction["image_id"],
+        "category_id": prediction["category_id"],
+        "score": float(prediction["score"]),
+        "iscrowd": 0,
+    }
+    if iou_type == "bbox":
+        x, y, width, height = (float(value) for value in prediction["bbox"])
+        annotation["bbox"] = [x, y, width, height]
+        annotation["area"] = width * height
+    else:
+        import pycocotools.mask
+
+        # A mask is small or large by its own area, whatever box was predicted with it.
+        annotation["segmentation"] = prediction["segmentation"]
+        annotation["area"] = float(pycocotools.mask.area(prediction["segmentation"]))
+        annotation["bbox"] = pycocotools.mask.toBbox(prediction["segmentation"]).tolist()
+    return annotation
+
+
+def _summarise(evaluator: Any, categories: list[dict]) -> dict[str, float]:
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    thresholds = evaluator.params.iouThrs
+    at_50, at_75 = (np.flatnonzero(np.isclose(thresholds, value)) for value in (0.5, 0.75))
+    largest = evaluator.params.maxDets[-1]
+
+    # Axes from behind: maximum detections (1, 10, 100), area (all, small, medium, large), category.
+    metrics = {
+        "AP": _mean(precision[..., 0, -1]),
+        "AP50": _mean(precision[at_50, ..., 0, -1]),
+        "AP75": _mean(precision[at_75, ..., 0, -1]),
+    }
+    for area, suffix in enumerate("sml", start=1):
+        metrics[f"AP{suffix}"] = _mean(precision[..., area, -1])
+    for position, name in enumerate(("AR1", "AR10", f"AR{largest}")):
+        metrics[name] = _mean(recall[..., 0, position])
+    for area, suffix in enumerate("sml", start=1):
+        metrics[f"AR{suffix}"] = _mean(recall[..., area, -1])
+
+    names = {category["id"]: category["name"] for category in categories}
+    for position, category_id in enumerate(evaluator.params.catIds):
+        metrics[f"AP-{names[category_id]}"] = _mean(precision[:, :, position, 0, -1])
+    return metrics
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean in per cent of the entries that exist; the evaluators mark the others with -1."""
+    existing = values[values > -1]
+    return float(existing.mean() * 100) if existing.size else float("nan")
