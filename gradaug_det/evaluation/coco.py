@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
-from .coco_data import check_scorable, load_ground_truth, load_predictions
+from gradaug_det.errors import ConfigError
+from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth, load_predictions
 
 logger = logging.getLogger(__name__)
 

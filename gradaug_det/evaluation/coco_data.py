@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from gradaug_det.errors import DataError
 
 logger = logging.getLogger(__name__)
 

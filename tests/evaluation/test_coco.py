@@ -8,12 +8,12 @@ import math
 
 import numpy as np
 import pytest
-from coco_helpers import make_ground_truth, make_predictions, write_json
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import COCO_METRICS, evaluate_coco
+from tests.evaluation.helpers import make_ground_truth, make_predictions, write_json
 
 
 @pytest.fixture(scope="module")

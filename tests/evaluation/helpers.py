@@ -1,7 +1,4 @@
-"""A synthetic COCO set with everything that makes scoring hard, and noisy predictions for it.
-
-Named so that no other test folder's helper module can take its place in ``sys.modules``.
-"""
+"""A synthetic COCO set with everything that makes scoring hard, and noisy predictions for it."""
 
 from __future__ import annotations
 
