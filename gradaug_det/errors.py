@@ -6,7 +6,23 @@ class GradAugError(Exception):
 
 
 class ConfigError(GradAugError, ValueError):
-    """A setting is unknown, out of range or contradicts another one."""
+    """A setting is unknown, out of range or contradicts another one.
+
+    Args:
+        key: the setting; adapters put their framework's spelling in its place.
+        problem: the rest of the sentence: values allowed, value given, what to do.
+    """
+
+    def __init__(self, key: str, problem: str = "") -> None:
+        super().__init__(f"{key} {problem}".strip())
+        self.key, self.problem = key, problem
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.key, self.problem)
+
+
+class NonFiniteLossError(GradAugError, FloatingPointError):
+    """A sub-network's loss is NaN or infinite; the optimizer has not stepped."""
 
 
 class UnslimmableError(GradAugError, TypeError):

@@ -44,6 +44,14 @@ def bernoulli_kl(logits: Tensor, target_logits: Tensor) -> Tensor:
     return cross_entropy - entropy
 
 
+def confidence(target_logits: Tensor) -> Tensor:
+    """max(0, 2p - 1) of a probability given by its logit: 0 where the network only guesses.
+
+    An untrained RPN gives every anchor p = 0.5; its box deltas there mean nothing.
+    """
+    return (2 * _precise(target_logits.detach()).sigmoid() - 1).clamp(min=0)
+
+
 def objectness_kl(
     logits: Tensor, target_logits: Tensor, valid: Tensor, normalizer: float
 ) -> Tensor:
@@ -106,14 +114,18 @@ def mask_kl(logits: Tensor, target_logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def quality_focal(
-    logits: Tensor, target_logits: Tensor, valid: Tensor, normalizer: float, gamma: float = 2.0
+    logits: Tensor,
+    target_logits: Tensor,
+    valid: Tensor,
+    normalizer: Tensor | float,
+    gamma: float = 2.0,
 ) -> Tensor:
     """Focal KL of dense class scores: |p - q|^gamma * KL, summed over valid anchors.
 
     Args:
         logits, target_logits: (N, A, K).
         valid: (N, A).
-        normalizer: divides the sum, e.g. the number of positive anchors.
+        normalizer: divides the sum, e.g. the number of positive anchors; at least 1 is used.
 
     Source: the quality focal loss (Li et al., Generalized Focal Loss, 2020, eq. 3) carries focal
         loss over to soft labels.
@@ -121,4 +133,4 @@ def quality_focal(
     target = _precise(target_logits.detach()).sigmoid()
     modulation = (_precise(logits).sigmoid() - target).abs().pow(gamma)
     total = (modulation * bernoulli_kl(logits, target_logits) * valid[..., None]).sum()
-    return total / max(1.0, normalizer)
+    return total / torch.as_tensor(normalizer, device=total.device).clamp(min=1.0)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from gradaug_det.core.sampling import SubNetwork
-from gradaug_det.core.slimming import at_width
+from gradaug_det.core.sampling import SubNetwork, isolated_rng
+from gradaug_det.core.slimming import at_width, untouched_statistics
+from gradaug_det.errors import NonFiniteLossError
 
 Losses = dict[str, Tensor]
 
@@ -17,8 +19,11 @@ Losses = dict[str, Tensor]
 class Trainable(Protocol):
     """What Algorithm 1 needs of a network in training."""
 
+    module: nn.Module
+    """The whole network."""
+
     backbone: nn.Module
-    """The part whose channels are sampled."""
+    """The part of it whose channels are sampled."""
 
     subnet_norm: str
     """Norm policy of the sub-networks; see :func:`gradaug_det.core.slimming.at_width`."""
@@ -32,7 +37,7 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class SubNetworkLosses:
-    """What one sub-network's pass gave: its losses, detached, before the loss weight."""
+    """What one sub-network's pass gave: its losses, weighted and detached."""
 
     sub: SubNetwork
     losses: Losses
@@ -72,7 +77,6 @@ def sub_network_passes(
     soft_target: Any,
     sub_networks: Iterable[SubNetwork],
     backward: Callable[[Tensor], Any] = Tensor.backward,
-    loss_weight: float = 1.0,
 ) -> list[SubNetworkLosses]:
     """The second half of :func:`gradaug_step`, for engines that ran the full pass themselves.
 
@@ -81,8 +85,26 @@ def sub_network_passes(
     """
     results = []
     for sub in sub_networks:
-        with at_width(network.backbone, sub.width, network.subnet_norm):
+        with (
+            untouched_statistics(network.module),
+            at_width(network.backbone, sub.width, network.subnet_norm),
+            isolated_rng(sub.seed + _rank(), next(network.module.parameters()).device),
+        ):
             losses = network.sub_network_pass(batch, soft_target, sub)
-            backward(loss_weight * sum(losses.values()))
+            _check_finite(losses, sub)
+            backward(sum(losses.values()))
         results.append(SubNetworkLosses(sub, {k: v.detach() for k, v in losses.items()}))
     return results
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _check_finite(losses: Losses, sub: SubNetwork) -> None:
+    bad = {name: loss.item() for name, loss in losses.items() if not loss.detach().isfinite()}
+    if bad:
+        raise NonFiniteLossError(
+            f"sub-network {sub.index} (width {sub.width:.4f}, {sub.transform}) has the losses "
+            f"{bad}; the optimizer has not stepped. Lower the learning rate or the loss weights"
+        )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gradaug_det.core.slimming import check_width
+from gradaug_det.core.checks import check_integer, check_number, check_width
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.errors import ConfigError
 
@@ -28,6 +28,8 @@ class SubNetwork:
     index: int
     width: float
     transform: BatchTransform
+    seed: int = 0
+    """Of the random numbers that the pass itself draws (proposal sampling, dropout)."""
 
 
 def stable_seed(*parts: object) -> int:
@@ -59,22 +61,17 @@ class SubNetworkSampler:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_subnets, bool) or not isinstance(self.num_subnets, int):
-            raise ConfigError(f"num_subnets must be an integer, got {self.num_subnets!r}")
-        if self.num_subnets < 0:
-            raise ConfigError(f"num_subnets must be at least 0, got {self.num_subnets}")
+        check_integer("num_subnets", self.num_subnets, low=0)
         check_width(self.min_width, "min_width")
-        if isinstance(self.scales, str) or not len(self.scales):
+        if isinstance(self.scales, str) or not isinstance(self.scales, Sequence) or not self.scales:
             raise ConfigError(
-                f"scales must list at least one number, got {self.scales!r}; [1.0] never rescales"
+                "scales",
+                f"must list at least one number, got {self.scales!r}; [1.0] never rescales",
             )
         for scale in self.scales:
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale <= 4:
-                raise ConfigError(f"scales must be numbers in (0, 4], got {scale!r}")
-        if not isinstance(self.flip_prob, (int, float)) or not 0 <= self.flip_prob <= 1:
-            raise ConfigError(f"flip_prob must be in [0, 1], got {self.flip_prob!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ConfigError(f"seed must be an integer, got {self.seed!r}")
+            check_number("scales", scale, high=4.0, above=0.0)
+        check_number("flip_prob", self.flip_prob, high=1.0)
+        check_integer("seed", self.seed)
 
     def sample(self, iteration: int) -> list[SubNetwork]:
         """The sub-networks of one step, in the order in which they run."""
@@ -87,7 +84,8 @@ class SubNetworkSampler:
         flip = rng.random() < self.flip_prob
         if index == self.num_subnets - 1:
             width = self.min_width
-        return SubNetwork(index, float(width), BatchTransform(float(scale), flip))
+        noise = stable_seed("noise", self.seed, iteration, index)
+        return SubNetwork(index, float(width), BatchTransform(float(scale), flip), noise)
 
 
 @contextmanager

@@ -19,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradaug_det.core.checks import check_width
 from gradaug_det.errors import ConfigError, UnslimmableError
 
 NORM_POLICIES = ("auto", "batch", "frozen")
 _PLAN = "_gradaug_slim_plan"
+_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,12 @@ class SlimPlan:
     def check_norm(self, norm: str) -> None:
         """Raises ConfigError if the policy does not exist or does not fit the module's norms."""
         if norm not in NORM_POLICIES:
-            raise ConfigError(f"subnet_norm must be one of {NORM_POLICIES}, got {norm!r}")
+            raise ConfigError("subnet_norm", f"must be one of {NORM_POLICIES}, got {norm!r}")
         if norm == "batch" and self.has_frozen_norms and not self.batch_norms:
             raise ConfigError(
-                "subnet_norm 'batch' needs BatchNorm layers, but every norm of this backbone is a "
-                "frozen one; use 'frozen' (or 'auto'), or build the backbone with BN or SyncBN"
+                "subnet_norm",
+                "is 'batch', which needs BatchNorm layers, but every norm of this backbone is a "
+                "frozen one; use 'frozen' (or 'auto'), or build the backbone with BN or SyncBN",
             )
 
 
@@ -112,13 +115,6 @@ def slim_plan(module: nn.Module) -> SlimPlan:
         check_plan(module, plan)
         module.__dict__[_PLAN] = plan
     return plan
-
-
-def check_width(width: float, name: str = "width") -> float:
-    """``width`` if it is in (0, 1], else ConfigError."""
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 1:
-        raise ConfigError(f"{name} must be a number in (0, 1], got {width!r}")
-    return float(width)
 
 
 @contextmanager
@@ -151,14 +147,8 @@ def at_width(module: nn.Module, width: float, norm: str = "auto") -> Iterator[nn
     plan.check_norm(norm)
     if module.__dict__.get("_gradaug_width") is not None:
         raise UnslimmableError("at_width cannot be nested: the module is already a sub-network")
-    undo: list[tuple[dict[str, Any], str, Any]] = []
-
-    def lend(table: dict[str, Any], key: str, value: Any) -> None:
-        undo.append((table, key, table.get(key, _MISSING)))
-        table[key] = value
-
-    handle = None
-    try:
+    with _Loan() as loan:
+        lend = loan.lend
         lend(module.__dict__, "_gradaug_width", width)
         for name in plan.batch_norms:
             layer = module.get_submodule(name)
@@ -176,18 +166,43 @@ def at_width(module: nn.Module, width: float, norm: str = "auto") -> Iterator[nn
             if table[key] is not None:
                 lend(table, key, _first_channels(table[key], dims, plan, width))
         handle = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
-        yield module
-    finally:
-        if handle is not None:
+        try:
+            yield module
+        finally:
             handle.remove()
-        for table, key, value in reversed(undo):
+
+
+@contextmanager
+def untouched_statistics(module: nn.Module) -> Iterator[None]:
+    """Within the block, BatchNorm layers that use batch statistics do not record them.
+
+    For the necks and heads that a sub-network shares at full width: running statistics are the
+    full network's alone.
+    """
+    with _Loan() as loan:
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+                loan.lend(layer.__dict__, "track_running_stats", False)
+        yield
+
+
+class _Loan:
+    """Entries of dictionaries that are replaced for the length of a ``with`` block."""
+
+    def __enter__(self) -> _Loan:
+        self._undo: list[tuple[dict[str, Any], str, Any]] = []
+        return self
+
+    def lend(self, table: dict[str, Any], key: str, value: Any) -> None:
+        self._undo.append((table, key, table.get(key, _MISSING)))
+        table[key] = value
+
+    def __exit__(self, *_: object) -> None:
+        for table, key, value in reversed(self._undo):
             if value is _MISSING:
                 table.pop(key, None)
             else:
                 table[key] = value
-
-
-_MISSING = object()
 
 
 def _first_channels(

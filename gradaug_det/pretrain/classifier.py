@@ -30,6 +30,10 @@ class Classifier:
     subnet_norm: str = "batch"
     output: str | None = None
 
+    @property
+    def module(self) -> nn.Module:
+        return self.backbone
+
     def _logits(self, images: Tensor) -> Tensor:
         output = self.backbone(images)
         return output if self.output is None else output[self.output]

@@ -1,0 +1,91 @@
+"""GradAug's settings for a detector, one set for both frameworks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from gradaug_det.core.checks import check_integer, check_number
+from gradaug_det.core.sampling import SubNetworkSampler
+from gradaug_det.core.slimming import NORM_POLICIES
+from gradaug_det.errors import ConfigError
+
+SUPERVISIONS = ("soft", "labels", "both")
+
+
+@dataclass(frozen=True)
+class GradAugOptions:
+    """Settings of GradAug in a detector's training.
+
+    Args:
+        num_subnets: n, sub-networks a step. 0 leaves plain training.
+        min_width: alpha, the smallest width multiplier, in (0, 1].
+        scales: image scales that sub-networks choose from, relative to the batch, in (0, 4].
+        flip_prob: probability of mirroring a sub-network's batch, in [0, 1].
+        supervision: what sub-networks learn from: ``soft`` (the full network's outputs, as in the
+            paper), ``labels`` (the detector's own losses on the transformed batch) or ``both``.
+        soft_weight, labels_weight: factors of the two kinds of losses, at least 0.
+        subnet_norm: statistics of BatchNorm in sub-networks: ``auto``, ``batch`` or ``frozen``; see
+            :func:`gradaug_det.core.slimming.at_width`.
+        seed: of widths, transforms and the sub-networks' own random numbers.
+        log_period: iterations between the log lines that name widths and scales; 0 for none.
+
+    Raises:
+        ConfigError: names the setting, its value and the values allowed.
+    """
+
+    num_subnets: int = 3
+    min_width: float = 0.9
+    scales: Sequence[float] = (1.0, 0.857, 0.714, 0.571)
+    flip_prob: float = 0.0
+    supervision: str = "soft"
+    soft_weight: float = 1.0
+    labels_weight: float = 1.0
+    subnet_norm: str = "auto"
+    seed: int = 0
+    log_period: int = 20
+
+    def __post_init__(self) -> None:
+        _ = self.sampler  # checks its own settings
+        for key, allowed in (("supervision", SUPERVISIONS), ("subnet_norm", NORM_POLICIES)):
+            value = getattr(self, key)
+            if value not in allowed:
+                raise ConfigError(key, f"must be one of {allowed}, got {value!r}")
+        check_number("soft_weight", self.soft_weight)
+        check_number("labels_weight", self.labels_weight)
+        check_integer("log_period", self.log_period, low=0)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> GradAugOptions:
+        """Options from a mapping; an unknown key is a ConfigError that names the nearest one."""
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(key, f"is not a GradAug setting; {hint}")
+        return cls(**values)
+
+    @property
+    def sampler(self) -> SubNetworkSampler:
+        """The sampler of this training's sub-networks."""
+        return SubNetworkSampler(
+            self.num_subnets, self.min_width, self.scales, self.flip_prob, self.seed
+        )
+
+    @property
+    def uses_soft(self) -> bool:
+        """Whether soft targets are needed."""
+        return self.supervision in ("soft", "both") and self.soft_weight > 0
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether the detector's own losses are needed."""
+        return self.supervision in ("labels", "both") and self.labels_weight > 0
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to do: without it, training is the framework's own."""
+        return self.num_subnets > 0 and (self.uses_soft or self.uses_labels)

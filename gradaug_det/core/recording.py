@@ -1,0 +1,52 @@
+"""Notes what modules took and gave in a forward pass that somebody else runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+Select = Callable[[tuple, Any], Any]
+"""(positional arguments, output) of a module's call -> what to keep of it."""
+
+
+class ForwardRecorder:
+    """Keeps a selection of each call of some modules, between :meth:`start` and :meth:`take`.
+
+    What is kept must be detached by ``select``: it outlives the pass's graph.
+
+    Args:
+        modules: name -> (module, select).
+    """
+
+    def __init__(self, modules: Mapping[str, tuple[nn.Module, Select]]) -> None:
+        self._calls: dict[str, list[Any]] | None = None
+        self._names = list(modules)
+        self._handles = [
+            module.register_forward_hook(self._hook(name, select))
+            for name, (module, select) in modules.items()
+        ]
+
+    def _hook(self, name: str, select: Select) -> Callable:
+        def note(_module: nn.Module, args: tuple, output: Any) -> None:
+            if self._calls is not None:
+                self._calls[name].append(select(args, output))
+
+        return note
+
+    def start(self) -> None:
+        """Begins a recording; an unfinished one is dropped."""
+        self._calls = {name: [] for name in self._names}
+
+    def take(self) -> dict[str, list[Any]]:
+        """Ends the recording; per name what was kept of each call, in order."""
+        calls, self._calls = self._calls, None
+        return calls or {name: [] for name in self._names}
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        self._calls = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []

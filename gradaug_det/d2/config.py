@@ -1,0 +1,70 @@
+"""The ``GRADAUG`` keys of a Detectron2 config."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from detectron2.config import CfgNode as CN
+
+from gradaug_det.core.checks import check_integer
+from gradaug_det.core.options import GradAugOptions
+from gradaug_det.errors import ConfigError
+
+
+def add_gradaug_config(cfg: CN) -> None:
+    """Adds the ``GRADAUG`` node with its defaults: the same settings as
+    :class:`gradaug_det.core.options.GradAugOptions`, in upper case, and ``ENABLED``.
+
+    The node accepts any key so that :func:`gradaug_options` can name the one that was meant.
+    """
+    defaults = GradAugOptions()
+    cfg.GRADAUG = CN(new_allowed=True)
+    # Train with GradAug. Everything below is ignored without it.
+    cfg.GRADAUG.ENABLED = False
+    # n of Algorithm 1: sub-networks a step.
+    cfg.GRADAUG.NUM_SUBNETS = defaults.num_subnets
+    # alpha: the smallest width multiplier, in (0, 1]; one sub-network of a step always has it.
+    cfg.GRADAUG.MIN_WIDTH = defaults.min_width
+    # Image scales that sub-networks choose from, relative to the batch, in (0, 4].
+    cfg.GRADAUG.SCALES = list(defaults.scales)
+    # Probability that a sub-network sees the batch mirrored left to right.
+    cfg.GRADAUG.FLIP_PROB = defaults.flip_prob
+    # What sub-networks learn from: "soft" (the full network's outputs), "labels" or "both".
+    cfg.GRADAUG.SUPERVISION = defaults.supervision
+    # Factors of the two kinds of losses.
+    cfg.GRADAUG.SOFT_WEIGHT = defaults.soft_weight
+    cfg.GRADAUG.LABELS_WEIGHT = defaults.labels_weight
+    # BatchNorm statistics in sub-networks: "batch", "frozen", or "auto" (as the full network).
+    cfg.GRADAUG.SUBNET_NORM = defaults.subnet_norm
+    # Seed of widths, transforms and the sub-networks' own random numbers.
+    cfg.GRADAUG.SEED = defaults.seed
+    # Iterations between log lines that name widths and scales; 0 for none.
+    cfg.GRADAUG.LOG_PERIOD = defaults.log_period
+
+
+def gradaug_options(cfg: CN) -> GradAugOptions:
+    """The validated settings of ``cfg.GRADAUG``.
+
+    Raises:
+        ConfigError: names the key, the value given and the values allowed.
+    """
+    if "GRADAUG" not in cfg:
+        raise ConfigError("GRADAUG", "is missing; call add_gradaug_config(cfg) before merging")
+    values = {}
+    names = {field.name.upper() for field in fields(GradAugOptions)}
+    for key, value in cfg.GRADAUG.items():
+        if key != "ENABLED":
+            # A key that is not in upper case is unknown, whatever it would be in lower case.
+            values[key.lower() if key in names or key.isupper() else key] = value
+    if not isinstance(cfg.GRADAUG.get("ENABLED"), bool):
+        enabled = cfg.GRADAUG.get("ENABLED")
+        raise ConfigError("GRADAUG.ENABLED", f"must be True or False, got {enabled!r}")
+    try:
+        # The hook takes n = 0 as a control; a config says ENABLED: False for plain training.
+        count = check_integer("num_subnets", values.get("num_subnets", 1))
+        if count < 1:
+            problem = f"must be at least 1, got {count}; for plain training set GRADAUG.ENABLED"
+            raise ConfigError("num_subnets", f"{problem} to False")
+        return GradAugOptions.from_mapping(values)
+    except ConfigError as error:
+        raise ConfigError(f"GRADAUG.{error.key.upper()}", error.problem) from None

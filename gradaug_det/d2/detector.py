@@ -1,0 +1,93 @@
+"""A Detectron2 detector as Algorithm 1 sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import nn
+
+from gradaug_det.core.options import GradAugOptions
+from gradaug_det.core.recording import ForwardRecorder
+from gradaug_det.core.regularizer import Losses
+from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.d2.backbone import detector_backbone
+from gradaug_det.d2.batch import Batch, transform_batch
+from gradaug_det.d2.targets import Calls, soft_targets
+
+
+class GradAugDetector:
+    """A detector in training (see :class:`gradaug_det.core.regularizer.Trainable`).
+
+    Args:
+        detector: a Detectron2 model with a slimmable ``backbone``, not wrapped for distribution.
+        options: the settings.
+
+    Raises:
+        UnslimmableError: the backbone cannot be slimmed.
+        ConfigError: the supervision or the norm policy does not fit the detector.
+    """
+
+    def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:
+        from gradaug_det.core.slimming import slim_plan
+
+        self.module, self.options = detector, options
+        self.backbone = detector_backbone(detector)
+        self.subnet_norm = options.subnet_norm
+        slim_plan(self.backbone).check_norm(options.subnet_norm)
+        self.targets = soft_targets(detector) if options.uses_soft else None
+        self.recorder = ForwardRecorder(self.targets.record() if self.targets else {})
+
+    def full_pass(self, batch: Batch) -> tuple[Losses, Calls]:
+        """The detector's own losses, and what its heads gave on the way."""
+        self.recorder.start()
+        return self.module(batch), self.recorder.take()
+
+    def sub_network_pass(self, batch: Batch, soft_target: Calls, sub: SubNetwork) -> Losses:
+        """Losses of the sub-network, by name: ``soft_*`` and ``labels_*``, weighted."""
+        options, losses = self.options, {}
+        sub_batch = transform_batch(batch, sub.transform)
+        if options.uses_labels:
+            with _features_of(self.module) as kept, _no_traces(self.module):
+                own = self.module(sub_batch)
+            for name, loss in own.items():
+                losses[f"labels_{name.removeprefix('loss_')}"] = options.labels_weight * loss
+        if self.targets:
+            # `both` runs the backbone once.
+            features = kept[0] if options.uses_labels else self._features(sub_batch)
+            sizes = [tuple(item["image"].shape[-2:]) for item in batch]
+            own = self.targets.losses(features, soft_target, sub.transform, sizes)
+            for name, loss in own.items():
+                losses[f"soft_{name}"] = options.soft_weight * loss
+        return losses
+
+    def _features(self, batch: Batch) -> dict[str, Any]:
+        return self.module.backbone(self.module.preprocess_image(batch).tensor)
+
+
+@contextmanager
+def _features_of(detector: nn.Module) -> Iterator[list[Any]]:
+    """Within the block, notes what the backbone returns."""
+    kept: list[Any] = []
+    handle = detector.backbone.register_forward_hook(lambda _m, _i, out: kept.append(out))
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _no_traces(detector: nn.Module) -> Iterator[None]:
+    """Within the block, a training forward leaves no logged scalars and no moving averages.
+
+    Detectors write accuracies into the current EventStorage, and RetinaNet keeps the number of
+    positives as a plain attribute; both are the full network's alone.
+    """
+    numbers = {k: v for k, v in vars(detector).items() if type(v) in (int, float)}
+    try:
+        with EventStorage(get_event_storage().iter):
+            yield
+    finally:
+        vars(detector).update(numbers)

@@ -1,0 +1,211 @@
+"""The Detectron2 hook that adds GradAug to every training step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gradaug_det.core.engine import average_gradients, current_autocast
+from gradaug_det.core.options import GradAugOptions
+from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
+from gradaug_det.d2.config import gradaug_options
+from gradaug_det.d2.detector import GradAugDetector
+from gradaug_det.errors import GradAugError
+
+logger = logging.getLogger("detectron2.gradaug")
+
+
+class GradAugHook(HookBase):
+    """Runs the sub-networks of Algorithm 1 between the full pass's backward and the optimizer.
+
+    Register it with any trainer made of Detectron2's ``SimpleTrainer`` or ``AMPTrainer``
+    (``DefaultTrainer`` is), in 0.6 or today's main branch. The training loop, the optimizer and
+    the data loader stay as they are.
+
+    Args: those of :class:`gradaug_det.core.options.GradAugOptions`.
+
+    Raises:
+        ConfigError: a setting is not allowed.
+
+    Source: GradAug, Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        num_subnets: int = GradAugOptions.num_subnets,
+        min_width: float = GradAugOptions.min_width,
+        scales: Sequence[float] = GradAugOptions.scales,
+        flip_prob: float = GradAugOptions.flip_prob,
+        supervision: str = GradAugOptions.supervision,
+        soft_weight: float = GradAugOptions.soft_weight,
+        labels_weight: float = GradAugOptions.labels_weight,
+        subnet_norm: str = GradAugOptions.subnet_norm,
+        seed: int = GradAugOptions.seed,
+        log_period: int = GradAugOptions.log_period,
+    ) -> None:
+        self.options = GradAugOptions(
+            num_subnets=num_subnets,
+            min_width=min_width,
+            scales=tuple(scales) if not isinstance(scales, str) else scales,
+            flip_prob=flip_prob,
+            supervision=supervision,
+            soft_weight=soft_weight,
+            labels_weight=labels_weight,
+            subnet_norm=subnet_norm,
+            seed=seed,
+            log_period=log_period,
+        )
+        self._cleanup = ExitStack()
+        self._step = ExitStack()
+        self._batch: Any = None
+        self._autocast: AbstractContextManager = nullcontext()
+        self._done = True
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> GradAugHook | None:
+        """The hook that ``cfg.GRADAUG`` asks for; None if it is not enabled.
+
+        ``register_hooks`` drops a None, so what this returns can be registered as it is.
+        """
+        options = gradaug_options(cfg)
+        return cls(**vars(options)) if cfg.GRADAUG.ENABLED else None
+
+    # ---- Detectron2's hook methods ------------------------------------------------------------
+
+    def before_train(self) -> None:
+        """Finds the insertion point and checks that the detector can be trained this way."""
+        if not self.options.active:
+            return
+        engine = _engine(self.trainer)
+        self._model = engine.model
+        detector = engine.model
+        if isinstance(detector, DistributedDataParallel):
+            detector = detector.module
+        self._network = GradAugDetector(detector, self.options)
+        self._cleanup.callback(self._network.recorder.close)
+        self._cleanup.callback(detector.register_forward_pre_hook(self._note_batch).remove)
+        self._cleanup.callback(_call_after_backward(engine, self.run_sub_networks))
+
+    def before_step(self) -> None:
+        """Starts noting soft targets; under DDP, holds gradients back until all passes ran."""
+        if not self.options.active:
+            return
+        self._done, self._batch = False, None
+        self._network.recorder.start()
+        if isinstance(self._model, DistributedDataParallel):
+            self._step.enter_context(self._model.no_sync())
+
+    def after_step(self) -> None:
+        """Raises GradAugError if the trainer never gave the sub-networks their turn."""
+        if not self._done:
+            raise GradAugError(
+                f"{type(_engine(self.trainer)).__name__}.run_step stepped the optimizer without "
+                "the sub-networks' gradients: it overrides SimpleTrainer.run_step. Call the hook's "
+                "run_sub_networks() in it, between backward and optimizer.step"
+            )
+
+    def after_train(self) -> None:
+        """Leaves model and trainer as they were, also after an exception."""
+        self._step.close()
+        self._cleanup.close()
+        self._batch = None
+
+    # ---- the step -----------------------------------------------------------------------------
+
+    def _note_batch(self, detector: nn.Module, args: tuple) -> None:
+        if not self._done and self._batch is None and detector.training:
+            self._batch = args[0]
+            self._autocast = current_autocast(next(detector.parameters()).device.type)
+
+    def run_sub_networks(self) -> None:
+        """Adds the sub-networks' gradients. Call it between backward and ``optimizer.step``, once
+        a step; the hook does so itself with Detectron2's trainers.
+
+        Raises:
+            NonFiniteLossError: a sub-network's loss is not finite.
+        """
+        if self._done or not self.options.active:
+            return
+        if self._batch is None:
+            raise GradAugError("the model was not called in training mode before backward")
+        engine = _engine(self.trainer)
+        subs = self.options.sampler.sample(self.trainer.iter)
+        calls, batch, self._batch = self._network.recorder.take(), self._batch, None
+        with self._autocast:
+            results = sub_network_passes(self._network, batch, calls, subs, _backward(engine))
+        self._step.close()
+        if isinstance(self._model, DistributedDataParallel):
+            average_gradients(self._model)
+        self._done = True
+        self._log(results)
+
+    def _log(self, results: list[SubNetworkLosses]) -> None:
+        """One ``gradaug/sub<i>/loss`` each in the console line, everything in the storage."""
+        names = [(r.sub.index, name) for r in results for name in r.losses]
+        values = torch.stack([loss for r in results for loss in r.losses.values()]).float()
+        reduced = comm.reduce_dict({"losses": values})["losses"].tolist()
+        if not comm.is_main_process():
+            return
+        totals: dict[int, float] = {}
+        storage = self.trainer.storage
+        for (index, name), value in zip(names, reduced, strict=True):
+            totals[index] = totals.get(index, 0.0) + value
+            # Without "loss" in its name a scalar stays out of the console line.
+            storage.put_scalar(f"gradaug/sub{index}/{name}", value)
+        parts = []
+        for sub in (r.sub for r in results):
+            prefix = f"gradaug/sub{sub.index}"
+            storage.put_scalar(f"{prefix}/loss", totals[sub.index])
+            storage.put_scalar(f"{prefix}/width", sub.width)
+            storage.put_scalar(f"{prefix}/scale", sub.transform.scale)
+            mirrored = " mirrored" if sub.transform.flip else ""
+            parts.append(
+                f"sub{sub.index} width {sub.width:.3f} scale {sub.transform.scale:g}{mirrored} "
+                f"loss {totals[sub.index]:.4g}"
+            )
+        period = self.options.log_period
+        if period and (self.trainer.iter + 1) % period == 0:
+            logger.info("GradAug iter %d: %s", self.trainer.iter, "; ".join(parts))
+
+
+def _engine(trainer: Any) -> Any:
+    """The SimpleTrainer or AMPTrainer that runs the step: DefaultTrainer keeps one inside."""
+    return getattr(trainer, "_trainer", trainer)
+
+
+def _backward(engine: Any) -> Callable[[Tensor], None]:
+    """How this engine sends a loss backward: scaled where it trains in float16."""
+    scaler = getattr(engine, "grad_scaler", None)
+    return Tensor.backward if scaler is None else lambda loss: scaler.scale(loss).backward()
+
+
+def _call_after_backward(engine: Any, callback: Callable[[], None]) -> Callable[[], None]:
+    """Has the engine call ``callback`` between backward and step; returns what undoes it.
+
+    Detectron2 main calls ``engine.after_backward`` there (of the inner trainer, whose hooks a
+    DefaultTrainer's are not), 0.6 calls ``engine._write_metrics``, in both of its trainers.
+    """
+    name = next((n for n in ("after_backward", "_write_metrics") if hasattr(engine, n)), None)
+    if name is None:
+        raise GradAugError(
+            f"{type(engine).__name__} is not one of Detectron2's trainers: derive it from "
+            "SimpleTrainer, or call the hook's run_sub_networks() between backward and step"
+        )
+    original = getattr(engine, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        callback()
+        return result
+
+    setattr(engine, name, wrapped)
+    return lambda: delattr(engine, name)
