@@ -67,7 +67,8 @@ def soft_targets(detector: nn.Module) -> SoftTargets:
 def _unsupported(what: str) -> ConfigError:
     return ConfigError(
         "supervision",
-        f"(GRADAUG.SUPERVISION) cannot be 'soft' or 'both': soft targets are not implemented for {what}; use 'labels'",
+        "(GRADAUG.SUPERVISION) cannot be 'soft' or 'both': soft targets are not implemented for "
+        f"{what}; use 'labels'",
     )
 
 
@@ -258,11 +259,14 @@ class RetinaNetTargets:
         logits, target, deltas, target_deltas, valid = self.dense.align(
             calls["head"][0], sub, detector.num_classes, transform, sizes
         )
-        foreground = target.float().sigmoid().amax(dim=-1) * valid
-        normalizer = max(1.0, foreground.sum().item())
+        gamma = detector.focal_loss_gamma
+        # Focal weights: at its prior of 0.01 a thousand background anchors count as one object.
+        weights = target.float().sigmoid().amax(dim=-1).pow(gamma) * valid
+        # The moving average of positive anchors that normalises RetinaNet's own losses.
+        normalizer = weights.sum().clamp(min=float(detector.loss_normalizer))
         return {
-            "cls": soft.quality_focal(logits, target, valid, normalizer, detector.focal_loss_gamma),
-            "box": soft.expected_box_l1(deltas, target_deltas, foreground, normalizer),
+            "cls": soft.quality_focal(logits, target, valid, normalizer, gamma),
+            "box": soft.expected_box_l1(deltas, target_deltas, weights, normalizer),
         }
 
 
