@@ -1,0 +1,75 @@
+"""Datasets for Detectron2: registration by name, and a look at them before training starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from gradaug_det.errors import DataError
+
+MINI_COCO = {"mini_coco_train": "train", "mini_coco_val": "val"}
+
+
+def register_mini_coco(root: str | Path | None = None) -> None:
+    """Registers ``mini_coco_train`` and ``mini_coco_val``.
+
+    Args:
+        root: folder that ``gradaug-det build-mini-coco`` made; by default ``mini_coco`` in the
+            folder that Detectron2's DETECTRON2_DATASETS names (``datasets`` if it is not set).
+    """
+    root = Path(root or Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "mini_coco")
+    for name, split in MINI_COCO.items():
+        register_coco(name, root / "annotations" / f"instances_{split}.json", root / split)
+
+
+def register_coco(name: str, annotations: str | Path, images: str | Path) -> None:
+    """Registers a COCO-format dataset; registering the same one again does nothing.
+
+    Raises:
+        DataError: the name stands for other files already.
+    """
+    if name in DatasetCatalog.list():
+        metadata = MetadataCatalog.get(name)
+        known = metadata.get("json_file"), metadata.get("image_root")
+        if known != (str(annotations), str(images)):
+            raise DataError(
+                f"dataset {name!r} is registered with {known} already; use another name"
+            )
+        return
+    register_coco_instances(name, {}, str(annotations), str(images))
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Fails before training if a dataset of the config cannot be read.
+
+    Raises:
+        DataError: names the dataset, what is missing and what to do.
+    """
+    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
+        if name not in DatasetCatalog.list():
+            raise DataError(
+                f"dataset {name!r} is not registered; pass --register {name} ANNOTATIONS.json "
+                "IMAGES_DIR, or use one of Detectron2's own names"
+            )
+        json_file = MetadataCatalog.get(name).get("json_file")
+        if json_file is None:
+            continue  # not in COCO format: Detectron2's loader has the last word
+        if not Path(json_file).is_file():
+            hint = (
+                "build it with: gradaug-det build-mini-coco --out "
+                + str(Path(json_file).parents[1])
+                if name in MINI_COCO
+                else "set DETECTRON2_DATASETS to the folder that holds it, or correct --register"
+            )
+            raise DataError(f"dataset {name!r}: the annotation file {json_file} is missing; {hint}")
+        files = [record["file_name"] for record in DatasetCatalog.get(name)]
+        missing = [file for file in files if not Path(file).is_file()]
+        if missing:
+            raise DataError(
+                f"dataset {name!r}: {len(missing)} of {len(files)} image files are missing, the "
+                f"first is {missing[0]}; correct the images folder or the annotations"
+            )

@@ -1,0 +1,161 @@
+"""Training with Detectron2 and GradAug: what ``tools/train_net.py`` runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    default_setup,
+    default_writers,
+    hooks,
+)
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
+
+from gradaug_det.d2.config import add_gradaug_config, gradaug_options
+from gradaug_det.d2.data import check_datasets, register_coco, register_mini_coco
+from gradaug_det.d2.detector import GradAugDetector
+from gradaug_det.d2.evaluation import FasterCOCOEvaluator
+from gradaug_det.d2.hook import GradAugHook
+from gradaug_det.errors import ConfigError
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's DefaultTrainer with the GradAug hook and COCO evaluation."""
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> FasterCOCOEvaluator:
+        return FasterCOCOEvaluator(
+            dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
+        )
+
+    def build_hooks(self) -> list[Any]:
+        return [GradAugHook.from_config(self.cfg), *super().build_hooks()]
+
+
+def load_config(file: str | Path, overrides: list[str] = ()) -> CfgNode:
+    """A Detectron2 yaml config with GradAug's keys, overridden and validated.
+
+    Args:
+        file: a yaml file; its ``_BASE_`` is followed.
+        overrides: ``KEY VALUE`` pairs in one flat list.
+
+    Raises:
+        ConfigError: names the key, its value and the values allowed.
+    """
+    cfg = get_cfg()
+    add_gradaug_config(cfg)
+    if not Path(file).is_file():
+        raise ConfigError("--config-file", f"names a file that does not exist: {file}")
+    if len(overrides) % 2:
+        raise ConfigError("overrides", f"must be KEY VALUE pairs, got {' '.join(overrides)!r}")
+    try:
+        cfg.merge_from_file(str(file))
+        for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+            if key.startswith("GRADAUG.") and key.removeprefix("GRADAUG.") not in cfg.GRADAUG:
+                cfg.GRADAUG[key.removeprefix("GRADAUG.")] = value  # named by gradaug_options
+            else:
+                cfg.merge_from_list([key, value])
+    except (KeyError, ValueError, AssertionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(str(file), f"or an override cannot be used: {error.args[0]}") from None
+    gradaug_options(cfg)
+    return cfg
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Config and datasets of a run, checked and frozen, with loggers and seed set."""
+    register_mini_coco()
+    for dataset in args.register:
+        register_coco(*dataset)
+    cfg = load_config(args.config_file, args.opts)
+    check_datasets(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def run(args: argparse.Namespace) -> OrderedDict:
+    """Trains or, with ``--eval-only``, evaluates; returns Detectron2's results.
+
+    Args:
+        args: of Detectron2's ``default_argument_parser``, and ``register``: (name, annotations,
+            images) of the datasets to register.
+    """
+    if str(args.config_file).endswith(".py"):
+        return run_lazy(args)
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    if cfg.GRADAUG.ENABLED:
+        # Not only in the hook: an unsuitable detector should fail before any data is loaded.
+        model = trainer.model
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        GradAugDetector(model, gradaug_options(cfg)).recorder.close()
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def run_lazy(args: argparse.Namespace) -> OrderedDict:
+    """The same for a LazyConfig: ``cfg.gradaug``, if there, is a lazy GradAugHook."""
+    register_mini_coco()
+    for dataset in args.register:
+        register_coco(*dataset)
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    default_setup(cfg, args)
+    model = instantiate(cfg.model).to(cfg.train.device)
+    if args.eval_only:
+        DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+        return evaluate_lazy(cfg, model)
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    model = create_ddp_model(model, **cfg.train.ddp)
+    trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(
+        model, instantiate(cfg.dataloader.train), optimizer
+    )
+    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    main = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            instantiate(cfg.gradaug) if "gradaug" in cfg else None,
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_lazy(cfg, model)),
+            hooks.PeriodicWriter(
+                default_writers(cfg.train.output_dir, cfg.train.max_iter),
+                period=cfg.train.log_period,
+            )
+            if main
+            else None,
+        ]
+    )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    start = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
+    trainer.train(start, cfg.train.max_iter)
+    return OrderedDict()
+
+
+def evaluate_lazy(cfg: Any, model: Any) -> OrderedDict:
+    """Evaluates a LazyConfig's model with the config's evaluator."""
+    if "evaluator" not in cfg.dataloader:
+        return OrderedDict()
+    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    results = inference_on_dataset(model, loader, evaluator)
+    print_csv_format(results)
+    return results

@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Trains or evaluates a Detectron2 detector, with or without GradAug.
+
+    tools/train_net.py --config-file configs/detectron2/mask_rcnn_R_50_FPN_1x_gradaug.yaml \\
+        --num-gpus 8 [--resume] [--eval-only MODEL.WEIGHTS model.pth] [KEY VALUE ...]
+
+The flags are those of Detectron2's own tools/train_net.py. ``--register NAME ANNOTATIONS IMAGES``
+(repeatable) makes a COCO-format dataset known under a name for DATASETS.TRAIN and DATASETS.TEST.
+A LazyConfig (.py) works as well.
+"""
+
+import sys
+
+from detectron2.engine import default_argument_parser, launch
+
+from gradaug_det.d2.train import run
+from gradaug_det.errors import GradAugError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = default_argument_parser()
+    parser.add_argument(
+        "--register",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("NAME", "ANNOTATIONS", "IMAGES"),
+        help="register a COCO-format dataset",
+    )
+    args = parser.parse_args(argv)
+    try:
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except GradAugError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
