@@ -42,6 +42,6 @@ lock: env-demo  ## write requirements/*.lock anew from requirements/*.in
 	$(COMPILE) requirements/demo.in -c requirements/build.lock -o requirements/demo.lock
 	$(COMPILE) requirements/test.in -c requirements/demo.lock -o requirements/test.lock
 
-clean:  ## remove .venv, caches and build leftovers (uv's cache keeps the compiled MMCV)
+clean:  ## remove .venv, caches and build leftovers (the compiled MMCV stays in the user cache)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -293,7 +293,6 @@ def dist_info(licence: bytes) -> dict[str, bytes]:
         f"Version: {VERSION}",
         "Summary: Detectron2 0.6 without its C++ operators, repackaged by gradaug-det",
         "License: Apache-2.0",
-        "License-File: LICENSE",
         "Requires-Python: >=3.7",
         *(f"Requires-Dist: {requirement}" for requirement in REQUIRES),
     ]
