@@ -53,7 +53,7 @@ def test_layout_and_header(mini_coco):
         *("annotations", "train", "val", "contact_sheet.png", "build.json"),
     }
     ids = []
-    for split, count in (("train", 120), ("val", 40)):
+    for split, count in (("train", 80), ("val", 40)):
         content = read_split(mini_coco, split)
         assert [(c["id"], c["name"]) for c in content["categories"]] == list(
             enumerate(CLASS_NAMES, start=1)
@@ -68,7 +68,7 @@ def test_layout_and_header(mini_coco):
             ids.append(record["id"])
         numbers = [a["id"] for a in content["annotations"]]
         assert numbers == list(range(1, len(numbers) + 1))
-    assert len(set(ids)) == 160
+    assert len(set(ids)) == 120
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -107,7 +107,7 @@ def test_sizes_crowds_and_empty_images_all_occur(mini_coco, split):
 
 
 def test_a_large_canvas_has_large_objects(tmp_path):
-    root = build_mini_coco(tmp_path / "big", train=6, val=1, size=(480, 640))
+    root = build_mini_coco(tmp_path / "big", train=3, val=1, size=(400, 540))
     assert any(a["area"] >= MEDIUM for a in ordinary(read_split(root, "train")))
 
 
@@ -143,6 +143,16 @@ def test_garments_come_from_their_own_split(tmp_path):
         assert all((height > width) == upright for _, _, width, height in whole)
     assert max(seen["val"]) < 10
     assert max(seen["train"]) >= 10
+
+
+def test_splits_share_no_scenes_even_where_they_share_garments(tmp_path):
+    source = write_fake_fashion_mnist(tmp_path / "source", train=20, test=20)
+    for kind in ("images-idx3", "labels-idx1"):
+        train = (source / f"train-{kind}-ubyte.gz").read_bytes()
+        (source / f"t10k-{kind}-ubyte.gz").write_bytes(train)
+    root = build_mini_coco(tmp_path / "coco", train=3, val=3, size=(64, 64), fashion_mnist=source)
+    train, val = ({p.read_bytes() for p in (root / split).iterdir()} for split in ("train", "val"))
+    assert not train & val
 
 
 def _whole_boxes(content):
@@ -206,7 +216,7 @@ def test_arguments_out_of_range(tmp_path, change, message):
 
 def test_build_file_tells_the_arguments(mini_coco):
     build = json.loads((mini_coco / "build.json").read_text("utf-8"))
-    expected = {"train": 120, "val": 40, "seed": 0, "size": [192, 256], "segmentation": "polygon"}
+    expected = {"train": 80, "val": 40, "seed": 0, "size": [192, 256], "segmentation": "polygon"}
     assert expected.items() <= build["arguments"].items()
 
 
