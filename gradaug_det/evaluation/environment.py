@@ -1,0 +1,105 @@
+"""What a report says about the machine and the versions it was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# By import name: Detectron2 and MMDetection are distributed under several names.
+_PACKAGES = (
+    *("gradaug_det", "torch", "torchvision", "detectron2", "mmdet", "mmcv", "mmengine"),
+    *("numpy", "pycocotools", "faster_coco_eval"),
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Describe machine, versions and source revision, without a host name or a path.
+
+    The frameworks are not imported: their versions come from their installed metadata.
+
+    Returns:
+        ``date`` (UTC, ISO 8601), ``python``, ``system``, ``cpu``, ``cores`` (usable by this
+        process), ``gpus`` (list of names), ``versions`` (by import name, installed ones only),
+        ``git_commit`` and ``git_dirty`` (None outside a checkout of this project).
+    """
+    commit, dirty = _git_revision(Path(__file__).resolve().parents[2])
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": _usable_cores(),
+        "gpus": _gpu_names(),
+        "versions": _versions(),
+        "git_commit": commit,
+        "git_dirty": dirty,
+    }
+
+
+def machine_line(environment: dict[str, Any]) -> str:
+    """One line about the machine, e.g. ``Intel Xeon, 2 cores, no GPU``."""
+    parts = [str(environment["cpu"])] if environment.get("cpu") else []
+    if environment.get("cores"):
+        cores = environment["cores"]
+        parts.append(f"{cores} core{'' if cores == 1 else 's'}")
+    if "gpus" in environment:
+        gpus = environment["gpus"]
+        counted = [
+            f"{gpus.count(name)} x {name}" if gpus.count(name) > 1 else name
+            for name in dict.fromkeys(gpus)
+        ]
+        parts.append(", ".join(counted) or "no GPU")
+    return ", ".join(parts)
+
+
+def _versions() -> dict[str, str]:
+    distributions = metadata.packages_distributions()
+    found = {}
+    for package in _PACKAGES:
+        for distribution in distributions.get(package, ())[:1]:
+            found[package] = metadata.version(distribution)
+    return found
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _gpu_names() -> list[str]:
+    try:
+        import torch
+    except ImportError:
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _git_revision(root: Path) -> tuple[str | None, bool | None]:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        # An installed copy may lie inside someone else's checkout; its commit is not ours.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None, None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
