@@ -1,0 +1,61 @@
+"""The import graph: core knows only torch, adapters do not know each other."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "gradaug_det"
+FRAMEWORKS = {"detectron2", "fvcore", "mmdet", "mmcv", "mmengine"}
+
+
+def imports(path):
+    """Absolute names of everything a file imports, wherever the import stands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            parts = ["gradaug_det", *path.relative_to(PACKAGE).parts]
+            names.add(".".join([*parts[: len(parts) - node.level], node.module or ""]).rstrip("."))
+    return names
+
+
+def tops(path):
+    return {name.split(".")[0] for name in imports(path)}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").glob("*.py")), ids=lambda p: p.name)
+def test_core_knows_only_torch(path):
+    third_party = tops(path) - set(sys.stdlib_module_names)
+    assert third_party <= {"torch", "torchvision", "gradaug_det"}
+    ours = {n for n in imports(path) if n.startswith("gradaug_det")}
+    assert all(n.startswith(("gradaug_det.core", "gradaug_det.errors")) for n in ours)
+
+
+def test_adapters_do_not_know_each_other():
+    for path in (PACKAGE / "d2").rglob("*.py"):
+        assert not tops(path) & {"mmdet", "mmcv", "mmengine"}, path
+        assert not any(n.startswith("gradaug_det.mmdet") for n in imports(path)), path
+    for path in (PACKAGE / "mmdet").rglob("*.py"):
+        assert not tops(path) & {"detectron2", "fvcore"}, path
+        assert not any(n.startswith("gradaug_det.d2") for n in imports(path)), path
+
+
+def test_nothing_else_imports_a_framework():
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] not in ("d2", "mmdet"):
+            assert not tops(path) & FRAMEWORKS, path
+
+
+def test_importing_the_package_imports_no_framework():
+    code = (
+        "import sys, gradaug_det, gradaug_det.core.regularizer, gradaug_det.cli\n"
+        f"found = {FRAMEWORKS!r} & {{name.split('.')[0] for name in sys.modules}}\n"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

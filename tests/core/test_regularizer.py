@@ -1,0 +1,127 @@
+"""Algorithm 1: what it adds to the gradients, and what it leaves alone."""
+
+import copy
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+from gradaug_det.core.losses import class_kl
+from gradaug_det.core.regularizer import gradaug_step, sub_network_passes
+from gradaug_det.core.sampling import SubNetworkSampler
+from gradaug_det.core.slimming import at_width, slim_plan
+from gradaug_det.errors import NonFiniteLossError
+from gradaug_det.pretrain.classifier import Classifier
+
+SAMPLER = SubNetworkSampler(3, 0.7, (1.0, 0.75, 0.5), 0.5, seed=4)
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return resnet18(num_classes=4).double().train()
+
+
+@pytest.fixture
+def batch():
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(4, 3, 64, 64, generator=g).double(), torch.tensor([0, 1, 2, 3])
+
+
+def gradients(network):
+    return {n: p.grad.clone() for n, p in network.named_parameters()}
+
+
+def test_gradients_are_the_sum_of_passes_computed_apart(network, batch):
+    images, labels = batch
+    subs = SAMPLER.sample(5)
+    apart = copy.deepcopy(network)
+    logits = apart(images)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    expected = gradients(apart)
+    for sub in subs:
+        narrow = copy.deepcopy(network)
+        with at_width(narrow, sub.width, "batch"):
+            class_kl(narrow(sub.transform.image(images)), logits).backward()
+        for name, gradient in gradients(narrow).items():
+            expected[name] += gradient
+    gradaug_step(Classifier(network), batch, subs)
+    for name, gradient in gradients(network).items():
+        scale = expected[name].abs().max()
+        assert (gradient - expected[name]).abs().max() <= 1e-12 * scale, name
+    for (name, ours), theirs in zip(network.named_buffers(), apart.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name  # statistics of the full pass alone
+
+
+def test_no_sub_networks_is_plain_training(network, batch):
+    plain = copy.deepcopy(network)
+    torch.nn.functional.cross_entropy(plain(batch[0]), batch[1]).backward()
+    losses, results = gradaug_step(Classifier(network), batch, [])
+    assert results == []
+    assert losses["loss_cls"].requires_grad
+    for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_backward_is_the_callers(network, batch):
+    seen = []
+    gradaug_step(
+        Classifier(network),
+        batch,
+        SAMPLER.sample(0),
+        lambda loss: (seen.append(loss.item()), (2 * loss).backward()),
+    )
+    assert len(seen) == 4
+    doubled = gradients(network)
+    network.zero_grad()
+    for name, buffer in network.named_buffers():
+        if "running" in name:
+            buffer.fill_(float("var" in name))
+    gradaug_step(Classifier(network), batch, SAMPLER.sample(0))
+    for name, gradient in gradients(network).items():
+        assert torch.allclose(doubled[name], 2 * gradient, rtol=1e-10), name
+
+
+def test_an_exception_leaves_the_full_network(network, batch):
+    full = {n: p.shape for n, p in network.named_parameters()}
+
+    class Failing(Classifier):
+        def sub_network_pass(self, batch, soft_target, sub):
+            if sub.index == 1:
+                assert self.backbone.conv1.weight.shape[0] < 64
+                raise ZeroDivisionError
+            return super().sub_network_pass(batch, soft_target, sub)
+
+    with pytest.raises(ZeroDivisionError):
+        gradaug_step(Failing(network), batch, SAMPLER.sample(0))
+    assert {n: p.shape for n, p in network.named_parameters()} == full
+    assert all(m.training for m in network.modules())
+
+
+def test_non_finite_losses_are_named_before_their_backward(network, batch):
+    class Infinite(Classifier):
+        def sub_network_pass(self, batch, soft_target, sub):
+            losses = super().sub_network_pass(batch, soft_target, sub)
+            return {**losses, "loss_bad": losses["loss_kl"] * float("inf")}
+
+    calls = []
+    with pytest.raises(NonFiniteLossError, match=r"sub-network 0 \(width 0\.\d+.*'loss_bad': inf"):
+        sub_network_passes(
+            Infinite(network), batch, network(batch[0]).detach(), SAMPLER.sample(0), calls.append
+        )
+    assert calls == []
+
+
+def test_checkpointed_activations_give_the_same_gradients(network, batch):
+    """Recomputation happens during backward: it must see the sub-network, not the full one."""
+    from torch.utils.checkpoint import checkpoint
+
+    plain = copy.deepcopy(network).eval()
+    network.eval()
+    slim_plan(network)
+    layer3 = network.layer3.forward
+    network.layer3.forward = lambda x: checkpoint(layer3, x, use_reentrant=False)
+    for model in (plain, network):
+        gradaug_step(Classifier(model, "frozen"), batch, SAMPLER.sample(2))
+    for (name, ours), theirs in zip(network.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12), name

@@ -1,0 +1,128 @@
+"""Widths and transforms depend on (seed, iteration, index) alone."""
+
+import random
+
+import pytest
+import torch
+
+from gradaug_det.core.options import GradAugOptions
+from gradaug_det.core.sampling import SubNetworkSampler, isolated_rng, stable_seed
+from gradaug_det.errors import ConfigError
+
+RECORDED = [(0.997571770939, 1.0, True), (0.919268873536, 0.714, True), (0.9, 0.857, True)]
+RECORDED_SEED = 4294491576641134471
+
+
+def test_recorded_values():
+    """Other numbers here would break the exact resume of trainings under way."""
+    subs = SubNetworkSampler(3, 0.9, (1.0, 0.857, 0.714, 0.571), 0.5, seed=7).sample(1000)
+    assert [round(s.width, 12) for s in subs] == [RECORDED[0][0], RECORDED[1][0], 0.9]
+    assert [s.transform.scale for s in subs] == [r[1] for r in RECORDED]
+    assert [s.transform.flip for s in subs] == [r[2] for r in RECORDED]
+    assert stable_seed("a", 1) == RECORDED_SEED
+
+
+def test_stateless():
+    sampler = SubNetworkSampler(3, 0.8, (1.0, 0.5), 0.5, seed=1)
+    forward = [sampler.sample(t) for t in range(20)]
+    random.seed(0)
+    torch.manual_seed(0)
+    assert [sampler.sample(t) for t in reversed(range(20))] == forward[::-1]
+    # n does not change the sub-networks before the last one
+    assert SubNetworkSampler(5, 0.8, (1.0, 0.5), 0.5, seed=1).sample(3)[:2] == forward[3][:2]
+    assert SubNetworkSampler(3, 0.8, (1.0, 0.5), 0.5, seed=2).sample(0) != forward[0]
+
+
+def test_distribution():
+    sampler = SubNetworkSampler(3, 0.8, (1.0, 0.5, 0.25), 0.25, seed=0)
+    subs = [s for t in range(2000) for s in sampler.sample(t)]
+    widths = [s.width for s in subs if s.index < 2]
+    assert all(s.width == 0.8 for s in subs if s.index == 2)
+    assert 0.8 <= min(widths) < 0.805
+    assert 0.995 < max(widths) <= 1
+    assert sum(widths) / len(widths) == pytest.approx(0.9, abs=0.005)
+    for scale in (1.0, 0.5, 0.25):
+        share = sum(s.transform.scale == scale for s in subs) / len(subs)
+        assert share == pytest.approx(1 / 3, abs=0.03)
+    assert sum(s.transform.flip for s in subs) / len(subs) == pytest.approx(0.25, abs=0.03)
+
+
+def test_no_sub_networks():
+    assert SubNetworkSampler(num_subnets=0).sample(5) == []
+
+
+BAD = [
+    ("num_subnets", -1, "an integer of at least 0"),
+    ("num_subnets", 1.5, "an integer of at least 0"),
+    ("min_width", 0, r"\(0, 1\]"),
+    ("min_width", 1.2, r"\(0, 1\]"),
+    ("min_width", "0.9", r"\(0, 1\]"),
+    ("scales", (), "at least one"),
+    ("scales", "1.0", "at least one"),
+    ("scales", (1.0, 0.0), r"\(0, 4\]"),
+    ("scales", (5.0,), r"\(0, 4\]"),
+    ("flip_prob", -0.1, r"\[0, 1\]"),
+    ("flip_prob", 1.5, r"\[0, 1\]"),
+    ("seed", "1", "an integer"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "allowed"), BAD)
+def test_bad_settings_name_key_value_and_range(key, value, allowed):
+    for build in (SubNetworkSampler, GradAugOptions):
+        with pytest.raises(ConfigError, match=rf"^{key} must .*{allowed}.*got") as error:
+            build(**{key: value})
+        assert error.value.key == key
+        if not isinstance(value, tuple):
+            assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("supervision", "hard"),
+        ("subnet_norm", "bn"),
+        ("soft_weight", -1),
+        ("labels_weight", float("nan")),
+        ("log_period", -5),
+    ],
+)
+def test_bad_options(key, value):
+    with pytest.raises(ConfigError, match=rf"^{key} must be .*got {value!r}"):
+        GradAugOptions(**{key: value})
+
+
+def test_unknown_option_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"num_subnet is not a GradAug setting.*'num_subnets'"):
+        GradAugOptions.from_mapping({"num_subnet": 2})
+    with pytest.raises(ConfigError, match="known are num_subnets, min_width"):
+        GradAugOptions.from_mapping({"zzz": 2})
+
+
+@pytest.mark.parametrize(
+    ("options", "active"),
+    [
+        ({}, True),
+        ({"num_subnets": 0}, False),
+        ({"soft_weight": 0}, False),
+        ({"soft_weight": 0, "supervision": "both"}, True),
+        ({"labels_weight": 0, "supervision": "labels"}, False),
+    ],
+)
+def test_active(options, active):
+    assert GradAugOptions(**options).active is active
+
+
+def test_isolated_rng():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with isolated_rng(11):
+        inside = torch.rand(4)
+    assert torch.equal(torch.rand(4), expected)
+    with isolated_rng(11):
+        assert torch.equal(torch.rand(4), inside)
+    with pytest.raises(ValueError), isolated_rng(12):
+        torch.rand(1)
+        raise ValueError
+    assert torch.initial_seed() == 3

@@ -1,0 +1,246 @@
+"""Plans and sub-networks of the three frameworks' ResNets."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from gradaug_det.core.slimming import at_width, slim_plan, untouched_statistics
+from gradaug_det.core.tracing import trace_plan
+from gradaug_det.errors import ConfigError, UnslimmableError
+
+
+def group_norm(channels):
+    return nn.GroupNorm(32, channels)
+
+
+NETWORKS = {
+    **{f"resnet{d}": lambda d=d: getattr(torchvision.models, f"resnet{d}")() for d in (18, 34, 50)},
+    "resnet101": torchvision.models.resnet101,
+    "resnet152": torchvision.models.resnet152,
+    "resnext50_32x4d": torchvision.models.resnext50_32x4d,
+    "resnet50_gn": lambda: torchvision.models.resnet50(norm_layer=group_norm),
+    "resnet50_frozen": lambda: torchvision.models.resnet50(norm_layer=FrozenBatchNorm2d),
+}
+
+
+@pytest.fixture
+def resnet18():
+    torch.manual_seed(0)
+    return torchvision.models.resnet18(num_classes=5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_belongs_to_the_plan(name):
+    network = NETWORKS[name]()
+    plan = slim_plan(network)
+    assert set(dict(network.named_parameters())) <= set(plan.tensors)
+    for parameter, tensor in network.named_parameters():
+        shape = plan.tensor_shape(parameter, tensor.shape, 0.75)
+        if parameter not in ("fc.bias",):
+            assert shape != tuple(tensor.shape), f"{parameter} stays at full width"
+    assert plan.tensor_shape("conv1.weight", network.conv1.weight.shape, 0.75)[1] == 3
+    assert plan.tensor_shape("fc.weight", network.fc.weight.shape, 0.75)[0] == 1000
+
+
+def test_resnext_keeps_whole_groups():
+    network = torchvision.models.resnext50_32x4d()
+    conv = network.layer1[0].conv2
+    with at_width(network, 0.9), torch.no_grad():
+        assert conv.groups == 29  # 32 * 0.9 = 28.8
+        assert conv.weight.shape == (29 * 4, 4, 3, 3)
+        assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 1000)
+    assert conv.groups == 32
+
+
+def test_group_norm_keeps_whole_groups():
+    network = NETWORKS["resnet50_gn"]()
+    with at_width(network, 0.9):
+        assert network.bn1.num_groups == 29
+        assert network.bn1.weight.shape == (58,)
+    assert network.bn1.num_groups == 32
+
+
+def test_sub_network_equals_a_narrow_network(resnet18):
+    """The slice computes what a network built narrow with the same numbers computes."""
+    network = resnet18.eval()
+    plan = slim_plan(network)
+    narrow = copy.deepcopy(network)
+    for name, tensor in [*narrow.named_parameters(), *narrow.named_buffers()]:
+        shape = plan.tensor_shape(name, tensor.shape, 0.5)
+        tensor.data = tensor.data[tuple(slice(n) for n in shape)].clone()
+    image = torch.randn(2, 3, 64, 64)
+    with at_width(network, 0.5):
+        sliced = network(image)
+    assert torch.equal(sliced, narrow(image))
+    assert not torch.allclose(sliced, network(image))
+
+
+def test_stage_outputs_are_padded_with_zeros():
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = torchvision.models.resnet18()
+            del self.net.fc
+
+        def forward(self, x):
+            net = self.net
+            one = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))
+            two = net.layer2(one)
+            return {"res2": one, "pair": (two, net.layer4(net.layer3(two)))}
+
+    network = Features().eval()
+    with at_width(network, 0.9):
+        out = network(torch.randn(1, 3, 64, 64))
+    assert out["res2"].shape[1] == 64
+    assert out["pair"][1].shape[1] == 512
+    assert out["res2"][:, 58:].abs().sum() == 0
+    assert out["res2"][:, :58].abs().sum() > 0
+
+
+def test_gradients_reach_exactly_the_first_channels(resnet18):
+    plan = slim_plan(resnet18)
+    with at_width(resnet18, 0.75):
+        resnet18(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    for name, parameter in resnet18.named_parameters():
+        kept = torch.zeros_like(parameter, dtype=torch.bool)
+        kept[tuple(slice(n) for n in plan.tensor_shape(name, parameter.shape, 0.75))] = True
+        assert parameter.grad[~kept].abs().sum() == 0, name
+        assert parameter.grad[kept].abs().sum() > 0, name
+
+
+def state_and_attributes(network):
+    return (
+        {k: v.clone() for k, v in network.state_dict().items()},
+        [
+            (name, layer.training, getattr(layer, "track_running_stats", None))
+            for name, layer in network.named_modules()
+        ],
+        [id(p) for p in network.parameters()],
+    )
+
+
+def assert_same(before, network):
+    state, attributes, ids = state_and_attributes(network)
+    assert all(torch.equal(before[0][k], v) for k, v in state.items())
+    assert attributes == before[1]
+    assert ids == before[2]
+
+
+@pytest.mark.parametrize("norm", ["auto", "batch", "frozen"])
+def test_full_width_and_statistics_come_back(resnet18, norm):
+    resnet18.train()
+    image = torch.randn(2, 3, 64, 64)
+    slim_plan(resnet18)
+    before = state_and_attributes(resnet18)
+    with at_width(resnet18, 0.9, norm=norm):
+        resnet18(image)
+    assert_same(before, resnet18)
+    with pytest.raises(RuntimeError, match="boom"), at_width(resnet18, 0.9, norm=norm):
+        raise RuntimeError("boom")
+    assert_same(before, resnet18)
+    with pytest.raises(RuntimeError), at_width(resnet18, 0.9, norm=norm):
+        resnet18(torch.randn(2, 7, 64, 64))  # fails in the middle of the forward pass
+    assert_same(before, resnet18)
+
+
+def test_norm_policies_differ_as_documented(resnet18):
+    image = torch.randn(4, 3, 64, 64)
+    resnet18.train()
+    for _ in range(3):
+        resnet18(image)  # running statistics that are neither 0/1 nor the batch's
+    outputs = {}
+    for mode in (True, False):
+        resnet18.train(mode)
+        for norm in ("auto", "batch", "frozen"):
+            with torch.no_grad(), at_width(resnet18, 0.9, norm=norm):
+                outputs[mode, norm] = resnet18(image)
+    assert torch.equal(outputs[True, "auto"], outputs[True, "batch"])
+    assert torch.equal(outputs[False, "auto"], outputs[False, "frozen"])
+    assert torch.equal(outputs[True, "batch"], outputs[False, "batch"])
+    assert not torch.allclose(outputs[True, "batch"], outputs[True, "frozen"])
+
+
+def test_batch_policy_needs_batch_norm():
+    network = NETWORKS["resnet50_frozen"]()
+    with pytest.raises(ConfigError, match=r"subnet_norm is 'batch'.*use 'frozen'"):
+        with at_width(network, 0.9, norm="batch"):
+            pass
+    with at_width(network, 0.9, norm="auto"):
+        assert network.bn1.running_var.shape == (57,)
+    assert network.bn1.running_var.shape == (64,)
+
+
+@pytest.mark.parametrize("width", [0, -0.1, 1.01, "0.9", None, True, float("nan")])
+def test_width_out_of_range(resnet18, width):
+    with pytest.raises(ConfigError, match=r"width must be a number in \(0, 1\]"):
+        with at_width(resnet18, width):
+            pass
+
+
+def test_unknown_policy_and_nesting(resnet18):
+    with pytest.raises(ConfigError, match="subnet_norm must be one of"):
+        with at_width(resnet18, 0.9, norm="bn"):
+            pass
+    with pytest.raises(UnslimmableError, match="nested"):
+        with at_width(resnet18, 0.9), at_width(resnet18, 0.5):
+            pass
+    assert resnet18.conv1.weight.shape[0] == 64
+
+
+def test_untouched_statistics(resnet18):
+    resnet18.train()
+    before = state_and_attributes(resnet18)
+    with untouched_statistics(resnet18):
+        resnet18(torch.randn(2, 3, 64, 64))
+    assert_same(before, resnet18)
+
+
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [
+        (torchvision.models.densenet121, "denselayer1.*'cat'"),
+        (torchvision.models.swin_t, "'permute'"),
+        (torchvision.models.vgg11_bn, "'flatten'"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.PixelShuffle(2)), "'1'.*'pixel_shuffle'"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1, groups=4)), "'1'.*8 to 16"),
+        (lambda: nn.Sequential(nn.Linear(3, 3)), "no convolution"),
+    ],
+)
+def test_unslimmable_networks_name_the_layer(build, layer):
+    with pytest.raises(UnslimmableError, match=layer):
+        slim_plan(build())
+
+
+def test_unused_parameters_are_named():
+    network = torchvision.models.resnet18()
+    network.spare = nn.Conv2d(3, 3, 1)
+    with pytest.raises(UnslimmableError, match=r"layer 'spare' \(Conv2d\)"):
+        slim_plan(network)
+
+
+def test_tracing_leaves_the_network_alone(resnet18):
+    resnet18.train()
+    resnet18.layer1.eval()
+    before = state_and_attributes(resnet18)
+    trace_plan(resnet18)
+    assert_same(before, resnet18)
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in resnet18.modules())
+
+
+def test_bfloat16_autocast_forward_and_backward(resnet18):
+    with torch.autocast("cpu", dtype=torch.bfloat16), at_width(resnet18, 0.9):
+        out = resnet18(torch.randn(2, 3, 64, 64))
+        out.float().square().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert all(p.grad.isfinite().all() for p in resnet18.parameters())
+
+
+def test_a_plan_survives_a_copy(resnet18):
+    slim_plan(resnet18)
+    clone = copy.deepcopy(resnet18)
+    assert slim_plan(clone) == slim_plan(resnet18)
+    assert set(clone.state_dict()) == set(torchvision.models.resnet18(num_classes=5).state_dict())
