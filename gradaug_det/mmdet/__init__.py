@@ -1,0 +1,18 @@
+"""GradAug for MMDetection. Importing this registers the slimmable backbones and the hook.
+
+In a config: ``custom_imports = dict(imports=["gradaug_det.mmdet"])``, then
+``custom_hooks = [dict(type="GradAugHook", num_subnets=2)]``.
+"""
+
+from gradaug_det.mmdet.versions import check_stack
+
+check_stack()
+
+from gradaug_det.mmdet.backbone import (  # noqa: E402
+    SlimmableResNet,
+    SlimmableResNetV1d,
+    SlimmableResNeXt,
+)
+from gradaug_det.mmdet.hook import GradAugHook  # noqa: E402
+
+__all__ = ["GradAugHook", "SlimmableResNeXt", "SlimmableResNet", "SlimmableResNetV1d"]

@@ -1,0 +1,128 @@
+"""An MMDetection detector as Algorithm 1 sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from gradaug_det.core.options import GradAugOptions
+from gradaug_det.core.regularizer import Losses
+from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.slimming import slim_plan
+from gradaug_det.mmdet.backbone import detector_backbone
+from gradaug_det.mmdet.batch import Batch, Padding, image_sizes, transform_batch
+from gradaug_det.mmdet.recording import CallRecorder
+from gradaug_det.mmdet.targets import Calls, soft_targets
+
+
+class GradAugDetector:
+    """A detector in training (see :class:`gradaug_det.core.regularizer.Trainable`).
+
+    Args:
+        detector: an MMDetection model with a slimmable ``backbone``, not wrapped for distribution.
+        options: the settings.
+
+    Attributes:
+        autocast: the precision in which sub-networks' forward passes run.
+
+    Raises:
+        UnslimmableError: the backbone cannot be slimmed.
+        ConfigError: the supervision or the norm policy does not fit the detector.
+    """
+
+    def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:
+        self.module, self.options = detector, options
+        self.backbone = detector_backbone(detector)
+        self.subnet_norm = options.subnet_norm
+        slim_plan(self.backbone).check_norm(options.subnet_norm)
+        self.targets = soft_targets(detector) if options.uses_soft else None
+        self.padding = Padding.of(getattr(detector, "data_preprocessor", None))
+        self.autocast: AbstractContextManager = nullcontext()
+
+    @contextmanager
+    def recording(self) -> Iterator[CallRecorder]:
+        """Within the block, a recorder notes what soft targets are made of.
+
+        Outside nothing of GradAug is attached to the detector.
+        """
+        recorder = CallRecorder(self.targets.record() if self.targets else {})
+        recorder.start()
+        try:
+            yield recorder
+        finally:
+            recorder.close()
+
+    def full_pass(self, batch: Batch) -> tuple[Losses, Calls]:
+        """The detector's own losses, and what its heads gave on the way."""
+        with self.recording() as recorder:
+            losses = self.module(batch.inputs, batch.samples, mode="loss")
+            return named_losses(self.module, losses), recorder.take()
+
+    def sub_network_pass(self, batch: Batch, soft_target: Calls, sub: SubNetwork) -> Losses:
+        """Losses of the sub-network, by name: ``soft_*`` and ``labels_*``, weighted."""
+        with self.autocast:
+            return self._sub_network_pass(batch, soft_target, sub)
+
+    def _sub_network_pass(self, batch: Batch, soft_target: Calls, sub: SubNetwork) -> Losses:
+        options, losses = self.options, {}
+        inputs, samples = transform_batch(batch, sub.transform, self.padding)
+        if options.uses_labels:
+            with _features_of(self.module) as kept, _no_traces(self.module, self.backbone):
+                own = named_losses(self.module, self.module(inputs, samples, mode="loss"))
+            for name, loss in own.items():
+                losses[f"labels_{name.replace('loss_', '')}"] = options.labels_weight * loss
+        if self.targets:
+            # `both` runs the backbone once.
+            features = kept[0] if options.uses_labels else self.module.extract_feat(inputs)
+            own = self.targets.losses(features, soft_target, sub.transform, image_sizes(batch))
+            for name, loss in own.items():
+                losses[f"soft_{name}"] = options.soft_weight * loss
+        return losses
+
+
+def named_losses(detector: nn.Module, output: dict[str, Any]) -> Losses:
+    """The terms of what a detector returns in ``loss`` mode that make up its total.
+
+    By MMEngine's rule those with "loss" in their name; the others (accuracies) are only logged.
+    """
+    _, terms = detector.parse_losses(output)
+    return {name: term for name, term in terms.items() if "loss" in name and name != "loss"}
+
+
+@contextmanager
+def _features_of(detector: nn.Module) -> Iterator[list[Any]]:
+    """Within the block, notes what ``extract_feat`` returns: what the last part of it does."""
+    kept: list[Any] = []
+    last = detector.neck if getattr(detector, "with_neck", False) else detector.backbone
+    handle = last.register_forward_hook(lambda _m, _i, out: kept.append(out))
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _no_traces(detector: nn.Module, backbone: nn.Module) -> Iterator[None]:
+    """Within the block, a training forward leaves no counters behind in necks and heads.
+
+    Some heads keep moving averages or class counts as buffers or plain numbers; these are the full
+    network's alone, like running statistics.
+    """
+    inside = set(backbone.modules())
+    layers = [layer for layer in detector.modules() if layer not in inside]
+    numbers = [
+        {k: v for k, v in vars(layer).items() if type(v) in (int, float)} for layer in layers
+    ]
+    buffers = [dict(layer._buffers) for layer in layers]
+    try:
+        for layer, own in zip(layers, buffers, strict=True):
+            # Copies, not a later restore: autograd may need what the forward pass read.
+            layer._buffers.update({k: v.clone() for k, v in own.items() if v is not None})
+        yield
+    finally:
+        for layer, old, own in zip(layers, numbers, buffers, strict=True):
+            vars(layer).update(old)
+            layer._buffers.update(own)

@@ -1,0 +1,223 @@
+"""The MMEngine hook that adds GradAug to every training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gradaug_det.core.engine import average_gradients, current_autocast
+from gradaug_det.core.options import GradAugOptions
+from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
+from gradaug_det.errors import ConfigError, GradAugError
+from gradaug_det.mmdet.batch import Batch, make_batch
+from gradaug_det.mmdet.detector import GradAugDetector
+from gradaug_det.mmdet.recording import CallRecorder
+
+
+@dataclass
+class _Step:
+    """What one training step has seen so far."""
+
+    recorder: CallRecorder
+    batch: Batch | None = None
+    done: bool = False
+
+
+@HOOKS.register_module()
+class GradAugHook(Hook):
+    """Runs the sub-networks of Algorithm 1 between the full pass's backward and the optimizer.
+
+    For any training loop of MMEngine whose model trains through ``train_step`` and one
+    ``OptimWrapper``: ``AmpOptimWrapper``, ``accumulative_counts``, ``clip_grad`` and
+    ``MMDistributedDataParallel`` included. Nothing of the hook stays attached to the model or to
+    the optimizer outside a ``train_step``, even after an exception.
+
+    Args:
+        settings: those of :class:`gradaug_det.core.options.GradAugOptions`.
+
+    Raises:
+        ConfigError: a setting is unknown or not allowed.
+
+    Source: GradAug, Algorithm 1.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        scales = settings.get("scales")
+        if isinstance(scales, list):
+            settings["scales"] = tuple(scales)
+        try:
+            self.options = GradAugOptions.from_mapping(settings)
+        except ConfigError as error:
+            raise ConfigError(f"GradAugHook.{error.key}", error.problem) from None
+        self._network: GradAugDetector | None = None
+
+    # ---- MMEngine's hook methods --------------------------------------------------------------
+
+    def before_train(self, runner: Runner) -> None:
+        """Checks that this runner's detector can be trained with GradAug.
+
+        Raises:
+            UnslimmableError: its backbone cannot be slimmed.
+            ConfigError: the supervision, the engine or the norm policy does not fit.
+        """
+        if not self.options.active:
+            return
+        _check_engine(runner)
+        try:
+            self._network = GradAugDetector(_unwrapped(runner.model), self.options)
+        except ConfigError as error:
+            raise ConfigError(f"GradAugHook.{error.key}", error.problem) from None
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
+    ) -> None:
+        """Adds the sub-networks to the model's next ``train_step``, and to no later one."""
+        if self._network is None:
+            return
+        model = runner.model
+
+        def train_step(*args: Any, **kwargs: Any) -> Any:
+            del model.train_step
+            with self._one_step(runner):
+                return model.train_step(*args, **kwargs)
+
+        model.train_step = train_step
+
+    def after_train(self, runner: Runner) -> None:
+        """Forgets the detector."""
+        runner.model.__dict__.pop("train_step", None)
+        self._network = None
+
+    # ---- the step -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _one_step(self, runner: Runner) -> Iterator[None]:
+        """Within the block, the first backward is followed by the sub-networks' passes."""
+        model, optim = runner.model, runner.optim_wrapper
+        detector = self._network.module
+        with ExitStack() as stack:
+            step = _Step(stack.enter_context(self._network.recording()))
+            note = self._note_batch(step)
+            stack.callback(detector.register_forward_pre_hook(note, with_kwargs=True).remove)
+            if isinstance(model, DistributedDataParallel):
+                # Gradients cross the network once, after all the passes.
+                stack.enter_context(model.no_sync())
+            optim.backward = self._backward(step, runner, optim.backward)
+            stack.callback(optim.__dict__.pop, "backward", None)
+            yield
+        if not step.done:
+            raise GradAugError(
+                f"{type(model).__name__}.train_step never called {type(optim).__name__}.backward "
+                "through update_params: GradAug cannot add the sub-networks' gradients to it"
+            )
+
+    def _note_batch(self, step: _Step) -> Callable:
+        def note(detector: nn.Module, args: tuple, kwargs: dict) -> None:
+            given = dict(zip(("inputs", "data_samples", "mode"), args, strict=False), **kwargs)
+            if step.batch is None and given.get("mode") == "loss":
+                step.batch = make_batch(given.get("inputs"), given.get("data_samples"))
+                device_type = next(detector.parameters()).device.type
+                self._network.autocast = current_autocast(device_type)
+
+        return note
+
+    def _backward(
+        self, step: _Step, runner: Runner, original: Callable[..., None]
+    ) -> Callable[..., None]:
+        """``OptimWrapper.backward`` with the sub-networks' passes after it."""
+        optim = runner.optim_wrapper
+
+        def backward(loss: Tensor, **kwargs: Any) -> None:
+            if step.done:
+                original(loss, **kwargs)
+                return
+            count = optim._inner_count
+
+            def again(sub_loss: Tensor) -> None:
+                # From the same count as the full pass: the same share of the accumulated
+                # gradient, and one step counted, not n + 1.
+                optim._inner_count = count
+                original(optim.scale_loss(sub_loss))
+
+            original(loss, **kwargs)
+            if step.batch is None:
+                raise GradAugError("the detector was not called in 'loss' mode before backward")
+            subs = self.options.sampler.sample(runner.iter)
+            calls, batch, step.batch = step.recorder.take(), step.batch, None
+            results = sub_network_passes(self._network, batch, calls, subs, again)
+            if isinstance(runner.model, DistributedDataParallel) and optim.should_update():
+                _synchronize(runner.model)
+            step.done = True
+            _record(runner, results)
+            period = self.options.log_period
+            if period and (runner.iter + 1) % period == 0:
+                runner.logger.info("GradAug iter %d: %s", runner.iter + 1, _summary(results))
+
+        return backward
+
+
+def _synchronize(model: DistributedDataParallel) -> None:
+    """What DDP does in a backward pass outside ``no_sync``."""
+    average_gradients(model.module)
+    # DDP broadcasts buffers, if asked to, before the forward pass that follows a synchronized one.
+    model.require_forward_param_sync = True
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _check_engine(runner: Runner) -> None:
+    """Raises ConfigError if the sub-networks' gradients cannot reach this runner's optimizer."""
+    model, optim = runner.model, runner.optim_wrapper
+    if not isinstance(optim, OptimWrapper):
+        raise ConfigError(
+            "optim_wrapper",
+            f"is a {type(optim).__name__}; GradAugHook needs one OptimWrapper (or AmpOptimWrapper)",
+        )
+    if is_model_wrapper(model) and not isinstance(model, DistributedDataParallel):
+        raise ConfigError(
+            "model_wrapper_cfg",
+            f"is {type(model).__name__}, which shards or replicates parameters that sub-networks "
+            "are slices of; GradAugHook works with MMDistributedDataParallel and without a wrapper",
+        )
+    if "train_step" in vars(model):
+        raise ConfigError(
+            "compile",
+            "must be False with GradAugHook: the model's train_step is compiled already, and a "
+            "compiled step cannot run sub-networks of changing width",
+        )
+
+
+def _record(runner: Runner, results: list[SubNetworkLosses]) -> None:
+    """Scalars for MMEngine's log line and its visualizers, of this process like its own losses."""
+    values = torch.stack([loss for r in results for loss in r.losses.values()]).tolist()
+    hub = runner.message_hub
+    for result in results:
+        prefix = f"train/gradaug/sub{result.sub.index}"
+        own, values = values[: len(result.losses)], values[len(result.losses) :]
+        hub.update_scalar(f"{prefix}/loss", sum(own))
+        hub.update_scalar(f"{prefix}/width", result.sub.width)
+        hub.update_scalar(f"{prefix}/scale", result.sub.transform.scale)
+        for name, value in zip(result.losses, own, strict=True):
+            hub.update_scalar(f"{prefix}/{name}", value)
+
+
+def _summary(results: list[SubNetworkLosses]) -> str:
+    parts = []
+    for sub, total in ((r.sub, float(r.total)) for r in results):
+        mirrored = " mirrored" if sub.transform.flip else ""
+        scale = f"{sub.transform.scale:g}{mirrored}"
+        parts.append(f"sub{sub.index} width {sub.width:.3f} scale {scale} loss {total:.4g}")
+    return "; ".join(parts)
