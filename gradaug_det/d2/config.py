@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from detectron2.config import CfgNode as CN
 
 from gradaug_det.core.checks import check_integer
@@ -31,8 +29,9 @@ def add_gradaug_config(cfg: CN) -> None:
     cfg.GRADAUG.FLIP_PROB = defaults.flip_prob
     # What sub-networks learn from: "soft" (the full network's outputs), "labels" or "both".
     cfg.GRADAUG.SUPERVISION = defaults.supervision
-    # Factors of the two kinds of losses.
+    # Factor of the losses against soft targets.
     cfg.GRADAUG.SOFT_WEIGHT = defaults.soft_weight
+    # Factor of the losses against labels.
     cfg.GRADAUG.LABELS_WEIGHT = defaults.labels_weight
     # BatchNorm statistics in sub-networks: "batch", "frozen", or "auto" (as the full network).
     cfg.GRADAUG.SUBNET_NORM = defaults.subnet_norm
@@ -50,12 +49,10 @@ def gradaug_options(cfg: CN) -> GradAugOptions:
     """
     if "GRADAUG" not in cfg:
         raise ConfigError("GRADAUG", "is missing; call add_gradaug_config(cfg) before merging")
-    values = {}
-    names = {field.name.upper() for field in fields(GradAugOptions)}
-    for key, value in cfg.GRADAUG.items():
-        if key != "ENABLED":
-            # A key that is not in upper case is unknown, whatever it would be in lower case.
-            values[key.lower() if key in names or key.isupper() else key] = value
+    for key in cfg.GRADAUG:
+        if not key.isupper():
+            raise ConfigError(f"GRADAUG.{key}", f"is unknown; write keys as {key.upper()}")
+    values = {key.lower(): v for key, v in cfg.GRADAUG.items() if key != "ENABLED"}
     if not isinstance(cfg.GRADAUG.get("ENABLED"), bool):
         enabled = cfg.GRADAUG.get("ENABLED")
         raise ConfigError("GRADAUG.ENABLED", f"must be True or False, got {enabled!r}")

@@ -108,8 +108,8 @@ class GradAugHook(HookBase):
         """Raises GradAugError if the trainer never gave the sub-networks their turn."""
         if not self._done:
             raise GradAugError(
-                f"{type(_engine(self.trainer)).__name__}.run_step stepped the optimizer without "
-                "the sub-networks' gradients: it overrides SimpleTrainer.run_step. Call the hook's "
+                f"{_engine(self.trainer).__class__.__name__}.run_step stepped without the "
+                "sub-networks' gradients: it overrides SimpleTrainer.run_step. Call the hook's "
                 "run_sub_networks() in it, between backward and optimizer.step"
             )
 
@@ -197,7 +197,7 @@ def _call_after_backward(engine: Any, callback: Callable[[], None]) -> Callable[
     name = next((n for n in ("after_backward", "_write_metrics") if hasattr(engine, n)), None)
     if name is None:
         raise GradAugError(
-            f"{type(engine).__name__} is not one of Detectron2's trainers: derive it from "
+            f"{engine.__class__.__name__} is not one of Detectron2's trainers: derive it from "
             "SimpleTrainer, or call the hook's run_sub_networks() between backward and step"
         )
     original = getattr(engine, name)

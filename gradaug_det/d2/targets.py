@@ -92,18 +92,18 @@ def _boxes(args: tuple, _output: Any) -> list[Tensor]:
     return [boxes.tensor.detach() for boxes in args[1]]
 
 
-def _grid(generator: nn.Module) -> AnchorGrid:
-    _require(generator, DefaultAnchorGenerator, "the anchor generator")
-    strides = [(float(s), float(s)) for s in generator.strides]
-    return AnchorGrid(list(generator.cell_anchors), strides, generator.offset)
-
-
 class _DenseTargets:
     """Matching of anchors between the full and the sub-network's pass, for RPN and RetinaNet."""
 
     def __init__(self, generator: nn.Module, coder: Box2BoxTransform) -> None:
         _require(coder, Box2BoxTransform, "the box coder")
-        self.grid, self.coder = _grid(generator), coder
+        _require(generator, DefaultAnchorGenerator, "the anchor generator")
+        self.generator, self.coder = generator, coder
+
+    def grid(self) -> AnchorGrid:
+        """The anchors; read anew each time, since a model may move to another device."""
+        strides = [(float(s), float(s)) for s in self.generator.strides]
+        return AnchorGrid(list(self.generator.cell_anchors), strides, self.generator.offset)
 
     def align(
         self,
@@ -133,10 +133,11 @@ class _DenseTargets:
             torch.cat([permute_to_N_HWA_K(level, 4) for level in deltas], dim=1)
             for _, deltas in (full, sub)
         )
-        full_anchors, sub_anchors = self.grid.anchors(full_shapes), self.grid.anchors(sub_shapes)
+        grid = self.grid()
+        full_anchors, sub_anchors = grid.anchors(full_shapes), grid.anchors(sub_shapes)
         target_logits, target_deltas, valids = [], [], []
         for image, size in enumerate(sizes):
-            index, valid = self.grid.match(transform, size, full_shapes, sub_shapes)
+            index, valid = grid.match(transform, size, full_shapes, sub_shapes)
             boxes = self.coder.apply_deltas(
                 full_deltas[image, index].to(full_anchors.dtype), full_anchors[index]
             )

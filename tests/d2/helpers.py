@@ -93,10 +93,15 @@ def calibrate(model):
 
 
 def double_model(model):
-    """The model in float64, so that two ways to the same gradient can be told apart."""
+    """The model in float64, so that two ways to the same gradient can be told apart.
+
+    Detectron2 keeps boxes in float32 and its NMS wants scores of the same type.
+    """
     model.double()
-    if hasattr(model, "anchor_generator"):
-        model.anchor_generator.double()
+    if hasattr(model, "proposal_generator"):
+        model.proposal_generator.rpn_head.register_forward_hook(
+            lambda _m, _i, out: ([logits.float() for logits in out[0]], out[1])
+        )
     return model
 
 
@@ -172,3 +177,20 @@ def train(model, hook=None, steps=2, seed=1, **kwargs):
 
 def storage():
     return EventStorage(0)
+
+
+class RegNetLike(torch.nn.Module):
+    """A backbone that concatenates channels: it cannot be slimmed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.mix = _Mix()
+
+    def forward(self, x):
+        return {"res2": self.mix(self.conv(x))}
+
+
+class _Mix(torch.nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x], dim=1)

@@ -1,0 +1,136 @@
+"""GRADAUG.* keys: documented, validated, and refused with a sentence."""
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+
+from gradaug_det.core.options import GradAugOptions
+from gradaug_det.d2 import GradAugHook, add_gradaug_config, config, gradaug_options
+from gradaug_det.d2.train import load_config
+from gradaug_det.errors import ConfigError, UnslimmableError
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "detectron2"
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_gradaug_config(cfg)
+    return cfg
+
+
+def test_every_option_is_a_commented_key(cfg):
+    names = {f.name.upper() for f in fields(GradAugOptions)}
+    assert set(cfg.GRADAUG) == names | {"ENABLED"}
+    lines = inspect.getsource(config.add_gradaug_config).splitlines()
+    for name in names | {"ENABLED"}:
+        (row,) = [i for i, line in enumerate(lines) if f"cfg.GRADAUG.{name} =" in line]
+        assert lines[row - 1].strip().startswith("#"), f"{name} is not commented"
+    assert list(inspect.signature(GradAugHook).parameters) == [
+        f.name for f in fields(GradAugOptions)
+    ]
+
+
+def test_defaults_are_plain_training(cfg):
+    assert gradaug_options(cfg) == GradAugOptions(scales=[1.0, 0.857, 0.714, 0.571])
+    assert GradAugHook.from_config(cfg) is None
+    cfg.GRADAUG.ENABLED = True
+    assert GradAugHook.from_config(cfg).options.num_subnets == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        (
+            "NUM_SUBNET",
+            2,
+            "GRADAUG.NUM_SUBNET is not a GradAug setting; did you mean 'num_subnets'",
+        ),
+        ("num_subnets", 2, "GRADAUG.num_subnets is unknown; write keys as NUM_SUBNETS"),
+        ("MIN_WIDTH", 0.0, r"GRADAUG.MIN_WIDTH must be a number in \(0, 1\], got 0.0"),
+        ("MIN_WIDTH", 1.5, r"GRADAUG.MIN_WIDTH must be a number in \(0, 1\], got 1.5"),
+        ("SCALES", [], r"GRADAUG.SCALES must list at least one number, got \[\]"),
+        ("SCALES", [1.0, -1.0], r"GRADAUG.SCALES must be a number in \(0, 4\], got -1.0"),
+        ("NUM_SUBNETS", 0, "GRADAUG.NUM_SUBNETS must be at least 1, got 0.*ENABLED to False"),
+        ("NUM_SUBNETS", -2, "GRADAUG.NUM_SUBNETS must be at least 1, got -2"),
+        ("FLIP_PROB", 2.0, r"GRADAUG.FLIP_PROB must be a number in \[0, 1\], got 2.0"),
+        ("SUPERVISION", "hard", r"GRADAUG.SUPERVISION must be one of .*'soft'.*got 'hard'"),
+        ("SOFT_WEIGHT", -1.0, r"GRADAUG.SOFT_WEIGHT must be a number in \[0, inf\), got -1.0"),
+        ("LABELS_WEIGHT", -1.0, r"GRADAUG.LABELS_WEIGHT must be a number in \[0, inf\)"),
+        ("SUBNET_NORM", "bn", "GRADAUG.SUBNET_NORM must be one of .*'frozen'.*got 'bn'"),
+        ("SEED", 0.5, "GRADAUG.SEED must be an integer, got 0.5"),
+        ("LOG_PERIOD", -1, "GRADAUG.LOG_PERIOD must be an integer of at least 0, got -1"),
+        ("ENABLED", "yes", "GRADAUG.ENABLED must be True or False, got 'yes'"),
+    ],
+)
+def test_a_bad_value_is_named(cfg, key, value, sentence):
+    cfg.GRADAUG[key] = value
+    with pytest.raises(ConfigError, match=sentence):
+        gradaug_options(cfg)
+
+
+def test_missing_node():
+    with pytest.raises(ConfigError, match=r"GRADAUG is missing; call add_gradaug_config"):
+        gradaug_options(get_cfg())
+
+
+MINI = CONFIGS / "mini_mask_rcnn_R_18_FPN_gradaug.yaml"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["GRADAUG.MIN_WIDTH", "2.0"], r"GRADAUG.MIN_WIDTH .*\(0, 1\], got 2.0"),
+        (["GRADAUG.WIDTH", "0.9"], "GRADAUG.WIDTH is not a GradAug setting"),
+        (["GRADAUG.NUM_SUBNETS", "'two'"], "GRADAUG.NUM_SUBNETS"),
+        (["MODEL.NO_SUCH_KEY", "1"], "MODEL.NO_SUCH_KEY"),
+        (["GRADAUG.SEED"], "KEY VALUE pairs"),
+    ],
+)
+def test_bad_overrides_are_sentences(overrides, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(MINI, overrides)
+
+
+def test_missing_file():
+    with pytest.raises(ConfigError, match="names a file that does not exist: nowhere"):
+        load_config("nowhere.yaml")
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_load_and_build(file):
+    from detectron2.modeling import build_model
+
+    cfg = load_config(file, ["MODEL.DEVICE", "cpu"])
+    assert cfg.GRADAUG.ENABLED is ("gradaug" in file.name)
+    assert cfg.MODEL.BACKBONE.NAME.startswith("build_slimmable_")
+    if "1x" in file.name:
+        assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((600,), 1000)
+    if not file.name.endswith("Base.yaml") and "Base" not in file.name:
+        build_model(cfg)
+
+
+def test_twins_differ_in_gradaug_alone():
+    for stem in ("mask_rcnn_R_50_FPN_1x", "mini_mask_rcnn_R_18_FPN"):
+        plain, gradaug = (load_config(CONFIGS / f"{stem}_{k}.yaml") for k in ("plain", "gradaug"))
+        for cfg in (plain, gradaug):
+            cfg.pop("GRADAUG")
+            cfg.pop("OUTPUT_DIR")
+        assert plain == gradaug
+
+
+def test_a_backbone_that_cannot_be_slimmed_fails_when_it_is_built(cfg):
+    from detectron2.modeling import build_backbone
+
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = "build_slimmable_resnet_backbone"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 64
+    build_backbone(cfg)
+    from gradaug_det.core.slimming import slim_plan
+    from tests.d2.helpers import RegNetLike
+
+    with pytest.raises(UnslimmableError, match=r"layer 'mix'.*'cat'"):
+        slim_plan(RegNetLike())

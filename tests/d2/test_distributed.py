@@ -1,0 +1,101 @@
+"""Two processes: one gradient crossing a step, the gradients of a single process."""
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
+
+from gradaug_det.core.engine import BUCKET_BYTES
+from gradaug_det.core.slimming import at_width
+from gradaug_det.d2 import GradAugHook
+from gradaug_det.d2.detector import GradAugDetector
+
+from .helpers import make_trainer, storage, tiny_batch, tiny_model
+
+OPTIONS = {"num_subnets": 2, "min_width": 0.8, "scales": [1.0, 0.75], "seed": 5}
+
+
+def _work(rank, address, out, supervision):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    model = tiny_model("mask_rcnn", double=True)
+    hook = GradAugHook(supervision=supervision, **OPTIONS)
+    seen, reduced, all_reduce = {}, [], dist.all_reduce
+
+    def counting(tensor, *args, **kwargs):
+        reduced.append(tensor.nbytes)
+        return all_reduce(tensor, *args, **kwargs)
+
+    dist.all_reduce = counting
+    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.update({n: p.grad.clone() for n, p in model.named_parameters()})
+    )
+    trainer = make_trainer(ddp, hook, data=[tiny_batch(10 + rank)] * 2, optimizer=optimizer)
+    torch.manual_seed(100 + rank)
+    trainer.train(0, 1)
+    gradients = dict(seen)
+    trainer.train(1, 2)
+    torch.save(
+        {
+            "gradients": gradients,
+            "weights": model.state_dict(),
+            "bytes": reduced,
+            "scalars": {k: v for k, (v, _) in trainer.storage.latest().items()},
+        },
+        f"{out}/{rank}.pth",
+    )
+    dist.destroy_process_group()
+
+
+def _single(supervision):
+    """Mean over the two ranks' batches of the gradients, computed in this process."""
+    total = {}
+    hook = GradAugHook(supervision=supervision, **OPTIONS)
+    for rank in range(2):
+        model = tiny_model("mask_rcnn", double=True)
+        network, batch = GradAugDetector(model, hook.options), tiny_batch(10 + rank)
+        torch.manual_seed(100 + rank)
+        with storage():
+            losses, target = network.full_pass(batch)
+            sum(losses.values()).backward()
+            for sub in hook.options.sampler.sample(0):
+                torch.manual_seed(sub.seed + rank)
+                with at_width(network.backbone, sub.width):
+                    losses = network.sub_network_pass(batch, target, sub)
+                    sum(losses.values()).backward()
+        for name, parameter in model.named_parameters():
+            total[name] = total.get(name, 0) + parameter.grad / 2
+    return total, sum(p.nbytes for p in model.parameters())
+
+
+def _check(tmp_path, supervision):
+    mp.spawn(_work, (str(tmp_path / "store"), str(tmp_path), supervision), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
+    expected, size = _single(supervision)
+    for name, gradient in expected.items():
+        assert torch.equal(one["gradients"][name], two["gradients"][name]), name
+        scale = gradient.abs().max().item()
+        assert (one["gradients"][name] - gradient).abs().max().item() <= 1e-8 * scale, name
+    for name, value in one["weights"].items():
+        assert torch.equal(value, two["weights"][name]), name
+    # Every gradient crossed once in each of the two steps, beside one flag a parameter.
+    flags = 4 * len(expected)
+    crossings = [n for n in one["bytes"] if n != flags]
+    assert sum(crossings) == 2 * size
+    assert len(crossings) <= 2 * (size // BUCKET_BYTES + 2)
+    for index in range(2):
+        name = f"gradaug/sub{index}/loss"
+        assert one["scalars"][name] > 0
+        assert name not in two["scalars"]  # written by the main process, averaged
+
+
+def test_soft_gradients_of_two_processes(tmp_path):
+    _check(tmp_path, "soft")
+
+
+def test_labels_gradients_of_two_processes(tmp_path):
+    _check(tmp_path, "labels")
