@@ -99,10 +99,9 @@ def transform_batch(batch: Batch, transform: BatchTransform, padding: Padding) -
         for d in (1, 2)
     )
     inputs = torch.stack([_pad(image, shape, padding.image) for image in images])
-    samples = [
-        _transform_sample(sample, transform, size, shape, padding)
-        for sample, size in zip(batch.samples, sizes, strict=True)
-    ]
+    whole = tuple(batch.inputs.shape[-2:])
+    places = (_Place(transform, size, whole, shape, padding) for size in sizes)
+    samples = [_transform_sample(s, place) for s, place in zip(batch.samples, places, strict=True)]
     return Batch(inputs, samples)
 
 
@@ -111,11 +110,8 @@ def _pad(pixels: Tensor, shape: Size, value: float) -> Tensor:
     return F.pad(pixels, (0, shape[1] - width, 0, shape[0] - height), value=value)
 
 
-def _transform_sample(
-    sample: DetDataSample, transform: BatchTransform, size: Size, shape: Size, padding: Padding
-) -> DetDataSample:
-    new = type(sample)(metainfo=_metainfo(sample.metainfo, transform, size, shape))
-    place = _Place(transform, size, shape, padding)
+def _transform_sample(sample: DetDataSample, place: _Place) -> DetDataSample:
+    new = type(sample)(metainfo=place.metainfo(sample.metainfo))
     for name, value in sample.items():
         if isinstance(value, InstanceData):
             fields = {k: place.instance_field(k, v) for k, v in value.items()}
@@ -129,26 +125,40 @@ def _transform_sample(
     return new
 
 
-def _metainfo(meta: dict, transform: BatchTransform, size: Size, shape: Size) -> dict:
-    """Meta information of the transformed image; what says nothing about pixels stays."""
-    height, width = transform.output_size(size)
-    new = dict(meta, img_shape=(height, width), pad_shape=shape, batch_input_shape=shape)
-    if "scale_factor" in meta:
-        x, y = meta["scale_factor"][:2]
-        new["scale_factor"] = (x * width / size[1], y * height / size[0])
-    if transform.flip and "flip" in meta:
-        both = meta["flip"] and meta.get("flip_direction") == "horizontal"
-        new["flip"], new["flip_direction"] = not both, None if both else "horizontal"
-    return new
-
-
 class _Place(NamedTuple):
-    """Where an image's pixels go: transformed, then padded to ``shape``."""
+    """Where an image's pixels go.
+
+    Attributes:
+        transform: what is done to the image.
+        size: (height, width) of the image.
+        whole: that of the batch's padded images.
+        shape: that of the padded images after the transform.
+        padding: what to pad with.
+    """
 
     transform: BatchTransform
     size: Size
+    whole: Size
     shape: Size
     padding: Padding
+
+    def metainfo(self, meta: dict) -> dict:
+        """Meta information of the transformed image; what says nothing about pixels stays."""
+        height, width = self.transform.output_size(self.size)
+        sizes = {"img_shape": (height, width)}
+        sizes |= {"pad_shape": self.shape, "batch_input_shape": self.shape}
+        new = meta | sizes
+        if "scale_factor" in meta:
+            x, y = meta["scale_factor"][:2]
+            new["scale_factor"] = (x * width / self.size[1], y * height / self.size[0])
+        if self.transform.flip and "flip" in meta:
+            both = meta["flip"] and meta.get("flip_direction") == "horizontal"
+            new["flip"], new["flip_direction"] = not both, None if both else "horizontal"
+        return new
+
+    def is_padded(self, size: Size) -> bool:
+        """Whether masks of this size are padded like the images (``pad_mask``, ``pad_seg``)."""
+        return size != self.size or size == self.whole
 
     def instance_field(self, name: str, value: Any) -> Any:
         """A field of ``InstanceData``, moved if it lives in pixels."""
@@ -167,7 +177,7 @@ class _Place(NamedTuple):
     def masks(self, masks: BitmapMasks | PolygonMasks) -> BitmapMasks | PolygonMasks:
         """Instance masks, of the image or of the padded image."""
         height, width = self.size
-        padded = (masks.height, masks.width) != self.size
+        padded = self.is_padded((masks.height, masks.width))
         kept = masks.masks
         if isinstance(masks, BitmapMasks):
             kept = kept[:, :height, :width]
@@ -184,7 +194,7 @@ class _Place(NamedTuple):
     def pixels(self, pixels: Tensor, pad_value: int) -> Tensor:
         """(R, H, W) masks or labels, of the image or of the padded image."""
         height, width = self.size
-        padded = tuple(pixels.shape[-2:]) != self.size
+        padded = self.is_padded(tuple(pixels.shape[-2:]))
         new = self.transform.masks(pixels[..., :height, :width])
         return _pad(new, self.shape, pad_value) if padded else new
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -181,7 +181,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _check_engine(runner: Runner) -> None:
     """Raises ConfigError if the sub-networks' gradients cannot reach this runner's optimizer."""
     model, optim = runner.model, runner.optim_wrapper
-    if not isinstance(optim, OptimWrapper):
+    if not isinstance(optim, OptimWrapper) or isinstance(optim, OptimWrapperDict):
         raise ConfigError(
             "optim_wrapper",
             f"is a {type(optim).__name__}; GradAugHook needs one OptimWrapper (or AmpOptimWrapper)",

@@ -1,5 +1,7 @@
 """Tiny real detectors, data and runners: MMDetection's own models, small enough for a CPU."""
 
+# ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
+
 import copy
 import functools
 
@@ -174,21 +176,15 @@ def collated(items):
 class TinyDataset(Dataset):
     """A few deterministic images of two sizes."""
 
-    metainfo = dict(classes=("a", "b", "c"), palette=None)
-
-    def __init__(self, length=4, masks="bitmap", double=False):
-        self.length, self.masks, self.double = length, masks, double
+    def __init__(self, length=4, masks="bitmap"):
+        self.length, self.masks = length, masks
+        self.metainfo = dict(classes=("a", "b", "c"), palette=None)
 
     def __len__(self):
         return self.length
 
     def __getitem__(self, index):
-        item = tiny_item(index, ((96, 128), (80, 112))[index % 2], self.masks)
-        if self.double:
-            item["data_samples"].gt_instances.bboxes = item[
-                "data_samples"
-            ].gt_instances.bboxes.double()
-        return item
+        return tiny_item(index, ((96, 128), (80, 112))[index % 2], self.masks)
 
 
 @HOOKS.register_module(force=True)
@@ -206,21 +202,25 @@ def make_runner(model, tmp_path, hook=None, hooks=(), optim=None, loop=None, **k
     custom = [dict(type="ReseedHook")]
     if hook is not None:
         custom.append(dict(type="GradAugHook", **hook))
+    loop = loop or dict(by_epoch=True, max_epochs=1)
+    by_epoch = "type" not in loop
     settings = dict(
         model=model,
         work_dir=str(tmp_path),
         train_dataloader=dict(
             batch_size=2,
             num_workers=0,
-            sampler=dict(type="DefaultSampler", shuffle=False),
+            # MMEngine waits for seconds when an iteration-based loop starts the data again.
+            sampler=dict(type="DefaultSampler" if by_epoch else "InfiniteSampler", shuffle=False),
             dataset=dict(type="TinyDataset"),
             collate_fn=dict(type="pseudo_collate"),
         ),
-        train_cfg=loop or dict(by_epoch=True, max_epochs=1),
+        train_cfg=loop,
         optim_wrapper=dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01, momentum=0.9))
         | (optim or {}),
         custom_hooks=custom + list(hooks),
         default_hooks=dict(checkpoint=None, logger=dict(type="LoggerHook", interval=1), timer=None),
+        log_processor=dict(by_epoch=by_epoch),
         default_scope="mmdet",
         randomness=dict(seed=1),
         experiment_name=f"tiny_{np.random.default_rng().integers(2**62)}",
