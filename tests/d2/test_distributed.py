@@ -19,7 +19,7 @@ OPTIONS = {"num_subnets": 2, "min_width": 0.8, "scales": [1.0, 0.75], "seed": 5}
 def _work(rank, address, out, supervision):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
-    comm.create_local_process_group(2)
+    comm._LOCAL_PROCESS_GROUP = dist.new_group([0, 1])  # what Detectron2's launch does
     model = tiny_model("mask_rcnn", double=True)
     hook = GradAugHook(supervision=supervision, **OPTIONS)
     seen, reduced, all_reduce = {}, [], dist.all_reduce
