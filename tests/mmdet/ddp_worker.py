@@ -1,0 +1,74 @@
+"""One process of the distributed test; run as a program, see test_distributed.py."""
+
+# ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from tests.mmdet.helpers import make_runner, parameters, tiny_model
+
+HOOK = dict(num_subnets=2, min_width=0.7, flip_prob=0.5, seed=5, supervision="both")
+ITERATIONS = 4
+
+
+KINDS = {1: "mask_rcnn", 2: "retinanet"}  # accumulated iterations -> detector
+
+
+def build(counts):
+    """The detector; RetinaNet in float64, which MMCV's NMS for the CPU cannot do."""
+    return tiny_model(KINDS[counts], double=counts == 2)
+
+
+def train(folder, counts):
+    """Trains on this rank's share of the data and saves what came out."""
+    rank = dist.get_rank()
+    model = build(counts)
+    runner = make_runner(
+        model,
+        folder,
+        HOOK,
+        optim=dict(accumulative_counts=counts),
+        loop=dict(type="IterBasedTrainLoop", max_iters=ITERATIONS),
+        launcher="pytorch",
+        cfg=dict(
+            model_wrapper_cfg=dict(
+                type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=True
+            )
+        ),
+        train_dataloader=dict(
+            batch_size=1,
+            num_workers=0,
+            sampler=dict(type="InfiniteSampler", shuffle=False),
+            dataset=dict(type="TinyDataset", length=8),
+            collate_fn=dict(type="pseudo_collate"),
+        ),
+    )
+    reductions = []
+    runner.model.register_comm_hook(None, lambda _state, bucket: reductions.append(bucket))
+    with torch.no_grad():  # what DDP broadcasts before each forward pass
+        model.backbone.bn1.running_mean += rank
+    runner.train()
+    losses = {
+        name: buffer.data[0].tolist()
+        for name, buffer in runner.message_hub.log_scalars.items()
+        if name.endswith("loss")
+    }
+    state = dict(
+        parameters=parameters(model),
+        buffers=dict(model.named_buffers()),
+        losses=losses,
+        reductions=len(reductions),
+        require_forward_param_sync=runner.model.require_forward_param_sync,
+    )
+    torch.save(state, folder / f"counts{counts}_rank{rank}.pth")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for accumulative_counts in KINDS:
+        train(Path(sys.argv[1]), accumulative_counts)
+    dist.destroy_process_group()
