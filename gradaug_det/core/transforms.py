@@ -33,8 +33,7 @@ class BatchTransform:
     def _resize(self, pixels: Tensor, mode: InterpolationMode) -> Tensor:
         size = tuple(pixels.shape[-2:])
         if self.output_size(size) != size:
-            smooth = mode is not InterpolationMode.NEAREST
-            pixels = tvf.resize(pixels, list(self.output_size(size)), mode, antialias=smooth)
+            pixels = _resize(pixels, self.output_size(size), mode)
         return tvf.horizontal_flip(pixels) if self.flip else pixels
 
     def image(self, image: Tensor) -> Tensor:
@@ -80,6 +79,15 @@ class BatchTransform:
     def box_crops(self, crops: Tensor) -> Tensor:
         """(..., M, M) maps cropped from a box -> the maps of the transformed box."""
         return crops.flip(-1) if self.flip else crops
+
+
+def _resize(pixels: Tensor, size: Size, mode: InterpolationMode) -> Tensor:
+    if mode is InterpolationMode.NEAREST:
+        return tvf.resize(pixels, list(size), mode)
+    if pixels.dtype == torch.uint8 and 1 in size:
+        # torch 2.9's uint8 kernel fails an internal assertion on images of one row or column.
+        return _resize(pixels.float(), size, mode).round().to(torch.uint8)
+    return tvf.resize(pixels, list(size), mode, antialias=True)
 
 
 def _mirror(boxes: Tensor, width: int) -> Tensor:

@@ -68,6 +68,11 @@ def test_one_pixel_is_the_least():
     assert tiny.output_size((3, 400)) == (1, 40)
     assert tiny.image(torch.rand(3, 3, 400)).shape == (3, 1, 40)
     assert tiny.image(torch.rand(3, 1, 1)).shape == (3, 1, 1)
+    for size in ((8, 10), (3, 30), (30, 3), (9, 9)):
+        grey = torch.full((3, *size), 77, dtype=torch.uint8)
+        small = BatchTransform(0.05).image(grey)
+        assert small.shape[-2:] == BatchTransform(0.05).output_size(size)
+        assert (small == 77).all()
     boxes = tiny.boxes(torch.tensor([[0.0, 0.0, 400.0, 3.0]]), (3, 400))
     assert torch.allclose(boxes, torch.tensor([[0.0, 0.0, 40.0, 1.0]]))
 
