@@ -103,26 +103,27 @@ def tiny_model(kind="mask_rcnn", seed=0, double=False, cfg=None, **kwargs):
     model = MODELS.build(cfg or tiny_model_cfg(kind, **kwargs))
     model.init_weights()
     model = revert_sync_batchnorm(model)
-    calibrate(model)
+    images = model.data_preprocessor(collated(tiny_items()), False)["inputs"]
+    calibrate_backbone(model.backbone, images)
     model.train()
     return model.double() if double else model
 
 
 @torch.no_grad()
-def calibrate(model):
+def calibrate_backbone(backbone, images):
     """Running statistics that fit the random weights, as a pretrained backbone's fit its own."""
 
     def measure(layer, args):
         layer.running_mean.copy_(args[0].mean(dim=(0, 2, 3)))
         layer.running_var.copy_(args[0].var(dim=(0, 2, 3)) + 1e-3)
 
-    model.eval()
+    backbone.eval()
     handles = [
         layer.register_forward_pre_hook(measure)
-        for layer in model.backbone.modules()
+        for layer in backbone.modules()
         if isinstance(layer, nn.BatchNorm2d)
     ]
-    model.backbone(model.data_preprocessor(collated(tiny_items()), False)["inputs"])
+    backbone(images)
     for handle in handles:
         handle.remove()
 
