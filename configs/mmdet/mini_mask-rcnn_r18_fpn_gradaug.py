@@ -1,0 +1,9 @@
+"""The mini Mask R-CNN with GradAug."""
+
+# ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
+
+_base_ = "./mini_mask-rcnn_r18_fpn_plain.py"
+
+custom_imports = dict(imports=["gradaug_det.mmdet"], allow_failed_imports=False)
+model = dict(backbone=dict(type="SlimmableResNet"))
+custom_hooks = [dict(type="GradAugHook", num_subnets=2)]

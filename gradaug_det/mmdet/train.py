@@ -1,0 +1,84 @@
+"""Training with MMDetection from a script; MMDetection's own ``tools/train.py`` does the same.
+
+What this adds to ``Runner.from_cfg``: errors that name what is wrong with the config, and a look at
+the data's files before the model is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from gradaug_det.errors import ConfigError, DataError
+
+
+def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """An MMEngine config file with values replaced.
+
+    Args:
+        file: a config file; what it inherits (``_base_``) is followed.
+        overrides: dotted key -> value, as in MMDetection's ``--cfg-options``, e.g.
+            ``{"train_cfg.max_iters": 100, "custom_hooks.0.min_width": 0.8}``.
+
+    Raises:
+        ConfigError: the file does not exist, or an override does not fit it.
+    """
+    if not Path(file).is_file():
+        raise ConfigError("config", f"names a file that does not exist: {file}")
+    config = Config.fromfile(file)
+    try:
+        config.merge_from_dict(dict(overrides or {}))
+    except (KeyError, TypeError, AssertionError) as error:
+        message = error.args[0] if error.args else error
+        raise ConfigError("overrides", f"cannot be used with {file}: {message}") from None
+    return config
+
+
+def check_data(config: Config) -> None:
+    """Fails before anything is built if an annotation file or an image folder is missing.
+
+    Raises:
+        DataError: names the file, the dataset's key in the config and what to do.
+    """
+    for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        dataset = (config.get(key) or {}).get("dataset", {})
+        while "dataset" in dataset:  # RepeatDataset and its kin
+            dataset = dataset["dataset"]
+        root = Path(dataset.get("data_root") or "")
+        paths = [dataset.get("ann_file"), (dataset.get("data_prefix") or {}).get("img")]
+        for path in (root / path for path in paths if path):
+            if "://" not in str(path) and not path.exists():
+                hint = (
+                    f"build it with: gradaug-det build-mini-coco --out {root}"
+                    if root.name == "mini_coco"
+                    else f"correct {key}.dataset.data_root"
+                )
+                raise DataError(f"{key}: {path} is missing; {hint}")
+
+
+def build_runner(
+    file: str | Path,
+    work_dir: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+) -> Runner:
+    """The runner of a config, ready to ``train()``.
+
+    Args:
+        file, overrides: see :func:`load_config`.
+        work_dir: where logs and checkpoints go.
+        resume: go on from the latest checkpoint in ``work_dir``, if there is one.
+
+    Raises:
+        ConfigError: the config cannot be used.
+        DataError: its data is not there.
+    """
+    config = load_config(file, overrides)
+    config.work_dir, config.resume = str(work_dir), resume
+    check_data(config)
+    return Runner.from_cfg(config)
