@@ -45,7 +45,7 @@ class DemoSettings:
     train: int = 400
     val: int = 200
     iterations: int = 240
-    pretraining: MiniPretraining = field(default_factory=lambda: MiniPretraining(epochs=3, crop=48))
+    pretraining: MiniPretraining = field(default_factory=lambda: MiniPretraining(epochs=4, crop=48))
     seed: int = 1
     opts: tuple[str, ...] = ()
 

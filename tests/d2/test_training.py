@@ -1,0 +1,208 @@
+"""tools/train_net.py, DefaultTrainer and LazyConfig on a small dataset, end to end."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.config import LazyConfig
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from gradaug_det.d2 import GradAugHook
+from gradaug_det.d2.train import Trainer, run
+
+from .dataset import annotation, write_coco
+from .helpers import tiny_cfg
+
+ROOT = Path(__file__).parents[2]
+TRAIN_NET = str(ROOT / "tools" / "train_net.py")
+CONFIGS = ROOT / "configs" / "detectron2"
+TINY = {
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 3,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    "INPUT.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.MIN_SIZE_TEST": 64,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": 4,
+    "SOLVER.STEPS": "(3,)",
+    "SOLVER.CHECKPOINT_PERIOD": 2,
+    # Random weights have no statistics to freeze.
+    "MODEL.RESNETS.NORM": "GN",
+}
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    boxes = [annotation(10, 10, 40, 50), annotation(60, 20, 50, 60, category=2)]
+    return write_coco(tmp_path_factory.mktemp("coco") / "data", [boxes, boxes, boxes[:1], boxes])
+
+
+def flags(config, coco, out, *extra, **opts):
+    opts = {**TINY, **opts, "OUTPUT_DIR": out}
+    opts |= {"DATASETS.TRAIN": "('t_train',)", "DATASETS.TEST": "('t_val',)"}
+    pairs = [str(x) for pair in opts.items() for x in pair]
+    file, images = map(str, coco)
+    registered = ["--register", "t_train", file, images, "--register", "t_val", file, images]
+    return ["--config-file", str(CONFIGS / f"{config}.yaml"), *registered, *extra, *pairs]
+
+
+def train_net(*arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", TRAIN_NET, *arguments], capture_output=True, text=True
+    )
+
+
+def scalars(out):
+    """Last logged value of each scalar but the times."""
+    rows = [json.loads(line) for line in (Path(out) / "metrics.json").read_text().splitlines()]
+    merged = {k: v for row in rows for k, v in row.items()}
+    return {k: v for k, v in merged.items() if "time" not in k}
+
+
+def test_train_resume_evaluate(coco, tmp_path):
+    """Resuming samples the sub-networks that the uninterrupted training samples."""
+    gradaug = "mini_mask_rcnn_R_18_FPN_gradaug"
+    whole = train_net(*flags(gradaug, coco, tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    assert "gradaug/sub0/loss" in scalars(tmp_path / "whole")
+    assert {"bbox/AP", "segm/AP"} <= set(scalars(tmp_path / "whole"))
+
+    halves = tmp_path / "halves"
+    first = train_net(*flags(gradaug, coco, halves))
+    assert first.returncode == 0, first.stderr
+    (halves / "last_checkpoint").write_text("model_0000001.pth")  # as if killed after two steps
+    second = train_net(*flags(gradaug, coco, halves, "--resume"))
+    assert second.returncode == 0, second.stderr
+    assert "Starting training from iteration 2" in second.stdout + second.stderr
+
+    for name in ("width", "scale"):
+        for index in range(2):
+            key = f"gradaug/sub{index}/{name}"
+            assert scalars(halves)[key] == scalars(tmp_path / "whole")[key]
+
+    final = tmp_path / "whole" / "model_final.pth"
+    only = train_net(
+        *flags(gradaug, coco, tmp_path / "eval", "--eval-only", **{"MODEL.WEIGHTS": final})
+    )
+    assert only.returncode == 0, only.stderr
+    predictions = "inference/t_val/coco_instances_results.json"
+    assert (tmp_path / "eval" / predictions).read_text() == (
+        tmp_path / "whole" / predictions
+    ).read_text()
+
+
+@pytest.mark.parametrize(
+    ("opts", "sentence"),
+    [
+        (
+            {"GRADAUG.MIN_WIDTH": 3.0},
+            "error: GRADAUG.MIN_WIDTH must be a number in (0, 1], got 3.0",
+        ),
+        ({"GRADAUG.SCALE": "[1.0]"}, "error: GRADAUG.SCALE is not a GradAug setting; did you mean"),
+        ({"GRADAUG.SUBNET_NORM": "batch"}, "error: subnet_norm is 'batch', which needs BatchNorm"),
+    ],
+)
+def test_errors_are_one_sentence(coco, tmp_path, opts, sentence):
+    opts = {**opts, "MODEL.RESNETS.NORM": "FrozenBN"}
+    result = train_net(*flags("mini_mask_rcnn_R_18_FPN_gradaug", coco, tmp_path, **opts))
+    assert result.returncode == 2
+    assert sentence in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_default_trainer_with_the_hook(coco, tmp_path):
+    """Plain DefaultTrainer and one registered hook: no gradaug trainer needed."""
+    from detectron2.engine import DefaultTrainer
+
+    from gradaug_det.d2.data import register_coco
+
+    register_coco("default_train", *coco)
+    try:
+        cfg = tiny_cfg("mask_rcnn", norm="GN")
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("default_train",), ()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        cfg.INPUT.MIN_SIZE_TRAIN = (64,)
+        cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER = 2, 2
+        cfg.OUTPUT_DIR = str(tmp_path)
+        trainer = DefaultTrainer(cfg)
+        trainer.register_hooks([GradAugHook(num_subnets=1, scales=[0.75])])
+        trainer.train()
+        assert trainer.storage.latest()["gradaug/sub0/scale"] == (0.75, 1)
+        assert "_write_metrics" not in vars(trainer._trainer)
+        own = [type(hook).__name__ for hook in Trainer(enable(cfg))._hooks]
+        assert own[0] == "GradAugHook"
+    finally:
+        DatasetCatalog.remove("default_train")
+        MetadataCatalog.remove("default_train")
+
+
+def enable(cfg):
+    cfg = cfg.clone()
+    cfg.GRADAUG.ENABLED = True
+    return cfg
+
+
+def lazy_arguments(file, opts, **changes):
+    defaults = {
+        "config_file": str(file),
+        "opts": opts,
+        "register": [],
+        "eval_only": False,
+        "resume": False,
+        "num_gpus": 0,
+    }
+    return argparse.Namespace(**{**defaults, **changes})
+
+
+LAZY = """
+from detectron2.config import LazyConfig, LazyCall as L
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.resnet import BasicBlock
+
+base = LazyConfig.load({config!r})
+model, dataloader, optimizer = base.model, base.dataloader, base.optimizer
+lr_multiplier, train, gradaug = base.lr_multiplier, base.train, base.gradaug
+
+model.backbone.bottom_up.norm = "GN"
+model.backbone.bottom_up.stages.norm = "GN"
+model.backbone.bottom_up.stages.depth = 50
+model.backbone.out_channels = 32
+model.backbone.norm = ""
+train.device = "cpu"
+train.init_checkpoint = ""
+train.max_iter = 2
+train.eval_period = 0
+train.output_dir = {out!r}
+train.log_period = 1
+dataloader.train.dataset.names = "lazy_train"
+dataloader.train.num_workers = 0
+dataloader.train.total_batch_size = 1
+dataloader.train.mapper.augmentations = dataloader.train.mapper.augmentations[:1]
+dataloader.train.mapper.augmentations[0].short_edge_length = 64
+dataloader.train.mapper.augmentations[0].max_size = 96
+gradaug.num_subnets = 1
+gradaug.scales = [0.75]
+"""
+
+
+def test_lazy_config(coco, tmp_path):
+    """Detectron2's own Mask R-CNN LazyConfig with `gradaug` added, trained by its habits."""
+    base = str(CONFIGS / "mask_rcnn_R_50_FPN_1x_gradaug.py")
+    file = tmp_path / "lazy.py"
+    file.write_text(LAZY.format(config=base, out=str(tmp_path / "out")))
+    shipped = LazyConfig.load(base)
+    assert shipped.gradaug.num_subnets == 3
+    arguments = lazy_arguments(file, [], register=[("lazy_train", *map(str, coco))])
+    try:
+        run(arguments)
+    finally:
+        for name in ("lazy_train",):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    logged = scalars(tmp_path / "out")
+    assert logged["gradaug/sub0/scale"] == 0.75
+    assert (tmp_path / "out" / "model_final.pth").is_file()
