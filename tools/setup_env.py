@@ -209,7 +209,7 @@ def plan(kind: str, root: Path, python: Path) -> list[Step]:
             Step(
                 "mmdetection",
                 "compiling MMCV and installing MMDetection"
-                f" (15 to 25 minutes on 2 cores, {env['MAX_JOBS']} at a time;"
+                f" (15 to 25 minutes on 2 free cores, {env['MAX_JOBS']} at a time;"
                 " a minute when it was done before)",
                 [[*sync, "-r", str(locks["test"])]],
                 [locks["test"]],
