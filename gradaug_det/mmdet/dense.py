@@ -64,23 +64,22 @@ class AnchorGeometry:
         self.generator, self.coder = head.prior_generator, head.bbox_coder
         require(self.generator, AnchorGenerator, "the anchor generator")
         require(self.coder, DeltaXYWHBBoxCoder, "the box coder")
-        if self.generator.centers is not None:
-            raise unsupported("an AnchorGenerator with 'centers'")
-
-    def grid(self, like: Tensor) -> AnchorGrid:
-        """The anchors in the tensor's dtype and on its device."""
-        strides = [tuple(map(float, stride)) for stride in self.generator.strides]
-        bases = [base.to(like) for base in self.generator.base_anchors]
+        self.strides = [tuple(map(float, stride)) for stride in self.generator.strides]
+        bases = self.generator.base_anchors
         centres = [(base[0, :2] + base[0, 2:]) / 2 for base in bases]
-        cells = [b - c.repeat(2) for b, c in zip(bases, centres, strict=True)]
+        self.cells = [b - c.repeat(2) for b, c in zip(bases, centres, strict=True)]
         offsets = {
             round(float(c[d]) / stride[d], 6)
-            for c, stride in zip(centres, strides, strict=True)
+            for c, stride in zip(centres, self.strides, strict=True)
             for d in (0, 1)
         }
         if len(offsets) > 1:
-            raise unsupported("anchors whose centres have no common offset")
-        return AnchorGrid(cells, strides, offsets.pop())
+            raise unsupported("anchors whose centres are not at one offset in all cells")
+        self.offset = offsets.pop()
+
+    def grid(self, like: Tensor) -> AnchorGrid:
+        """The anchors in the tensor's dtype and on its device."""
+        return AnchorGrid([cell.to(like) for cell in self.cells], self.strides, self.offset)
 
     def decode(self, priors: Tensor, raw: Tensor, _strides: Tensor) -> Tensor:
         """(A, 4) predictions -> (A, 4) XYXY boxes."""

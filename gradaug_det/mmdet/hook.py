@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -96,8 +96,9 @@ class GradAugHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Forgets the detector."""
-        runner.model.__dict__.pop("train_step", None)
-        self._network = None
+        if self._network is not None:
+            runner.model.__dict__.pop("train_step", None)
+            self._network = None
 
     # ---- the step -----------------------------------------------------------------------------
 
@@ -186,11 +187,14 @@ def _check_engine(runner: Runner) -> None:
             "optim_wrapper",
             f"is a {type(optim).__name__}; GradAugHook needs one OptimWrapper (or AmpOptimWrapper)",
         )
-    if is_model_wrapper(model) and not isinstance(model, DistributedDataParallel):
+    whole = isinstance(model, DistributedDataParallel)
+    if is_model_wrapper(model) and (
+        not whole or isinstance(model, MMSeparateDistributedDataParallel)
+    ):
         raise ConfigError(
             "model_wrapper_cfg",
-            f"is {type(model).__name__}, which shards or replicates parameters that sub-networks "
-            "are slices of; GradAugHook works with MMDistributedDataParallel and without a wrapper",
+            f"is {type(model).__name__}, which splits the detector that sub-networks are slices "
+            "of; GradAugHook works with MMDistributedDataParallel and without a wrapper",
         )
     if "train_step" in vars(model):
         raise ConfigError(

@@ -2,6 +2,17 @@
 
 ``onedl-mmengine``, ``onedl-mmcv`` and ``onedl-mmdetection`` are the maintained continuations; they
 have the import names, the classes and the config layout of MMEngine, MMCV 2 and MMDetection 3.
+
+Where upstream's last releases (mmengine 0.10.7, mmcv 2.1, mmdet 3.3) differ on a training's path,
+none of it in what this package calls or wraps (``OptimWrapper.update_params/backward/scale_loss``,
+``train_step``, the detectors' ``loss`` and the heads' ``forward`` are the same lines):
+
+- ``mmdet`` 3.3 asserts ``mmcv < 2.2`` at import; the continuation does not.
+- ``IterBasedTrainLoop`` 0.10.7 resumes by loading and dropping data, the continuation skips
+  in the sampler.
+- ``AmpOptimWrapper`` 0.10.7 takes ``GradScaler`` from ``torch.cuda.amp``, the continuation from
+  ``torch.amp``; the attribute ``loss_scaler`` and its use are the same.
+- Resuming with 0.10.7 needs torch < 2.6, whose ``torch.load`` still reads its checkpoints.
 """
 
 from __future__ import annotations
@@ -11,11 +22,8 @@ import re
 from gradaug_det.errors import GradAugError
 
 SUPPORTED = {"mmengine": ((0, 7, 1), (1, 0)), "mmcv": ((2, 0), (3, 0)), "mmdet": ((3, 0), (4, 0))}
-"""Import name -> lowest supported version and the first that is not.
-
-MMEngine before 0.7.1 neither calls ``OptimWrapper.backward`` through the instance in every wrapper
-nor knows custom train steps; MMDetection 2 has no ``data_samples``.
-"""
+"""Import name -> lowest supported version and the first that is not: MMDetection 3's own range of
+MMEngine and MMCV, whose 2.3 is allowed too. MMDetection 2 has no ``data_samples``."""
 
 
 def parse_version(text: str) -> tuple[int, ...]:

@@ -33,10 +33,11 @@ BASES = {
     "fcos": "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
     "atss": "atss/atss_r50_fpn_1x_coco.py",
     "detr": "detr/detr_r50_8xb2-150e_coco.py",
-    "mask2former": "mask2former/mask2former_r50_8xb2-lsj-50e_coco.py",
 }
 NUM_CLASSES = 3
 FPN_CHANNELS = 16
+HOOK = dict(num_subnets=2, min_width=0.7, flip_prob=0.5, seed=5)
+PLAIN_SGD = dict(optimizer=dict(type="SGD", lr=1.0))
 
 
 @functools.cache
@@ -240,3 +241,9 @@ def assert_same(one, two):
     assert one.keys() == two.keys()
     different = [name for name in one if not torch.equal(one[name], two[name])]
     assert not different, different[:5]
+
+
+def train(model, tmp_path, hook=None, **kwargs):
+    runner = make_runner(model, tmp_path, hook, **kwargs)
+    runner.train()
+    return runner

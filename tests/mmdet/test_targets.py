@@ -186,6 +186,10 @@ DOUBLE_HEAD = dict(
             "the anchor generator LegacyAnchorGenerator",
         ),
         (
+            dict(rpn_head=dict(anchor_generator=dict(centers=[(1, 1)] * 5))),
+            "anchors whose centres are not at one offset",
+        ),
+        (
             dict(roi_head=dict(bbox_head=dict(loss_cls=dict(use_sigmoid=True)))),
             "a box head without softmax scores",
         ),
