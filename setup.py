@@ -15,7 +15,14 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["gradaug_det", "gradaug_det.*"]),
     package_data={"gradaug_det": ["datasets/data/*", "evaluation/templates/*"]},
-    install_requires=["torch>=2.1", "torchvision>=0.16", "numpy", "pillow", "safetensors", "tqdm"],
+    install_requires=[
+        "torch>=2.1",
+        "torchvision>=0.16",
+        "numpy",
+        "pillow>=10.1",
+        "safetensors",
+        "tqdm",
+    ],
     extras_require={
         # Detectron2 itself is installed from its repository, or by tools/install_detectron2.py.
         "detectron2": [

@@ -13,8 +13,8 @@ class ConfigError(GradAugError, ValueError):
         problem: the rest of the sentence: values allowed, value given, what to do.
     """
 
-    def __init__(self, key: str, problem: str = "") -> None:
-        super().__init__(f"{key} {problem}".strip())
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key} {problem}")
         self.key, self.problem = key, problem
 
     def __reduce__(self) -> tuple:

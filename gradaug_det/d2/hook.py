@@ -192,20 +192,24 @@ def _call_after_backward(engine: Any, callback: Callable[[], None]) -> Callable[
     """Has the engine call ``callback`` between backward and step; returns what undoes it.
 
     Detectron2 main calls ``engine.after_backward`` there (of the inner trainer, whose hooks a
-    DefaultTrainer's are not), 0.6 calls ``engine._write_metrics``, in both of its trainers.
+    DefaultTrainer's are not), 0.6 calls ``engine._write_metrics``, in both of its trainers. Both
+    are used where there are both: users' own ``run_step`` often has the second only.
     """
-    name = next((n for n in ("after_backward", "_write_metrics") if hasattr(engine, n)), None)
-    if name is None:
+    names = [name for name in ("after_backward", "_write_metrics") if hasattr(engine, name)]
+    if not names:
         raise GradAugError(
             f"{engine.__class__.__name__} is not one of Detectron2's trainers: derive it from "
             "SimpleTrainer, or call the hook's run_sub_networks() between backward and step"
         )
-    original = getattr(engine, name)
 
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        callback()
-        return result
+    def then_callback(original: Callable) -> Callable:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            callback()
+            return result
 
-    setattr(engine, name, wrapped)
-    return lambda: delattr(engine, name)
+        return wrapped
+
+    for name in names:
+        setattr(engine, name, then_callback(getattr(engine, name)))
+    return lambda: [delattr(engine, name) for name in names]

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def load_garments(
         DataError: a file is missing, damaged or of another format.
     """
     if split not in _SPLIT_ALIASES:
-        raise ConfigError(f"split={split!r} is unknown; use one of {sorted(_SPLIT_ALIASES)}")
+        raise ConfigError("split", f"{split!r} is unknown; use one of {sorted(_SPLIT_ALIASES)}")
     split = _SPLIT_ALIASES[split]
     if fashion_mnist is not None:
         return _load_idx_split(Path(fashion_mnist), split)
@@ -98,14 +99,8 @@ def build_garments(fashion_mnist: str | Path, out: str | Path) -> Path:
         arrays[f"{split}_labels"] = labels[chosen]
         arrays[f"{split}_index"] = chosen.astype(np.uint16 if len(labels) < 65536 else np.uint32)
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # A name beside the target, so that an interrupted run leaves the old file whole.
-    partial = out.with_name(out.name + ".partial")
-    try:
+    with atomic_path(out) as partial:
         _write_npz(partial, arrays)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
     logger.info(
         "Wrote %s: %d train and %d test garments, %.2f MB.",
         out,

@@ -109,7 +109,7 @@ def mask_to_rle(mask: np.ndarray, compressed: bool) -> dict[str, Any]:
         from pycocotools import mask as coco_mask
     except ImportError as error:
         raise ConfigError(
-            "Compressed run lengths need pycocotools: install it, or use segmentation='polygon'"
+            "segmentation", "needs pycocotools unless it is 'polygon': install it, or use that"
         ) from error
     packed = coco_mask.frPyObjects(rle, *mask.shape)
     return {"size": rle["size"], "counts": packed["counts"].decode("ascii")}

@@ -111,15 +111,19 @@ def _check_arguments(
 ) -> None:
     for name, value, least in (("train", train, 1), ("val", val, 1), ("seed", seed, 0)):
         if value < least:
-            raise ConfigError(f"{name}={value} is out of range; use {least} or more")
+            raise ConfigError(name, f"{value} is out of range; use {least} or more")
     if jobs < 1:
-        raise ConfigError(f"jobs={jobs} is out of range; use 1 or more")
+        raise ConfigError("jobs", f"{jobs} is out of range; use 1 or more")
     if max(train, val) >= _FIRST_IMAGE_ID["val"]:
-        raise ConfigError(f"train={train}, val={val}: at most 1000000 images a split")
+        raise ConfigError(
+            "train, val", f"{train}, {val} are too many: at most 1000000 images a split"
+        )
     if len(size) != 2 or not all(64 <= side <= 4096 for side in size):
-        raise ConfigError(f"size={size!r} is out of range; use (H, W) with 64..4096 pixels each")
+        raise ConfigError("size", f"{size!r} is out of range; use (H, W) with 64..4096 pixels each")
     if segmentation not in SEGMENTATIONS:
-        raise ConfigError(f"segmentation={segmentation!r} is unknown; use one of {SEGMENTATIONS}")
+        raise ConfigError(
+            "segmentation", f"{segmentation!r} is unknown; use one of {SEGMENTATIONS}"
+        )
 
 
 @dataclass(frozen=True)

@@ -186,13 +186,14 @@ def render_garment_crops(
     images, labels = np.asarray(images), np.asarray(labels)
     if images.shape != (len(labels), GARMENT_SIDE, GARMENT_SIDE) or images.dtype != np.uint8:
         raise ConfigError(
-            f"images are {images.dtype} {images.shape} for {len(labels)} labels; "
-            "they must be uint8 (N, 28, 28)"
+            "images",
+            f"are {images.dtype} {images.shape} for {len(labels)} labels; "
+            "they must be uint8 (N, 28, 28)",
         )
     if size < 16:
-        raise ConfigError(f"size={size} is too small for a garment; use 16 or more")
+        raise ConfigError("size", f"{size} is too small for a garment; use 16 or more")
     if seed < 0:
-        raise ConfigError(f"seed={seed} is negative; use 0 or more")
+        raise ConfigError("seed", f"{seed} is negative; use 0 or more")
     crops = np.empty((len(labels), 3, size, size), np.uint8)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         rng = np.random.default_rng([seed, _CROP_STREAM, index])

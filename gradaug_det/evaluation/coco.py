@@ -62,7 +62,7 @@ def evaluate_coco(
     unknown = [iou_type for iou_type in iou_types if iou_type not in IOU_TYPES]
     if unknown or isinstance(iou_types, str):
         raise ConfigError(
-            f"iou_types={iou_types!r} is not understood; give a sequence of {list(IOU_TYPES)}"
+            "iou_types", f"{iou_types!r} is not understood; give a sequence of {list(IOU_TYPES)}"
         )
     ground_truth, predictions = load_ground_truth(ground_truth), load_predictions(predictions)
     results = {}
@@ -105,11 +105,11 @@ def run_evaluator(
         DataError: predictions that cannot be scored.
     """
     if backend not in BACKENDS:
-        raise ConfigError(f"backend={backend!r} is unknown; choose one of {list(BACKENDS)}")
+        raise ConfigError("backend", f"{backend!r} is unknown; choose one of {list(BACKENDS)}")
     if max_detections < 10:
         # Recall is reported at 1, 10 and the maximum, which the evaluators sort.
         raise ConfigError(
-            f"max_detections={max_detections} is too small; use 10 or more (COCO: 100)"
+            "max_detections", f"{max_detections} is too small; use 10 or more (COCO: 100)"
         )
     check_scorable(list(predictions), ground_truth, iou_type)
     make_api, evaluator_type = _backend(backend)

@@ -97,11 +97,11 @@ class Report:
     def __post_init__(self) -> None:
         names = [run.name for run in self.runs]
         if not names:
-            raise ConfigError("runs is empty; a report needs at least one RunRecord")
+            raise ConfigError("runs", "is empty; a report needs at least one RunRecord")
         if len(set(names)) < len(names):
-            raise ConfigError(f"runs has the names {names}; each run needs its own")
+            raise ConfigError("runs", f"has the names {names}; each run needs its own")
         if self.baseline not in names:
-            raise ConfigError(f"baseline={self.baseline!r} is not one of the runs {names}")
+            raise ConfigError("baseline", f"{self.baseline!r} is not one of the runs {names}")
 
     @property
     def baseline_method(self) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +30,7 @@ from gradaug_det.evaluation.pictures import (
 )
 from gradaug_det.evaluation.plots import METHOD_COLOURS, training_plots
 from gradaug_det.evaluation.records import Report, RunRecord
+from gradaug_det.files import atomic_path
 
 __all__ = ["Report", "RunRecord", "write_report"]
 
@@ -164,12 +163,5 @@ def _jinja() -> Any:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)  # mkstemp makes it readable by its owner only
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -35,6 +35,7 @@ class MiniPretraining:
 
     Args:
         epochs: passes over the crops.
+        garments: training garments used, at most 4000.
         crop: side of a crop in pixels.
         batch: crops a step.
         lr: peak learning rate of AdamW with one cycle; in so few steps SGD, which the paper
@@ -44,6 +45,7 @@ class MiniPretraining:
     """
 
     epochs: int = 4
+    garments: int = 4000
     crop: int = 64
     batch: int = 32
     lr: float = 1e-3
@@ -87,7 +89,9 @@ def pretrain_mini(out: str | Path, settings: MiniPretraining | None = None) -> d
     classifier = Classifier(model)
     for epoch in range(first, settings.epochs):
         order = np.random.default_rng([settings.seed, epoch]).permutation(len(images))
-        progress = tqdm(range(steps), desc=f"pretraining, epoch {epoch + 1}/{settings.epochs}")
+        progress = tqdm(
+            range(steps), f"pretraining, epoch {epoch + 1}/{settings.epochs}", disable=None
+        )
         for step in progress:
             index = torch.from_numpy(order[step * settings.batch :][: settings.batch])
             batch = _augment(images[index], (settings.seed, epoch, step)), labels[index]
@@ -140,7 +144,7 @@ def _resume(
 
 def _crops(split: str, settings: MiniPretraining) -> tuple[Tensor, Tensor]:
     """(N, 3, size, size) normalised BGR crops and (N,) labels."""
-    garments, labels = load_garments(split)
+    garments, labels = (part[: settings.garments] for part in load_garments(split))
     crops = render_garment_crops(garments, labels, settings.crop, settings.seed)
     images = torch.from_numpy(crops).flip(1).float()  # RGB -> BGR
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))

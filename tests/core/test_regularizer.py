@@ -125,3 +125,21 @@ def test_checkpointed_activations_give_the_same_gradients(network, batch):
         gradaug_step(Classifier(model, "frozen"), batch, SAMPLER.sample(2))
     for (name, ours), theirs in zip(network.named_parameters(), plain.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12), name
+
+
+def test_it_learns_and_sub_networks_learn_with_it():
+    """A few steps on one batch: the full network fits it, and so does the narrowest."""
+    torch.manual_seed(0)
+    model = resnet18(num_classes=4).train()
+    classifier, optimizer = Classifier(model), torch.optim.Adam(model.parameters(), 1e-3)
+    batch = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
+    sampler = SubNetworkSampler(2, 0.5, (1.0,), seed=0)
+    history = []
+    for step in range(15):
+        optimizer.zero_grad()
+        losses, results = gradaug_step(classifier, batch, sampler.sample(step))
+        optimizer.step()
+        history.append((losses["loss_cls"].item(), results[-1].total.item()))
+    assert history[-1][0] < 0.2 * history[0][0]
+    with torch.no_grad(), at_width(model, 0.5, "batch"):
+        assert (model(batch[0]).argmax(1) == batch[1]).float().mean() >= 0.75
