@@ -61,6 +61,7 @@ class GradAugHook(Hook):
         except ConfigError as error:
             raise ConfigError(f"GradAugHook.{error.key}", error.problem) from None
         self._network: GradAugDetector | None = None
+        self._results: list[SubNetworkLosses] = []
 
     # ---- MMEngine's hook methods --------------------------------------------------------------
 
@@ -93,6 +94,22 @@ class GradAugHook(Hook):
                 return model.train_step(*args, **kwargs)
 
         model.train_step = train_step
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | tuple | list | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Logs the step: here, so that the detector's own losses come first in MMEngine's line."""
+        results, self._results = self._results, []
+        if not results:
+            return
+        _record(runner, results)
+        period = self.options.log_period
+        if period and (runner.iter + 1) % period == 0:
+            runner.logger.info("GradAug iter %d: %s", runner.iter + 1, _summary(results))
 
     def after_train(self, runner: Runner) -> None:
         """Forgets the detector."""
@@ -159,11 +176,7 @@ class GradAugHook(Hook):
             results = sub_network_passes(self._network, batch, calls, subs, again)
             if isinstance(runner.model, DistributedDataParallel) and optim.should_update():
                 _synchronize(runner.model)
-            step.done = True
-            _record(runner, results)
-            period = self.options.log_period
-            if period and (runner.iter + 1) % period == 0:
-                runner.logger.info("GradAug iter %d: %s", runner.iter + 1, _summary(results))
+            step.done, self._results = True, results
 
         return backward
 
