@@ -108,7 +108,8 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50),
     dict(type="MultiStepLR", by_epoch=False, begin=0, end=450, milestones=[350], gamma=0.1),
 ]
-optim_wrapper = dict(optimizer=dict(lr=0.02))
+# Gradients of all passes together are clipped: short schedules on a small backbone are jumpy.
+optim_wrapper = dict(optimizer=dict(lr=0.01), clip_grad=dict(max_norm=5.0))
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2),
