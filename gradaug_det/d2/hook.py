@@ -145,6 +145,8 @@ class GradAugHook(HookBase):
         self._step.close()
         if isinstance(self._model, DistributedDataParallel):
             average_gradients(self._model)
+            # no_sync also held back the buffers that a DDP with broadcast_buffers sends out.
+            self._model.require_forward_param_sync = True
         self._done = True
         self._log(results)
 
