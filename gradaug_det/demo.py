@@ -44,8 +44,8 @@ class DemoSettings:
 
     train: int = 400
     val: int = 200
-    iterations: int = 240
-    pretraining: MiniPretraining = field(default_factory=lambda: MiniPretraining(epochs=4, crop=48))
+    iterations: int = 200
+    pretraining: MiniPretraining = field(default_factory=lambda: MiniPretraining(epochs=3, crop=48))
     seed: int = 1
     opts: tuple[str, ...] = ()
 
@@ -81,7 +81,7 @@ def run_demo(
     pretrained = pretrain_mini(backbone, settings.pretraining)
     say(f"    {pretrained['top1']:.1f} % of held-out garments right")
     runs, commands = [], []
-    for step, (name, minutes) in enumerate((("plain", 3), ("gradaug", 6)), start=3):
+    for step, (name, minutes) in enumerate((("plain", 2), ("gradaug", 5)), start=3):
         say(
             f"{step}/4 {LABELS[name].lower()}, {settings.iterations} iterations "
             f"(about {minutes} minutes on 2 cores)"

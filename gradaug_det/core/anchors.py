@@ -16,9 +16,11 @@ from torch import Tensor
 
 from gradaug_det.core.transforms import BatchTransform, Size
 
-MIN_SHAPE_IOU = 0.45
-"""Anchors whose nearest shape overlaps less (with a common centre) have no soft target. Levels one
-octave apart overlap at least 0.5 at any scale in between; beyond the pyramid's ends they do not."""
+MIN_SHAPE_IOU = 0.7
+"""Anchors whose nearest shape overlaps less (with a common centre) have no soft target. It is the
+overlap from which an RPN calls an anchor positive: a nearest anchor further away, as halfway
+between two levels an octave apart, answers for objects of another size, and its objectness
+contradicts the labels."""
 
 
 @dataclass(frozen=True)
