@@ -174,10 +174,8 @@ base = LazyConfig.load({config!r})
 model, dataloader, optimizer = base.model, base.dataloader, base.optimizer
 lr_multiplier, train, gradaug = base.lr_multiplier, base.train, base.gradaug
 
-model.backbone.bottom_up.norm = "GN"
+model.backbone.bottom_up.stem.norm = "GN"
 model.backbone.bottom_up.stages.norm = "GN"
-model.backbone.bottom_up.stages.depth = 50
-model.backbone.out_channels = 32
 model.backbone.norm = ""
 train.device = "cpu"
 train.init_checkpoint = ""
@@ -191,6 +189,7 @@ dataloader.train.total_batch_size = 1
 dataloader.train.mapper.augmentations = dataloader.train.mapper.augmentations[:1]
 dataloader.train.mapper.augmentations[0].short_edge_length = 64
 dataloader.train.mapper.augmentations[0].max_size = 96
+del dataloader["evaluator"]
 gradaug.num_subnets = 1
 gradaug.scales = [0.75]
 """
