@@ -16,11 +16,10 @@ from torch import Tensor
 
 from gradaug_det.core.transforms import BatchTransform, Size
 
-MIN_SHAPE_IOU = 0.7
-"""Anchors whose nearest shape overlaps less (with a common centre) have no soft target. It is the
-overlap from which an RPN calls an anchor positive: a nearest anchor further away, as halfway
-between two levels an octave apart, answers for objects of another size, and its objectness
-contradicts the labels."""
+MIN_SHAPE_IOU = 0.55
+"""Anchors whose nearest shape overlaps less (with a common centre) have no soft target. Halfway
+between two levels an octave apart the overlap is 0.5: an anchor that far away answers for objects
+of another size, and its objectness contradicts the labels."""
 
 
 @dataclass(frozen=True)

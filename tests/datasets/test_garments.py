@@ -29,7 +29,7 @@ def test_no_garment_is_in_both_splits():
 
 
 def test_an_unknown_split_is_named():
-    with pytest.raises(ConfigError, match=r"split='dev'.*'test', 'train', 'val'"):
+    with pytest.raises(ConfigError, match=r"split 'dev'.*'test', 'train', 'val'"):
         load_garments("dev")
 
 

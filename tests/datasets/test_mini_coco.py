@@ -200,11 +200,11 @@ def test_contact_sheet_has_a_tile_for_each_of_the_first_images(mini_coco):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": 0}, "train=0"),
-        ({"val": -1}, "val=-1"),
-        ({"seed": -1}, "seed=-1"),
-        ({"jobs": 0}, "jobs=0"),
-        ({"size": (32, 256)}, r"size=\(32, 256\).*64\.\.4096"),
+        ({"train": 0}, "train 0"),
+        ({"val": -1}, "val -1"),
+        ({"seed": -1}, "seed -1"),
+        ({"jobs": 0}, "jobs 0"),
+        ({"size": (32, 256)}, r"size \(32, 256\).*64\.\.4096"),
         ({"segmentation": "bitmap"}, r"'bitmap'.*'polygon', 'rle', 'mixed'"),
     ],
 )

@@ -36,8 +36,8 @@ def test_crops_show_the_garment(garments):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 8}, "size=8"),
-        ({"seed": -1}, "seed=-1"),
+        ({"size": 8}, "size 8"),
+        ({"seed": -1}, "seed -1"),
         ({"labels": np.zeros(3)}, r"uint8 \(N, 28, 28\)"),
         ({"images": np.zeros((2, 28, 28))}, r"float64 \(2, 28, 28\)"),
     ],
