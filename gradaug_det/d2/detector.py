@@ -13,6 +13,7 @@ from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.slimming import slim_plan
 from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.batch import Batch, transform_batch
 from gradaug_det.d2.targets import Calls, soft_targets
@@ -31,8 +32,6 @@ class GradAugDetector:
     """
 
     def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:
-        from gradaug_det.core.slimming import slim_plan
-
         self.module, self.options = detector, options
         self.backbone = detector_backbone(detector)
         self.subnet_norm = options.subnet_norm
