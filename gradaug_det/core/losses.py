@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _precise(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Under autocast losses are computed in float32, as PyTorch's own are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -29,15 +29,15 @@ def class_kl(logits: Tensor, target_logits: Tensor) -> Tensor:
     Returns:
         A scalar; 0 for N = 0.
     """
-    target = _precise(target_logits.detach()).softmax(dim=1)
-    log_probability = _precise(logits).log_softmax(dim=1)
+    target = at_least_float32(target_logits.detach()).softmax(dim=1)
+    log_probability = at_least_float32(logits).log_softmax(dim=1)
     total = F.kl_div(log_probability, target, reduction="sum")
     return total / max(1, logits.shape[0])
 
 
 def bernoulli_kl(logits: Tensor, target_logits: Tensor) -> Tensor:
     """Elementwise KL between the Bernoulli distributions of two arrays of logits."""
-    logits, target_logits = _precise(logits), _precise(target_logits.detach())
+    logits, target_logits = at_least_float32(logits), at_least_float32(target_logits.detach())
     target = target_logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     entropy = F.binary_cross_entropy_with_logits(target_logits, target, reduction="none")
@@ -49,7 +49,7 @@ def confidence(target_logits: Tensor) -> Tensor:
 
     An untrained RPN gives every anchor p = 0.5; its box deltas there mean nothing.
     """
-    return (2 * _precise(target_logits.detach()).sigmoid() - 1).clamp(min=0)
+    return (2 * at_least_float32(target_logits.detach()).sigmoid() - 1).clamp(min=0)
 
 
 def objectness_kl(
@@ -62,7 +62,7 @@ def objectness_kl(
         normalizer: sampled anchors of the batch, as in the RPN's own loss. The expected number of
             objects replaces it where it is larger (an untrained RPN believes in every anchor).
     """
-    target = _precise(target_logits.detach()).sigmoid()
+    target = at_least_float32(target_logits.detach()).sigmoid()
     expected = (target * valid).sum()
     total = (bernoulli_kl(logits, target_logits) * valid).sum()
     return total / expected.clamp(min=max(1.0, normalizer))
@@ -78,8 +78,10 @@ def expected_box_l1(
         weights: (...) probability of the foreground (class) that the deltas belong to.
         normalizer: what the sum is divided by; at least 1 is used.
     """
-    distance = (_precise(deltas) - _precise(target_deltas.detach())).abs().sum(dim=-1)
-    total = (distance * _precise(weights.detach())).sum()
+    distance = (
+        (at_least_float32(deltas) - at_least_float32(target_deltas.detach())).abs().sum(dim=-1)
+    )
+    total = (distance * at_least_float32(weights.detach())).sum()
     return total / torch.as_tensor(normalizer, device=total.device).clamp(min=1.0)
 
 
@@ -90,7 +92,7 @@ def class_box_l1(deltas: Tensor, target_deltas: Tensor, target_logits: Tensor) -
         deltas, target_deltas: (R, K * 4), or (R, 4) for class-agnostic regression.
         target_logits: (R, K + 1) class logits of the full network, background last.
     """
-    foreground = _precise(target_logits.detach()).softmax(dim=1)[:, :-1]
+    foreground = at_least_float32(target_logits.detach()).softmax(dim=1)[:, :-1]
     deltas, target_deltas = (x.reshape(len(x), x.shape[1] // 4, 4) for x in (deltas, target_deltas))
     if deltas.shape[1] == 1:
         foreground = foreground.sum(dim=1, keepdim=True)
@@ -130,7 +132,7 @@ def quality_focal(
     Source: the quality focal loss (Li et al., Generalized Focal Loss, 2020, eq. 3) carries focal
         loss over to soft labels.
     """
-    target = _precise(target_logits.detach()).sigmoid()
-    modulation = (_precise(logits).sigmoid() - target).abs().pow(gamma)
+    target = at_least_float32(target_logits.detach()).sigmoid()
+    modulation = (at_least_float32(logits).sigmoid() - target).abs().pow(gamma)
     total = (modulation * bernoulli_kl(logits, target_logits) * valid[..., None]).sum()
     return total / torch.as_tensor(normalizer, device=total.device).clamp(min=1.0)

@@ -111,11 +111,6 @@ class PointGeometry:
         return torch.cat([centres - raw[:, :2], centres + raw[:, 2:]], dim=1)
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Half precision is too coarse for pixels and for sums over all anchors."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def _plain(boxes: Any) -> Tensor:
     return getattr(boxes, "tensor", boxes)
 
@@ -166,7 +161,7 @@ class DenseTargets:
         else:
             gamma = head.loss_cls.gamma
             # Focal weights: at its prior of 0.01 a thousand background anchors count as one object.
-            weights = _wide(target).sigmoid().amax(dim=-1).pow(gamma) * valid
+            weights = soft.at_least_float32(target).sigmoid().amax(dim=-1).pow(gamma) * valid
             normalizer = weights.sum().clamp(min=factor)
             losses["cls"] = soft.quality_focal(logits, target, valid, normalizer, gamma)
         losses["cls"] = losses["cls"] * head.loss_cls.loss_weight
@@ -174,7 +169,9 @@ class DenseTargets:
             ours, theirs = pair["centerness"], pair["target_centerness"]
             difference = (soft.bernoulli_kl(ours, theirs) * weights).sum() / normalizer
             losses["centerness"] = difference * head.loss_centerness.loss_weight
-            weights = weights * _wide(theirs).sigmoid()  # as in the head's own box loss
+            weights = (
+                weights * soft.at_least_float32(theirs).sigmoid()
+            )  # as in the head's own box loss
             normalizer = weights.sum().clamp(min=factor)
         losses["box"] = self._box_loss(pair, weights, normalizer)
         return losses
@@ -206,7 +203,7 @@ class DenseTargets:
             ``target_centerness`` (N, A').
         """
         full_shapes, sub_shapes = ([tuple(s.shape[-2:]) for s in outs[0]] for outs in (full, sub))
-        like = _wide(full[1][0])
+        like = soft.at_least_float32(full[1][0])
         grid = self.geometry.grid(like)
         priors, full_priors = grid.anchors(sub_shapes), grid.anchors(full_shapes)
         full_flat, sub_flat = (self._flatten(outs) for outs in (full, sub))
