@@ -21,6 +21,7 @@ setup(
         "numpy",
         "pillow>=10.1",
         "safetensors",
+        "pooch",
         "tqdm",
     ],
     extras_require={
@@ -44,7 +45,8 @@ setup(
             "onedl-mmcv>=2.3.6",
             "onedl-mmdetection>=3.5.1",
         ],
-        "pretrain": ["tensorboard"],
+        "pretrain": ["lightning-fabric>=2.2", "pyyaml", "tensorboard"],
+        "gdrive": ["gdown>=5.2"],  # the authors' published weights
         "dev": ["pytest", "pytest-timeout", "ruff", "pre-commit"],
     },
     entry_points={"console_scripts": ["gradaug-det = gradaug_det.cli:main"]},
