@@ -14,6 +14,7 @@ custom_hooks = [
         min_width=0.9,  # alpha: the smallest width multiplier
         scales=(1.0, 0.857, 0.714, 0.571),  # the ratios of 224, 192, 160 and 128 pixels
         flip_prob=0.0,  # probability that a sub-network sees the batch mirrored
+        block_survival=1.0,  # probability of keeping the last residual branch; 1: width alone
         supervision="soft",  # soft: outputs of the full network; labels: ground truth; both
         soft_weight=1.0,
         labels_weight=1.0,

@@ -24,6 +24,8 @@ class GradAugOptions:
         min_width: alpha, the smallest width multiplier, in (0, 1].
         scales: image scales that sub-networks choose from, relative to the batch, in (0, 4].
         flip_prob: probability of mirroring a sub-network's batch, in [0, 1].
+        block_survival: probability that a sub-network keeps the backbone's last residual branch,
+            in [0, 1]; 1 keeps all. See :mod:`gradaug_det.core.depth`.
         supervision: what sub-networks learn from: ``soft`` (the full network's outputs, as in the
             paper), ``labels`` (the detector's own losses on the transformed batch) or ``both``.
         soft_weight, labels_weight: factors of the two kinds of losses, at least 0.
@@ -40,6 +42,7 @@ class GradAugOptions:
     min_width: float = 0.9
     scales: Sequence[float] = (1.0, 0.857, 0.714, 0.571)
     flip_prob: float = 0.0
+    block_survival: float = 1.0
     supervision: str = "soft"
     soft_weight: float = 1.0
     labels_weight: float = 1.0
@@ -72,7 +75,12 @@ class GradAugOptions:
     def sampler(self) -> SubNetworkSampler:
         """The sampler of this training's sub-networks."""
         return SubNetworkSampler(
-            self.num_subnets, self.min_width, self.scales, self.flip_prob, self.seed
+            self.num_subnets,
+            self.min_width,
+            self.scales,
+            self.flip_prob,
+            self.seed,
+            self.block_survival,
         )
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gradaug_det.core.depth import at_depth
 from gradaug_det.core.sampling import SubNetwork, isolated_rng
 from gradaug_det.core.slimming import at_width, untouched_statistics
 from gradaug_det.errors import NonFiniteLossError
@@ -88,6 +89,7 @@ def sub_network_passes(
         with (
             untouched_statistics(network.module),
             at_width(network.backbone, sub.width, network.subnet_norm),
+            at_depth(network.backbone, sub.block_survival, sub.seed),
             isolated_rng(sub.seed + _rank(), next(network.module.parameters()).device),
         ):
             losses = network.sub_network_pass(batch, soft_target, sub)

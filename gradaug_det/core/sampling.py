@@ -29,7 +29,9 @@ class SubNetwork:
     width: float
     transform: BatchTransform
     seed: int = 0
-    """Of the random numbers that the pass itself draws (proposal sampling, dropout)."""
+    """Of the random numbers that the pass itself draws (skipped blocks, proposal sampling)."""
+    block_survival: float = 1.0
+    """Probability that its last residual branch is kept; see :mod:`gradaug_det.core.depth`."""
 
 
 def stable_seed(*parts: object) -> int:
@@ -49,6 +51,8 @@ class SubNetworkSampler:
         scales: image scales to choose from, relative to the batch (1 keeps its size), in (0, 4].
         flip_prob: probability that a sub-network sees the batch mirrored left to right, in [0, 1].
         seed: the same seed samples the same sub-networks.
+        block_survival: probability that a sub-network keeps the last residual branch, in [0, 1];
+            1 keeps all. With ``min_width`` 1 sub-networks differ by depth alone.
 
     Raises:
         ConfigError: names the argument, its value and the values allowed.
@@ -59,6 +63,7 @@ class SubNetworkSampler:
     scales: Sequence[float] = (1.0, 0.857, 0.714, 0.571)
     flip_prob: float = 0.0
     seed: int = 0
+    block_survival: float = 1.0
 
     def __post_init__(self) -> None:
         check_integer("num_subnets", self.num_subnets, low=0)
@@ -72,6 +77,7 @@ class SubNetworkSampler:
             check_number("scales", scale, high=4.0, above=0.0)
         check_number("flip_prob", self.flip_prob, high=1.0)
         check_integer("seed", self.seed)
+        check_number("block_survival", self.block_survival, high=1.0)
 
     def sample(self, iteration: int) -> list[SubNetwork]:
         """The sub-networks of one step, in the order in which they run."""
@@ -85,7 +91,8 @@ class SubNetworkSampler:
         if index == self.num_subnets - 1:
             width = self.min_width
         noise = stable_seed("noise", self.seed, iteration, index)
-        return SubNetwork(index, float(width), BatchTransform(float(scale), flip), noise)
+        transform = BatchTransform(float(scale), flip)
+        return SubNetwork(index, float(width), transform, noise, float(self.block_survival))
 
 
 @contextmanager

@@ -27,6 +27,8 @@ def add_gradaug_config(cfg: CN) -> None:
     cfg.GRADAUG.SCALES = list(defaults.scales)
     # Probability that a sub-network sees the batch mirrored left to right.
     cfg.GRADAUG.FLIP_PROB = defaults.flip_prob
+    # Probability that a sub-network keeps the last residual branch; 1: sub-networks by width alone.
+    cfg.GRADAUG.BLOCK_SURVIVAL = defaults.block_survival
     # What sub-networks learn from: "soft" (the full network's outputs), "labels" or "both".
     cfg.GRADAUG.SUPERVISION = defaults.supervision
     # Factor of the losses against soft targets.

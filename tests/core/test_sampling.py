@@ -63,6 +63,7 @@ BAD = [
     ("scales", (5.0,), r"\(0, 4\]"),
     ("flip_prob", -0.1, r"\[0, 1\]"),
     ("flip_prob", 1.5, r"\[0, 1\]"),
+    ("block_survival", 1.5, r"\[0, 1\]"),
     ("seed", "1", "an integer"),
 ]
 
