@@ -31,3 +31,7 @@ class UnslimmableError(GradAugError, TypeError):
 
 class DataError(GradAugError, ValueError):
     """A dataset, an annotation or an image cannot be used as it is."""
+
+
+class ZooError(GradAugError):
+    """A zoo entry, its download or a file of weights cannot be used as it is."""

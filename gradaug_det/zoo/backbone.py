@@ -1,0 +1,185 @@
+"""Backbone files that describe themselves: safetensors with what a detector must know of them.
+
+A file holds a ResNet's tensors under torchvision's names, and under the metadata key
+``gradaug_det`` a :class:`BackboneInfo` as JSON. Files come from anywhere, so nothing in them is
+believed before it is checked, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gradaug_det.errors import ZooError
+from gradaug_det.files import atomic_path
+from gradaug_det.zoo.info import BackboneInfo, require, shown
+
+METADATA_KEY = "gradaug_det"
+MAX_FILE_BYTES = 2 * 2**30  # the largest ResNet of torchvision has 0.5 GB in float32
+MAX_METADATA_CHARS = 64 * 2**10
+_FLOATS = ("F16", "BF16", "F32", "F64")
+_WAY_OUT = "write the file with gradaug_det.zoo.backbone.save_backbone"
+
+
+def save_backbone(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    info: BackboneInfo,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write a backbone file, whole or not at all.
+
+    Args:
+        state: tensors under torchvision's names, with or without ``fc``; ``num_batches_tracked``
+            is left out.
+        dtype: of the tensors in the file.
+
+    Raises:
+        ZooError: the tensors are not those of ``info.architecture``, or not finite in ``dtype``.
+    """
+    path = Path(path)
+    state = {name: tensor for name, tensor in state.items() if not _is_counter(name)}
+    check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, info)
+    saved = {name: t.detach().to("cpu", dtype).contiguous() for name, t in state.items()}
+    _check_finite(saved, f"a value that is not finite in {dtype}; give dtype=torch.float32")
+    text = json.dumps(info.to_dict(), allow_nan=False)
+    require(
+        len(text) <= MAX_METADATA_CHARS,
+        f"the description must have at most {MAX_METADATA_CHARS} characters; shorten recipe",
+        len(text),
+    )
+    with atomic_path(path) as temporary:
+        save_file(saved, temporary, metadata={METADATA_KEY: text, "format": "pt"})
+    return path
+
+
+def read_info(path: str | Path) -> BackboneInfo:
+    """A backbone file's description, without its tensors.
+
+    Raises:
+        ZooError: the file is not a backbone file; the sentence says what to do.
+    """
+    with _open(Path(path)) as file:
+        return _info(file)
+
+
+def read_backbone(path: str | Path) -> tuple[dict[str, Tensor], BackboneInfo]:
+    """A backbone file's tensors, float32 on the CPU, and its description.
+
+    Raises:
+        ZooError: the file is not a backbone file, lacks tensors, or has shapes that are not its
+            architecture's, or values that are not finite; the sentence says what to do.
+    """
+    with _open(Path(path)) as file:
+        info = _info(file)
+        names = [name for name in file.keys() if not _is_counter(name)]  # noqa: SIM118 (no dict)
+        # Shapes are in the header: a wrong file is refused before its tensors take memory.
+        check_shapes({name: tuple(file.get_slice(name).get_shape()) for name in names}, info)
+        for name in names:
+            kind = file.get_slice(name).get_dtype()
+            require(kind in _FLOATS, f"{name} must be one of {', '.join(_FLOATS)}", kind)
+        state = {name: file.get_tensor(name).float() for name in names}
+        _check_finite(state, "a value that is not finite; take another copy of the file")
+        return state, info
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], info: BackboneInfo) -> None:
+    """Compare names and shapes with torchvision's own network of that architecture.
+
+    ``fc`` may be absent and may have any number of classes. torchvision has no deep stem: there
+    the stem and the shortcuts, which a ResNet-D has otherwise, are not compared.
+
+    Raises:
+        ZooError: a tensor is missing, unknown or has another shape.
+    """
+    expected = _torchvision_shapes(info.architecture)
+    if info.stem == "deep":
+        expected = {name: s for name, s in expected.items() if not _differs_in_deep(name)}
+        shapes = {name: s for name, s in shapes.items() if not _differs_in_deep(name)}
+    if not any(name.startswith("fc.") for name in shapes):
+        expected = {name: s for name, s in expected.items() if not name.startswith("fc.")}
+    classes = shapes.get("fc.bias", (0,))[:1]
+    missing = [name for name in expected if name not in shapes]
+    if missing:
+        raise ZooError(
+            f"{len(missing)} tensors of {info.architecture} are missing, such as {missing[0]!r}; "
+            "the names must be torchvision's"
+        )
+    for name, shape in shapes.items():
+        if name not in expected:
+            raise ZooError(
+                f"the tensor {shown(name)} is not one of {info.architecture}; "
+                "the names must be torchvision's"
+            )
+        wanted = (*classes, *expected[name][1:]) if name.startswith("fc.") else expected[name]
+        if tuple(shape) != wanted:
+            raise ZooError(
+                f"{name} has shape {tuple(shape)}, {info.architecture}'s is {wanted}; "
+                "correct the architecture in the description or take another file"
+            )
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[safe_open]:
+    """An open safetensors file; whatever is wrong with it is told with its path."""
+    try:
+        if not path.is_file():
+            raise ZooError("there is no such file; `gradaug-det zoo list` names the zoo's")
+        if (size := path.stat().st_size) > MAX_FILE_BYTES:
+            raise ZooError(f"{size} bytes; a backbone has at most {MAX_FILE_BYTES}")
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except ZooError as error:
+        raise ZooError(f"{path}: {error}") from None
+    except SafetensorError as error:
+        raise ZooError(
+            f"{path}: not a safetensors file, or a damaged one ({shown(str(error))}); remove it "
+            "and fetch it again, or convert a checkpoint with `gradaug-det zoo convert`"
+        ) from None
+
+
+def _info(file: safe_open) -> BackboneInfo:
+    text = (file.metadata() or {}).get(METADATA_KEY)
+    if text is None:
+        raise ZooError(f"no metadata {METADATA_KEY!r}, so its input is unknown; {_WAY_OUT}")
+    if len(text) > MAX_METADATA_CHARS:
+        raise ZooError(f"metadata of {len(text)} characters; at most {MAX_METADATA_CHARS}")
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ZooError(f"metadata {METADATA_KEY!r} is not JSON ({error}); {_WAY_OUT}") from None
+    try:
+        return BackboneInfo.from_dict(data)
+    except ZooError as error:
+        raise ZooError(f"metadata {METADATA_KEY!r}: {error}; {_WAY_OUT}") from None
+
+
+@cache
+def _torchvision_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
+    from torchvision import models
+
+    with torch.device("meta"):
+        state = getattr(models, architecture)().state_dict()
+    return {name: tuple(t.shape) for name, t in state.items() if not _is_counter(name)}
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith(".num_batches_tracked")
+
+
+def _differs_in_deep(name: str) -> bool:
+    return name.startswith(("conv1.", "bn1.")) or ".downsample." in name
+
+
+def _check_finite(state: Mapping[str, Tensor], problem: str) -> None:
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise ZooError(f"{name} has {problem}")
