@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tvf
 
-from gradaug_det.core.losses import class_kl
+from gradaug_det.core.losses import at_least_float32, class_kl
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
 
@@ -21,29 +25,41 @@ class Classifier:
     Args:
         backbone: (N, C, H, W) images -> (N, K) logits.
         subnet_norm: the authors train sub-networks on batch statistics.
-        output: key of the logits if the backbone returns a dict (Detectron2's: ``linear``).
+        rotations: angles in degrees that a sub-network's batch may be turned by, beside its scale.
+        label_smoothing: of the full network's cross-entropy.
 
-    Source: GradAug, equation 3 and Algorithm 1.
+    A batch is (N, C, H, W) images and labels: (N,) classes or (N, K) probabilities.
+
+    Source: GradAug, equation 3 and Algorithm 1; section 4.4 for rotations.
     """
 
     backbone: nn.Module
     subnet_norm: str = "batch"
-    output: str | None = None
+    rotations: Sequence[float] = (0.0,)
+    label_smoothing: float = 0.0
 
     @property
     def module(self) -> nn.Module:
         return self.backbone
 
-    def _logits(self, images: Tensor) -> Tensor:
-        output = self.backbone(images)
-        return output if self.output is None else output[self.output]
-
     def full_pass(self, batch: Batch) -> tuple[Losses, Tensor]:
         images, labels = batch
-        logits = self._logits(images)
-        return {"loss_cls": F.cross_entropy(logits, labels)}, logits.detach()
+        logits = at_least_float32(self.backbone(images))
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return {"loss_cls": loss}, logits.detach()
 
     def sub_network_pass(self, batch: Batch, soft_target: Tensor, sub: SubNetwork) -> Losses:
-        images, _ = batch
-        logits = self._logits(sub.transform.image(images))
-        return {"loss_kl": class_kl(logits, soft_target)}
+        images = rotate(sub.transform.image(batch[0]), rotation_of(sub, self.rotations))
+        return {"loss_kl": class_kl(self.backbone(images), soft_target)}
+
+
+def rotation_of(sub: SubNetwork, rotations: Sequence[float]) -> float:
+    """The angle of a sub-network: like its width, a function of (seed, iteration, index)."""
+    return random.Random(f"rotation/{sub.seed}").choice(list(rotations))
+
+
+def rotate(images: Tensor, angle: float) -> Tensor:
+    """Turns (N, C, H, W) images about their middle; whole turns leave them alone."""
+    if angle % 360 == 0:
+        return images
+    return tvf.rotate(images, angle, interpolation=InterpolationMode.BILINEAR)

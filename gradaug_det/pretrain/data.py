@@ -1,0 +1,241 @@
+"""Images for pretraining. What a training sees at step t depends on (seed, t) alone.
+
+Order and augmentation are drawn anew from (seed, epoch, index), not from a generator with a state:
+a resumed training, and one with another number of loader processes, sees the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from gradaug_det.core.sampling import isolated_rng, stable_seed
+from gradaug_det.datasets import CLASS_NAMES, load_garments, render_garment_crops
+from gradaug_det.errors import DataError
+from gradaug_det.pretrain.recipe import DataSettings, Recipe
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+"""ImageNet's, RGB, on the 0-255 scale: those of torchvision and, reversed, of the detectors."""
+
+# ImageNet's colour covariance (Krizhevsky et al., 2012): eigenvalues, and eigenvectors in columns.
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+@dataclass
+class Images:
+    """The images of a recipe.
+
+    Attributes:
+        train: index -> (image, label), not augmented.
+        val: index -> (uint8 (3, H, W), label).
+        classes: their names.
+    """
+
+    train: Dataset
+    val: Dataset
+    classes: list[str]
+
+
+class Lighting(v2.Transform):
+    """PCA lighting noise on uint8 (3, H, W) images.
+
+    The authors' code adds the noise of the 0-1 scale to 0-255 images, where it rounds to nothing;
+    this is Krizhevsky's.
+
+    Args:
+        std: of the noise in units of the eigenvalues.
+    """
+
+    def __init__(self, std: float = 0.1) -> None:
+        super().__init__()
+        self.std = std
+
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        alpha = torch.randn(3) * self.std * torch.tensor(_EIGENVALUES)
+        shift = 255 * torch.tensor(_EIGENVECTORS) @ alpha
+        return (inpt + shift.view(3, 1, 1)).round().clamp(0, 255).to(torch.uint8)
+
+
+def load_images(settings: DataSettings, seed: int) -> Images:
+    """The images that the settings name.
+
+    Raises:
+        DataError: they are not there.
+    """
+    images = _garments(settings) if settings.kind == "garments" else _folders(settings)
+    labels = _labels(images.train)
+    chosen = _share(labels, settings.fraction, seed)
+    if settings.holdout:
+        held = set(_share(labels, settings.holdout, stable_seed("holdout", seed)).tolist())
+        images.val = _Raw(Subset(images.train, sorted(held)), settings.size)
+        chosen = np.array([index for index in chosen if index not in held])
+    images.train = Subset(images.train, chosen.tolist())
+    return images
+
+
+def _garments(settings: DataSettings) -> Images:
+    splits = []
+    # Validation crops are drawn with one seed for all trainings, so that all are compared on them.
+    for split, stream in (("train", 0), ("test", 1)):
+        garments, labels = load_garments(split, settings.root or None)
+        crops = render_garment_crops(garments, labels, settings.size, stream)
+        splits.append(TensorDataset(torch.from_numpy(crops), torch.from_numpy(labels).long()))
+    return Images(*splits, classes=list(CLASS_NAMES))
+
+
+def _folders(settings: DataSettings) -> Images:
+    root = Path(settings.root)
+    for split in ("train", "val"):
+        if not settings.root or not (root / split).is_dir():
+            raise DataError(
+                f"data.root {str(root)!r} has no folder {split!r}; give the folder that holds "
+                "train/CLASS/*.jpg and val/CLASS/*.jpg"
+            )
+    try:
+        train, val = ImageFolder(root / "train"), ImageFolder(root / "val")
+    except FileNotFoundError as error:
+        raise DataError(f"data.root {str(root)!r}: {error}") from None
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))[:5]
+        raise DataError(f"train and val of {root} have different classes, e.g. {', '.join(odd)}")
+    return Images(train, _Raw(val, settings.size), train.classes)
+
+
+def _labels(dataset: Dataset) -> np.ndarray:
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1].numpy()
+    return np.asarray(dataset.targets)
+
+
+def _share(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Sorted indices of a random share of each class, at least one image of each."""
+    rng = np.random.default_rng(stable_seed("share", seed))
+    chosen = []
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        chosen.append(rng.permutation(own)[: max(1, round(share * len(own)))])
+    return np.sort(np.concatenate(chosen))
+
+
+class _Raw(Dataset):
+    """Evaluation's view: the middle of the image, uint8 (3, size, size)."""
+
+    def __init__(self, images: Dataset, size: int) -> None:
+        self.images = images
+        self.transform = v2.Compose(
+            [
+                v2.PILToTensor(),
+                v2.Resize(round(size * 256 / 224), antialias=True),
+                v2.CenterCrop(size),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return image if isinstance(image, Tensor) else self.transform(image), int(label)
+
+
+class Augmented(Dataset):
+    """(epoch, index) -> augmented uint8 (3, H, W) image and its label."""
+
+    def __init__(self, images: Dataset, settings: DataSettings, seed: int) -> None:
+        self.images, self.seed = images, seed
+        flip = v2.RandomHorizontalFlip()
+        if settings.augment == "light":
+            shift = v2.RandomCrop(settings.size, padding=settings.size // 8, padding_mode="reflect")
+            steps = [v2.Resize(settings.size, antialias=True), shift, flip]
+        else:
+            jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
+            steps = [v2.RandomResizedCrop(settings.size, antialias=True), flip, jitter, Lighting()]
+        self.transform = v2.Compose(steps)
+        self.to_tensor = v2.PILToTensor()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        image, label = self.images[index]
+        image = image if isinstance(image, Tensor) else self.to_tensor(image)
+        with isolated_rng(stable_seed("augment", self.seed, epoch, index)):
+            return self.transform(image), int(label)
+
+
+class StatelessBatches:
+    """A batch sampler: for each step from ``first`` on, this process's share of (epoch, index).
+
+    Args:
+        images: number of training images; a last incomplete batch of an epoch is left out.
+        recipe: batch size, epochs and seed.
+        first: step to begin with.
+        rank, world: this process and how many there are.
+
+    Raises:
+        DataError: there are fewer images than a batch holds.
+    """
+
+    def __init__(
+        self, images: int, recipe: Recipe, first: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.images, self.recipe, self.first = images, recipe, first
+        self.rank, self.world = rank, world
+        self.steps_per_epoch = images // recipe.batch_size
+        if not self.steps_per_epoch:
+            raise DataError(
+                f"batch_size {recipe.batch_size} is more than the {images} training images"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    def __len__(self) -> int:
+        return self.steps - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        size = self.recipe.batch_size // self.world
+        order, of_epoch = None, None
+        for step in range(self.first, self.steps):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != of_epoch:
+                seed = stable_seed("order", self.recipe.seed, epoch)
+                order, of_epoch = np.random.default_rng(seed).permutation(self.images), epoch
+            start = place * self.recipe.batch_size + self.rank * size
+            yield [(epoch, int(index)) for index in order[start : start + size]]
+
+
+def train_loader(images: Images, recipe: Recipe, batches: StatelessBatches) -> DataLoader:
+    """Batches of (uint8 (N, 3, H, W), (N,) labels), from ``batches.first`` to the last step."""
+    return DataLoader(
+        Augmented(images.train, recipe.data, recipe.seed),
+        batch_sampler=batches,
+        num_workers=recipe.data.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def val_loader(images: Images, recipe: Recipe, rank: int = 0, world: int = 1) -> DataLoader:
+    """This process's share of the validation images, in order."""
+    share = Subset(images.val, range(rank, len(images.val), world))
+    return DataLoader(share, batch_size=200, num_workers=recipe.data.workers)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 RGB (N, 3, H, W) -> float32 with ImageNet's mean and standard deviation."""
+    mean, std = (images.new_tensor(v, dtype=torch.float32) for v in (PIXEL_MEAN, PIXEL_STD))
+    return (images.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)

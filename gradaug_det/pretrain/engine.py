@@ -1,0 +1,282 @@
+"""The pretraining loop, on Lightning Fabric: devices, processes and precision are its business."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.models import get_model
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from gradaug_det.core.engine import average_gradients
+from gradaug_det.core.regularizer import gradaug_step
+from gradaug_det.core.sampling import isolated_rng, stable_seed
+from gradaug_det.errors import ConfigError, GradAugError
+from gradaug_det.files import atomic_path
+from gradaug_det.pretrain.classifier import Classifier
+from gradaug_det.pretrain.data import (
+    Images,
+    StatelessBatches,
+    load_images,
+    normalize,
+    train_loader,
+    val_loader,
+)
+from gradaug_det.pretrain.export import save_pretrained
+from gradaug_det.pretrain.recipe import Recipe
+from gradaug_det.pretrain.stochastic_depth import add_stochastic_depth
+
+logger = logging.getLogger(__name__)
+
+
+class Pretraining:
+    """One pretraining: made, resumed if it was begun before, run to its end.
+
+    Args:
+        recipe: what to train.
+        out: folder of ``last.ckpt`` (state of an unfinished training), ``backbone.safetensors``
+            and ``metrics.json`` (at the end) and TensorBoard's files.
+        fabric: launched; its precision is the recipe's.
+
+    Raises:
+        ConfigError: the batch cannot be shared by this number of processes.
+        DataError: the images are not there.
+        UnslimmableError: the model has no sub-networks.
+    """
+
+    def __init__(self, recipe: Recipe, out: str | Path, fabric: Fabric) -> None:
+        self.recipe, self.out, self.fabric = recipe, Path(out), fabric
+        if recipe.batch_size % fabric.world_size:
+            raise ConfigError(
+                "batch_size",
+                f"must be a multiple of the {fabric.world_size} processes, got {recipe.batch_size}",
+            )
+        self.images: Images = load_images(recipe.data, recipe.seed)
+        self.batches = StatelessBatches(
+            len(self.images.train), recipe, 0, fabric.global_rank, fabric.world_size
+        )
+        with isolated_rng(stable_seed("weights", recipe.seed)):
+            model = get_model(recipe.model, weights=None, num_classes=len(self.images.classes))
+        add_stochastic_depth(model, recipe.stochastic_depth)
+        wrapped, self.optimizer = fabric.setup(model, _optimizer(model, recipe))
+        # Passes run on the module itself: gradients cross the network once a step, after all of
+        # them, not once a backward.
+        self.wrapped, self.model = wrapped, model
+        self.classifier = Classifier(
+            model,
+            rotations=tuple(recipe.gradaug.rotations),
+            label_smoothing=recipe.label_smoothing,
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
+        self.ema = None
+        if recipe.ema_decay:
+            average = get_ema_multi_avg_fn(recipe.ema_decay)
+            self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        classes = len(self.images.classes)
+        mixes = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
+        kind = mixes.get(recipe.mix)
+        self.mix = kind(alpha=recipe.mix_alpha, num_classes=classes) if kind else None
+
+    def _lr_factor(self, step: int) -> float:
+        """Linear warm-up, then a cosine to 0 at the last step."""
+        warmup = round(self.recipe.optim.warmup_epochs * self.batches.steps_per_epoch)
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.batches.steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    # ---- the loop -----------------------------------------------------------------------------
+
+    def run(self) -> dict[str, float]:
+        """Trains what is left, evaluates and writes the backbone.
+
+        Returns:
+            ``top1`` and ``top5`` in per cent of the validation images, and ``loss``.
+
+        Raises:
+            GradAugError: the loss is not finite, or the folder holds another training.
+        """
+        done = self._finished()
+        if done is not None:
+            return done
+        self.batches.first = self._resume()
+        per_epoch, period = self.batches.steps_per_epoch, self.recipe.checkpoint_steps
+        progress = tqdm(
+            train_loader(self.images, self.recipe, self.batches),
+            self.recipe.name,
+            initial=self.batches.first,
+            total=self.batches.steps,
+            disable=None if self.fabric.is_global_zero else True,
+        )
+        self.model.train()
+        for step, (images, labels) in enumerate(progress, start=self.batches.first):
+            losses = self._step(step, images, labels)
+            if step % 20 == 0:
+                self._log(step, losses, progress)
+            finished = step + 1
+            if finished % (period or per_epoch) == 0 or finished == self.batches.steps:
+                self._save(finished)
+            if finished % per_epoch == 0 and self.fabric.is_global_zero:
+                logger.info(
+                    "%s: epoch %d of %d, loss %.3f",
+                    self.recipe.name,
+                    finished // per_epoch,
+                    self.recipe.epochs,
+                    losses["loss"],
+                )
+        return self._finish()
+
+    def _step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        fabric = self.fabric
+        images, labels = fabric.to_device((images, labels))
+        images = normalize(images)
+        if self.mix:
+            seed = stable_seed("mix", self.recipe.seed, step, fabric.global_rank)
+            with isolated_rng(seed, fabric.device):
+                images, labels = self.mix(images, labels)
+        self.optimizer.zero_grad()
+        noise = stable_seed("full pass", self.recipe.seed, step, fabric.global_rank)
+        with (
+            fabric.no_backward_sync(self.wrapped, enabled=fabric.world_size > 1),
+            fabric.autocast(),
+            isolated_rng(noise, fabric.device),
+        ):
+            losses, subs = gradaug_step(
+                self.classifier, (images, labels), self.recipe.sampler.sample(step), fabric.backward
+            )
+        if fabric.world_size > 1:
+            average_gradients(self.model)
+        loss = losses["loss_cls"].detach()
+        if not loss.isfinite():
+            raise GradAugError(
+                f"the loss is {loss.item()} at step {step}; the optimizer has not stepped. Lower "
+                "optim.lr or lengthen optim.warmup_epochs; the last checkpoint is whole"
+            )
+        self.optimizer.step()
+        self.schedule.step()
+        if self.ema:
+            self.ema.update_parameters(self.model)
+        return {"loss": loss, **{f"sub{s.sub.index}": s.total for s in subs}}
+
+    def _log(self, step: int, losses: dict[str, Tensor], progress: tqdm) -> None:
+        values = {f"train/{name}": loss.item() for name, loss in losses.items()}
+        values["train/lr"] = self.schedule.get_last_lr()[0]
+        self.fabric.log_dict(values, step=step)
+        progress.set_postfix(loss=f"{values['train/loss']:.3f}")
+
+    # ---- state --------------------------------------------------------------------------------
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.out / "last.ckpt"
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "precision": self.fabric.strategy.precision,
+        }
+        return parts | ({"ema": self.ema} if self.ema else {})
+
+    def _save(self, step: int) -> None:
+        """Writes ``last.ckpt``, whole or not at all."""
+        _broadcast_buffers(self.model)
+        if self.fabric.is_global_zero:
+            state = {name: part.state_dict() for name, part in self._parts().items()}
+            with atomic_path(self._checkpoint) as temporary:
+                torch.save({"recipe": self.recipe.as_dict(), "step": step, **state}, temporary)
+        self.fabric.barrier()
+
+    def _resume(self) -> int:
+        """Loads ``last.ckpt`` if there is one; returns the step to go on with."""
+        if not self._checkpoint.is_file():
+            return 0
+        state = torch.load(self._checkpoint, map_location=self.fabric.device, weights_only=True)
+        self._check_same(state["recipe"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        if self.fabric.is_global_zero:
+            logger.info("%s: going on from step %d", self.recipe.name, state["step"])
+        return state["step"]
+
+    def _check_same(self, recipe: dict[str, Any]) -> None:
+        if not self.recipe.same_training(recipe):
+            own = self.recipe.as_dict()
+            odd = next((k for k in own if own[k] != recipe.get(k)), "a key")
+            raise GradAugError(
+                f"{self.out} holds a training of another recipe ({odd}: {recipe.get(odd)!r} there, "
+                f"{own.get(odd)!r} here); use another --out, or delete that folder"
+            )
+
+    def _finished(self) -> dict[str, float] | None:
+        file = self.out / "metrics.json"
+        if not file.is_file():
+            return None
+        content = json.loads(file.read_text())
+        self._check_same(content["recipe"])
+        return content["metrics"]
+
+    def _finish(self) -> dict[str, float]:
+        model = self.ema.module if self.ema else self.model
+        metrics = self.evaluate(model)
+        if self.fabric.is_global_zero:
+            save_pretrained(self.out / "backbone.safetensors", model, self.recipe, metrics)
+            content = {"recipe": self.recipe.as_dict(), "metrics": metrics}
+            with atomic_path(self.out / "metrics.json") as temporary:
+                temporary.write_text(json.dumps(content, indent=1))
+            self._checkpoint.unlink(missing_ok=True)
+            logger.info("%s: %.2f %% top-1", self.recipe.name, metrics["top1"])
+        self.fabric.barrier()
+        return metrics
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """``top1``, ``top5`` (per cent) and ``loss`` of the validation images, all processes'."""
+        _broadcast_buffers(model)
+        model.eval()
+        sums = torch.zeros(4, dtype=torch.float64, device=self.fabric.device)
+        loader = val_loader(
+            self.images, self.recipe, self.fabric.global_rank, self.fabric.world_size
+        )
+        for images, labels in loader:
+            images, labels = self.fabric.to_device((images, labels))
+            with self.fabric.autocast():
+                logits = model(normalize(images)).float()
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+            own = [best[:, 0].sum(), best.sum(), loss, len(labels)]
+            sums += torch.stack([torch.as_tensor(v, device=sums.device).double() for v in own])
+        top1, top5, loss, count = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
+        model.train()
+        return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count}
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    own = recipe.optim
+    if own.name == "adamw":
+        return torch.optim.AdamW(model.parameters(), own.lr, weight_decay=own.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        own.lr,
+        momentum=own.momentum,
+        weight_decay=own.weight_decay,
+        nesterov=own.momentum > 0,
+    )
+
+
+@torch.no_grad()
+def _broadcast_buffers(model: nn.Module) -> None:
+    """Gives all processes the running statistics of the first, as DDP does."""
+    if dist.is_available() and dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)

@@ -1,0 +1,227 @@
+"""How a backbone is pretrained: one recipe, read from yaml, validated once.
+
+The values of ``configs/pretrain/resnet50_in1k_gradaug.yaml`` are the authors' (GradAug, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gradaug_det.core.checks import check_integer, check_number
+from gradaug_det.core.sampling import SubNetworkSampler
+from gradaug_det.errors import ConfigError
+
+_CHOICES = {
+    "data.kind": ("garments", "imagefolder"),
+    "data.augment": ("light", "imagenet"),
+    "optim.name": ("sgd", "adamw"),
+    "mix": ("none", "mixup", "cutmix"),
+    "precision": ("32-true", "bf16-mixed", "16-mixed"),
+}
+
+
+@dataclass
+class DataSettings:
+    """Images and what is done to them.
+
+    Args:
+        kind: ``garments`` (Fashion-MNIST's, drawn on textured canvases) or ``imagefolder``
+            (``root/train/CLASS/*`` and ``root/val/CLASS/*``, as ImageNet is laid out).
+        root: folder of the images; of Fashion-MNIST's idx files for garments, or empty for the
+            embedded 4000 training and 1200 test garments.
+        fraction: share of each class's training images that is used, in (0, 1].
+        size: side of an image in pixels.
+        augment: ``light`` (mirror, shift by up to an eighth) or ``imagenet`` (random resized crop,
+            mirror, colour jitter, lighting noise: the authors').
+        workers: processes that load images.
+        holdout: share of the *training* images that is kept from training and evaluated in place
+            of the validation split: for choosing settings. In [0, 1).
+    """
+
+    kind: str = "garments"
+    root: str = ""
+    fraction: float = 1.0
+    size: int = 32
+    augment: str = "light"
+    workers: int = 0
+    holdout: float = 0.0
+
+
+@dataclass
+class OptimSettings:
+    """Optimizer; the learning rate falls to 0 along a cosine.
+
+    Args:
+        name: ``sgd`` (Nesterov momentum) or ``adamw``.
+        lr: the highest learning rate, for the whole batch of all processes.
+        momentum: of SGD.
+        weight_decay: of all parameters.
+        warmup_epochs: in which the learning rate rises linearly.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_epochs: float = 0.0
+
+
+@dataclass
+class GradAugSettings:
+    """GradAug's sub-networks; see :class:`gradaug_det.core.sampling.SubNetworkSampler`.
+
+    Args:
+        num_subnets: n; 0 for plain training.
+        min_width, scales, block_survival: of the sampler.
+        rotations: angles in degrees that a sub-network's batch may be turned by.
+    """
+
+    num_subnets: int = 0
+    min_width: float = 0.9
+    scales: list[float] = field(default_factory=lambda: [1.0, 0.857, 0.714, 0.571])
+    rotations: list[float] = field(default_factory=lambda: [0.0])
+    block_survival: float = 1.0
+
+
+@dataclass
+class Recipe:
+    """A pretraining.
+
+    Args:
+        name: of the backbone, as in the zoo.
+        model: builder of a torchvision ResNet.
+        batch_size: images a step, over all processes.
+        mix: ``mixup``, ``cutmix`` (torchvision.transforms.v2) or ``none``.
+        mix_alpha: parameter of its beta distribution.
+        stochastic_depth: probability that the last residual branch is kept while training the
+            full network; 1 is a plain network.
+        label_smoothing: of the full network's cross-entropy.
+        ema_decay: of the moving average of weights that is evaluated and saved; 0 for none.
+        precision: Lightning Fabric's: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        seed: everything random depends on it.
+        checkpoint_steps: steps between checkpoints; 0 for one an epoch.
+
+    Raises (from :meth:`check`):
+        ConfigError: names the key, its value and the values allowed.
+    """
+
+    name: str = "pretrained"
+    model: str = "resnet18"
+    epochs: int = 10
+    batch_size: int = 64
+    data: DataSettings = field(default_factory=DataSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    gradaug: GradAugSettings = field(default_factory=GradAugSettings)
+    mix: str = "none"
+    mix_alpha: float = 1.0
+    stochastic_depth: float = 1.0
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    precision: str = "32-true"
+    seed: int = 0
+    checkpoint_steps: int = 0
+
+    def check(self) -> Recipe:
+        """The recipe itself, if every value is allowed."""
+        from torchvision.models import list_models
+
+        known = [name for name in list_models() if name.startswith(("resne", "wide_resne"))]
+        for key, allowed in {**_CHOICES, "model": tuple(known)}.items():
+            value = self.get(key)
+            if value not in allowed:
+                raise ConfigError(key, f"must be one of {', '.join(allowed)}, got {value!r}")
+        for key, low in (("epochs", 1), ("batch_size", 2), ("data.size", 16), ("data.workers", 0)):
+            check_integer(key, self.get(key), low=low)
+        check_integer("checkpoint_steps", self.checkpoint_steps, low=0)
+        check_integer("seed", self.seed, low=0)
+        check_number("data.fraction", self.data.fraction, high=1.0, above=0.0)
+        check_number("data.holdout", self.data.holdout, high=0.9)
+        check_number("optim.lr", self.optim.lr, above=0.0)
+        check_number("mix_alpha", self.mix_alpha, above=0.0)
+        for key in ("optim.momentum", "stochastic_depth", "label_smoothing", "ema_decay"):
+            check_number(key, self.get(key), high=1.0)
+        for key in ("optim.weight_decay", "optim.warmup_epochs"):
+            check_number(key, self.get(key))
+        if not self.gradaug.rotations:
+            raise ConfigError("gradaug.rotations", "must list at least one angle; [0] never turns")
+        try:
+            _ = self.sampler
+        except ConfigError as error:
+            raise ConfigError(f"gradaug.{error.key}", error.problem) from None
+        return self
+
+    def get(self, key: str) -> Any:
+        """The value of a dotted key."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return value
+
+    @property
+    def sampler(self) -> SubNetworkSampler:
+        """The sampler of this training's sub-networks."""
+        own = self.gradaug
+        return SubNetworkSampler(
+            own.num_subnets,
+            own.min_width,
+            tuple(own.scales),
+            seed=self.seed,
+            block_survival=own.block_survival,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as in the yaml file."""
+        return asdict(self)
+
+    def same_training(self, other: dict[str, Any]) -> bool:
+        """Whether a checkpoint of the recipe ``other`` can be gone on with."""
+        ignored = {"checkpoint_steps"}
+        own = {k: v for k, v in self.as_dict().items() if k not in ignored}
+        return own == {k: v for k, v in other.items() if k not in ignored}
+
+
+def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from a yaml file.
+
+    Args:
+        file: may name another file, relative to itself, under the key ``base``, whose values it
+            replaces.
+        overrides: ``key=value`` with dotted keys, e.g. ``data.fraction=0.1``.
+
+    Raises:
+        ConfigError: the file or an override cannot be used, or a value is not allowed.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for text in overrides:
+        if "=" not in text:
+            raise ConfigError("overrides", f"must be key=value, got {text!r}")
+    try:
+        layers = [OmegaConf.structured(Recipe), *_with_bases(Path(file))]
+        merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides)))
+        recipe = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        known = ", ".join(f.name for f in fields(Recipe))
+        problem = str(error).splitlines()[0]
+        raise ConfigError(str(error.full_key or file), f"{problem}; keys: {known}") from None
+    return recipe.check()
+
+
+def _with_bases(file: Path, depth: int = 0) -> list[Any]:
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    if not file.is_file():
+        raise ConfigError("--config", f"names a file that does not exist: {file}")
+    if depth > 10:
+        raise ConfigError("base", f"of {file} never ends: files name each other in a circle")
+    try:
+        own = OmegaConf.load(file)
+    except YAMLError as error:
+        raise ConfigError(str(file), f"is not valid yaml: {error}") from None
+    base = own.pop("base", None)
+    return [*(_with_bases(file.parent / base, depth + 1) if base else []), own]
