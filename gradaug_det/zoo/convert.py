@@ -1,44 +1,362 @@
-"""Moves backbone weights between frameworks: the same tensors under other names."""
+"""Moves the weights of a ResNet between frameworks: the same tensors under other names.
+
+One table says how each framework names the parts of a ResNet; the layout (blocks, stem, shortcuts)
+is read from the tensors' names. ResNeXt and wide ResNets have the same names. What no tensor tells
+is not checked here: where a bottleneck strides (1x1 or 3x3), and mean and std of the input.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from gradaug_det.errors import GradAugError
+from gradaug_det.errors import ConfigError, ZooError
 
-# torchvision's name -> Detectron2's; the order matters.
-_TO_DETECTRON2 = (
-    (r"^conv1\.", "stem.conv1."),
-    (r"^bn1\.", "stem.conv1.norm."),
-    (r"^layer([1-4])\.", lambda m: f"res{int(m[1]) + 1}."),
-    (r"\.bn([1-3])\.", r".conv\1.norm."),
-    (r"\.downsample\.0\.", ".shortcut."),
-    (r"\.downsample\.1\.", ".shortcut.norm."),
-)
+STAGES = (1, 2, 3, 4)
 
 
-def torchvision_to_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of a torchvision ResNet's backbone tensors in Detectron2's ``ResNet``.
+@dataclass(frozen=True)
+class Naming:
+    """How a framework names the modules of a ResNet.
 
-    The classifier (``fc``) and ``num_batches_tracked`` have no counterpart and are dropped. The
-    tensors themselves are not changed: train with Detectron2's pixel mean, std and channel order.
+    Args:
+        title: the framework, in messages.
+        order: "RGB" or "BGR", the usual channel order of its images.
+        stem: convolution and norm of a 7x7 stem.
+        block: ``{stage}`` is 1 to 4 (``{res}`` one more), ``{block}`` counts in the stage from 0,
+            ``{index}`` over all stages from 1.
+        body: in a block, the names of the i-th convolution and norm: ``{n}`` counts from 1,
+            ``{conv}`` and ``{norm}`` are places in one sequence of convolution, norm and ReLU.
+        shortcut: in a block, convolution and norm of the shortcut.
+        classifier: None if the framework's ResNet has none.
+        deep_stem: three convolutions, each before its norm; None if there is no such stem.
+        pooled_shortcut: as ``shortcut`` after an average pooling; None if there is none.
+        counts_batches: whether BatchNorm's ``num_batches_tracked`` are kept.
+    """
+
+    title: str
+    order: str
+    stem: tuple[str, str]
+    block: str
+    body: tuple[str, str]
+    shortcut: tuple[str, str]
+    classifier: str | None
+    deep_stem: tuple[str, ...] | None = None
+    pooled_shortcut: tuple[str, str] | None = None
+    counts_batches: bool = True
+
+
+_BLOCKS: dict[str, Any] = {
+    "stem": ("conv1", "bn1"),
+    "block": "layer{stage}.{block}",
+    "body": ("conv{n}", "bn{n}"),
+    "shortcut": ("downsample.0", "downsample.1"),
+}
+NAMINGS = {
+    "torchvision": Naming("torchvision", "RGB", **_BLOCKS, classifier="fc"),
+    "timm": Naming(
+        "timm",
+        "RGB",
+        **_BLOCKS,
+        classifier="fc",
+        deep_stem=("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"),
+        pooled_shortcut=("downsample.1", "downsample.2"),
+    ),
+    "mmdet": Naming(
+        "MMDetection",
+        "RGB",
+        **_BLOCKS,
+        classifier=None,
+        deep_stem=("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
+        pooled_shortcut=("downsample.1", "downsample.2"),
+    ),
+    "detectron2": Naming(
+        "Detectron2",
+        "BGR",
+        stem=("stem.conv1", "stem.conv1.norm"),
+        block="res{res}.{block}",
+        body=("conv{n}", "conv{n}.norm"),
+        shortcut=("shortcut", "shortcut.norm"),
+        classifier="linear",
+        counts_batches=False,
+    ),
+    # The GradAug authors' models/resnet_randwidth.py.
+    "authors": Naming(
+        "the authors' code",
+        "RGB",
+        stem=("features.0.0", "features.0.1"),
+        block="features.{index}",
+        body=("body.{conv}", "body.{norm}"),
+        shortcut=("shortcut.0", "shortcut.1"),
+        classifier="classifier.0",
+    ),
+}
+_PREFIXES = ("", "backbone.bottom_up.", "backbone.")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of a ResNet, what decides its tensors' names.
+
+    Args:
+        blocks: of each of the four stages.
+        convolutions: of a block: 2 (basic) or 3 (bottleneck).
+        deep_stem, pooled_shortcut: see Naming.
+    """
+
+    blocks: tuple[int, ...]
+    convolutions: int
+    deep_stem: bool
+    pooled_shortcut: bool
+
+
+def convert(
+    state: Mapping[str, Any],
+    source: str,
+    target: str,
+    *,
+    source_format: str | None = None,
+    target_format: str | None = None,
+    classifier: bool = False,
+    prefix: str = "",
+) -> dict[str, Tensor]:
+    """The weights of a ResNet under another framework's names.
+
+    Args:
+        state: of a ResNet, ResNeXt or of a detector with one: tensors or numpy arrays; may be
+            wrapped in ``state_dict`` or ``model`` and prefixed with ``module.``.
+        source, target: "torchvision", "timm", "mmdet", "detectron2" or "authors" (the GradAug
+            authors' code).
+        source_format, target_format: "RGB" or "BGR", the channel order of the images; without it
+            the framework's usual one (BGR in Detectron2). Where they differ, the input channels
+            of the first convolution are reversed; all other tensors are passed on as they are.
+        classifier: whether to keep the classifier's tensors.
+        prefix: put before every name, e.g. ``backbone.bottom_up.`` for a Detectron2 detector.
+
+    Returns:
+        Name -> tensor, in the order of the network. Detectron2 gets no ``num_batches_tracked``.
 
     Raises:
-        GradAugError: the state is not that of a torchvision ResNet.
+        ConfigError: an argument is not one of those allowed, or the target has no such part.
+        ZooError: the state is not a ResNet's of the source; names the first tensor that is
+            missing, unknown or of a wrong shape.
     """
-    if "conv1.weight" not in state or "layer1.0.conv1.weight" not in state:
-        raise GradAugError(
-            "the checkpoint is not a torchvision ResNet's: it has no 'conv1.weight' or "
-            "'layer1.0.conv1.weight'"
-        )
-    converted = {}
-    for name, tensor in state.items():
-        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
+    old, new = naming("source", source), naming("target", target)
+    orders = (
+        channel_order("source_format", source_format or old.order),
+        channel_order("target_format", target_format or new.order),
+    )
+    for side in (old, new):
+        if classifier and side.classifier is None:
+            problem = f"must be False: {side.title}'s ResNet has no classifier"
+            raise ConfigError("classifier", problem)
+    state = strip_wrapping(state, old)
+    modules = _renaming(_layout(state, old), old, new)
+    _check(state, list(modules), old, classifier)
+    result = {}
+    for module, renamed in modules.items():
+        if module == old.classifier and not classifier:
             continue
-        for pattern, replacement in _TO_DETECTRON2:
-            name = re.sub(pattern, replacement, name)
-        converted[name] = tensor
-    return converted
+        for leaf in _leaves(module, state):
+            if leaf == "num_batches_tracked" and not new.counts_batches:
+                continue
+            result[f"{prefix}{renamed}.{leaf}"] = torch.as_tensor(state[f"{module}.{leaf}"])
+    if orders[0] != orders[1]:
+        first = f"{prefix}{next(iter(modules.values()))}.weight"
+        result[first] = result[first].flip(1)
+    return result
+
+
+def authors_to_torchvision(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors of the authors' ResNet under torchvision's names, the classifier included.
+
+    Args:
+        state: as the authors' training saves it: maybe in ``model`` or ``state_dict``, maybe with
+            ``module.`` before the names.
+
+    Raises:
+        ZooError: a name is not one of the authors'.
+    """
+    return _rename(state, NAMINGS["authors"], NAMINGS["torchvision"])
+
+
+def torchvision_to_detectron2(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of a torchvision ResNet's backbone tensors in Detectron2's ``ResNet``.
+
+    Only names change, also those of incomplete states (gradients, shapes). The classifier (``fc``)
+    and ``num_batches_tracked`` are dropped. For weights see :func:`convert`, which also minds the
+    channel order.
+
+    Raises:
+        ZooError: the state is not that of a torchvision ResNet.
+    """
+    renamed = _rename(state, NAMINGS["torchvision"], NAMINGS["detectron2"])
+    dropped = ("linear.", "num_batches_tracked")
+    return {n: v for n, v in renamed.items() if not (n.startswith(dropped) or n.endswith(dropped))}
+
+
+def naming(key: str, framework: str) -> Naming:
+    """The naming of a framework; raises ConfigError, which names ``key``, for an unknown one."""
+    if framework not in NAMINGS:
+        raise ConfigError(key, f"must be one of {', '.join(NAMINGS)}, got {framework!r}")
+    return NAMINGS[framework]
+
+
+def channel_order(key: str, order: str) -> str:
+    """``order`` if it is "RGB" or "BGR"; raises ConfigError, which names ``key``, if not."""
+    if order not in ("RGB", "BGR"):
+        raise ConfigError(key, f"must be RGB or BGR, got {order!r}")
+    return order
+
+
+def strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, Any]:
+    """The backbone's tensors of a checkpoint, without what trainings put around them.
+
+    Raises:
+        ZooError: there is no tensor of the stem under any known prefix.
+    """
+    state = checkpoint
+    for key in ("state_dict", "model"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    stems = [source.stem[0]] + ([source.deep_stem[0]] if source.deep_stem else [])
+    for prefix in _PREFIXES:
+        if any(f"{prefix}{stem}.weight" in state for stem in stems):
+            return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+    first = next(iter(state), None)
+    raise ZooError(
+        f"the checkpoint is not a ResNet of {source.title}: '{source.stem[0]}.weight' is missing"
+        + (f"; its first entry is '{first}'" if first else "; it is empty")
+    )
+
+
+# ---- layout and names -------------------------------------------------------------------------
+
+
+def _layout(state: Mapping[str, Any], source: Naming) -> Layout:
+    """Reads the layout from the names of the blocks' first convolutions and shortcuts."""
+    first, third = (_body(source, n)[0] for n in (1, 3))
+
+    def has(stage: int, block: int, index: int, part: str) -> bool:
+        name = _block(source, stage, block, index)
+        return f"{name}.{part}.weight" in state
+
+    blocks: list[int] = []
+    index = 1
+    for stage in STAGES:
+        count = 0
+        while has(stage, count, index, first):
+            if "{index}" in source.block and count and has(stage, count, index, source.shortcut[0]):
+                break  # blocks are counted through: a stage begins where the shape changes
+            count, index = count + 1, index + 1
+        if not count:
+            name = f"{_block(source, stage, 0, index)}.{first}.weight"
+            raise ZooError(f"the checkpoint is not a ResNet of {source.title}: '{name}' is missing")
+        blocks.append(count)
+    bottleneck = has(1, 0, 1, third)
+    pooled = source.pooled_shortcut
+    return Layout(
+        tuple(blocks),
+        3 if bottleneck else 2,
+        bool(source.deep_stem) and f"{source.deep_stem[0]}.weight" in state,
+        bool(pooled) and f"{_block(source, 2, 0, 0)}.{pooled[1]}.weight" in state,
+    )
+
+
+def _block(names: Naming, stage: int, block: int, index: int) -> str:
+    return names.block.format(stage=stage, res=stage + 1, block=block, index=index)
+
+
+def _body(names: Naming, n: int) -> tuple[str, str]:
+    return tuple(p.format(n=n, conv=3 * n - 3, norm=3 * n - 2) for p in names.body)
+
+
+def _modules(layout: Layout, names: Naming) -> Iterator[str]:
+    """The modules with tensors, in the order of the network: convolution, norm, ..., classifier.
+
+    Raises:
+        ConfigError: the framework has no ResNet of this layout.
+    """
+    for part, wanted in (("deep_stem", "deep stem"), ("pooled_shortcut", "pooled shortcut")):
+        if getattr(layout, part) and getattr(names, part) is None:
+            able = " and ".join(n.title for n in NAMINGS.values() if getattr(n, part))
+            raise ConfigError(
+                "target", f"cannot be {names.title}: its ResNet has no {wanted}; {able} have one"
+            )
+    yield from names.deep_stem if layout.deep_stem else names.stem
+    index = 0
+    for stage, count in zip(STAGES, layout.blocks, strict=True):
+        for block in range(count):
+            index += 1
+            prefix = _block(names, stage, block, index)
+            for n in range(layout.convolutions):
+                yield from (f"{prefix}.{part}" for part in _body(names, n + 1))
+            # Basic blocks of the first stage keep the stem's shape.
+            if block == 0 and (stage > 1 or layout.convolutions == 3):
+                parts = names.pooled_shortcut if layout.pooled_shortcut else names.shortcut
+                yield from (f"{prefix}.{part}" for part in parts)
+    yield names.classifier or ""
+
+
+def _renaming(layout: Layout, old: Naming, new: Naming) -> dict[str, str]:
+    return dict(zip(_modules(layout, old), _modules(layout, new), strict=True))
+
+
+def _rename(state: Mapping[str, Any], old: Naming, new: Naming) -> dict[str, Any]:
+    state = strip_wrapping(state, old)
+    modules = _renaming(_layout(state, old), old, new)
+    result = {}
+    for name, value in state.items():
+        module, _, leaf = name.rpartition(".")
+        if module not in modules:
+            raise ZooError(f"the checkpoint is not a ResNet of {old.title}: '{name}' is unknown")
+        result[f"{modules[module]}.{leaf}"] = value
+    return result
+
+
+# ---- checks -----------------------------------------------------------------------------------
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+def _leaves(module: str, state: Mapping[str, Any]) -> list[str]:
+    leaves = ("weight", "bias", *_STATISTICS, "num_batches_tracked")
+    return [leaf for leaf in leaves if f"{module}.{leaf}" in state]
+
+
+def _check(state: Mapping[str, Any], modules: list[str], source: Naming, classifier: bool) -> None:
+    """Raises ZooError for the first tensor that is missing, unknown or of a wrong shape."""
+    what = f"the checkpoint is not a ResNet of {source.title}: "
+    *modules, last = modules
+    known = {f"{last}.{leaf}" for leaf in ("weight", "bias")}
+    needed = [sorted(known)] if classifier else []
+    # GroupNorm has no statistics; a network has one kind of norm.
+    statistics = _STATISTICS if f"{modules[1]}.running_mean" in state else ()
+    for conv, norm in zip(modules[::2], modules[1::2], strict=True):
+        needed.append([f"{conv}.weight", *(f"{norm}.{x}" for x in ("weight", "bias", *statistics))])
+        known |= {*needed[-1], f"{norm}.num_batches_tracked"}
+    for names in needed:
+        for name in names:
+            if name not in state:
+                raise ZooError(f"{what}'{name}' is missing")
+    unknown = next((name for name in state if name not in known), None)
+    if unknown is not None:
+        raise ZooError(f"{what}'{unknown}' is unknown")
+    for first, *others in needed[int(classifier) :]:
+        shape = tuple(state[first].shape)
+        if len(shape) != 4:
+            raise ZooError(f"{what}'{first}' has shape {shape}, which is not a convolution's")
+        for name in others:
+            if tuple(state[name].shape) != shape[:1]:
+                raise ZooError(
+                    f"{what}'{name}' has shape {tuple(state[name].shape)} after a convolution "
+                    f"with {shape[0]} channels"
+                )
+    channels = state[f"{modules[0]}.weight"].shape[1]
+    if channels != 3:
+        raise ZooError(f"{what}'{modules[0]}.weight' takes {channels} channels, not 3")

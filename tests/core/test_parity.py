@@ -20,11 +20,11 @@ from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.pretrain.classifier import Classifier
+from gradaug_det.zoo.convert import authors_to_torchvision
 
 FOLDER = Path(__file__).parents[1] / "data" / "reference"
 META = json.loads((FOLDER / "authors_resnet50.json").read_text())
 WIDTHS = (1.0, 0.95, 0.9, 0.9375)
-BLOCKS = (3, 4, 6, 3)
 
 
 def recorded_tensor(name, shape):
@@ -40,28 +40,9 @@ def recorded_tensor(name, shape):
     return 0.1 * torch.randn(shape, generator=g)
 
 
-def torchvision_names():
-    """The authors' module names -> torchvision's."""
-    names = {"features.0.0": "conv1", "features.0.1": "bn1", "classifier.0": "fc"}
-    block = 1
-    for stage, count in enumerate(BLOCKS, start=1):
-        for index in range(count):
-            ours, theirs = f"layer{stage}.{index}", f"features.{block}"
-            for n in range(3):
-                names[f"{theirs}.body.{3 * n}"] = f"{ours}.conv{n + 1}"
-                names[f"{theirs}.body.{3 * n + 1}"] = f"{ours}.bn{n + 1}"
-            names[f"{theirs}.shortcut.0"] = f"{ours}.downsample.0"
-            names[f"{theirs}.shortcut.1"] = f"{ours}.downsample.1"
-            block += 1
-    return names
-
-
-NAMES = torchvision_names()
-
-
-def ours(authors_name):
-    module, _, key = authors_name.rpartition(".")
-    return f"{NAMES[module]}.{key}"
+# torchvision's tensor names -> the authors'.
+THEIRS = authors_to_torchvision({e["name"]: e["name"] for e in META["state_dict"]})
+OURS = {theirs: ours for ours, theirs in THEIRS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +63,8 @@ def image():
 @pytest.fixture
 def network(state):
     model = resnet50().double()
-    model.load_state_dict(
-        {ours(k): v.double() if v.is_floating_point() else v for k, v in state.items()}
-    )
+    doubles = {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
+    model.load_state_dict(authors_to_torchvision(doubles))
     return model.train()
 
 
@@ -156,7 +136,7 @@ def test_channels_of_every_layer(network, width):
     recorded = META["layer_channels"][f"w{width}"]
     assert len(recorded) == 54  # 53 convolutions and the classifier
     for name, (inputs, outputs) in recorded.items():
-        weight = f"{NAMES[name]}.weight"
+        weight = OURS[f"{name}.weight"]
         shape = plan.tensor_shape(weight, network.get_parameter(weight).shape, width)
         assert (shape[1], shape[0]) == (inputs, outputs), name
 
@@ -198,8 +178,7 @@ def test_whole_step(network, image, reference, prefix, sizes):
         SubNetwork(i, width, AuthorsResize(size))
         for i, (width, size) in enumerate(zip((0.97, 0.93, 0.9), sizes, strict=True))
     ]
-    names = {ours(n): n for n in META["parameters"]}
-    parameters = {names[n]: p for n, p in network.named_parameters()}
+    parameters = {THEIRS[n]: p for n, p in network.named_parameters()}
     after = ["after_full", "after_sub0", "after_sub1", "after_sub2"]
     norms, passes = [], iter(after)
     compared = 0
@@ -253,4 +232,4 @@ def test_whole_step(network, image, reference, prefix, sizes):
     for key in reference.files:
         if key.startswith(f"{prefix}/buffer/"):
             name = key.removeprefix(f"{prefix}/buffer/").removesuffix("/norm_sum")
-            assert_close(norm_sum(network.get_buffer(ours(name))), reference[key])
+            assert_close(norm_sum(network.get_buffer(OURS[name])), reference[key])
