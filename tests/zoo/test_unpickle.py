@@ -1,0 +1,226 @@
+"""Checkpoints are read without running what is in them: bombs, wrecks and the real thing."""
+
+import io
+import os
+import pickle
+import tarfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gradaug_det.errors import ZooError
+from gradaug_det.zoo.unpickle import load_checkpoint
+
+ARRAYS = {
+    "stem.conv1.weight": np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3),
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "big_endian": np.arange(4, dtype=">f8"),
+    "half": np.array([0.5, -1.0], dtype=np.float16),
+    "no_dimension": np.array(3, dtype=np.int64),
+    "nothing": np.zeros((0, 3), dtype=np.float32),
+    "flags": np.array([True, False]),
+}
+
+
+class Bomb:
+    """Pickled, it is the call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def bombs(target):
+    """Calls that would make ``target``, one way each."""
+    return {
+        "system": Bomb(os.system, f"touch {target}"),
+        "open": Bomb(open, str(target), "w"),
+        "mkdir": Bomb(os.mkdir, str(target)),
+        "exec": Bomb(exec, f"open({str(target)!r}, 'w')"),
+        "eval": Bomb(eval, f"open({str(target)!r}, 'w')"),
+        "memmap": Bomb(np.memmap, str(target), np.uint8, "w+", 0, (4,)),
+        "tofile": Bomb(np.ndarray.tofile, np.zeros(3), str(target)),
+    }
+
+
+def dump(content, path, kind):
+    if kind == "pkl":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+
+
+FORMATS = {"pkl": "pkl", "zip": "pth", "legacy": "pth"}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("way", bombs("x"))
+def test_a_bomb_is_refused_and_has_not_run(tmp_path, kind, way):
+    target, path = tmp_path / "made_by_the_bomb", tmp_path / f"model.{FORMATS[kind]}"
+    weights = {"w": np.zeros(2, np.float32) if kind == "pkl" else torch.zeros(2)}
+    dump({"model": weights, "__author__": bombs(target)[way]}, path, kind)
+    with pytest.raises(ZooError, match=r"is refused: besides weights it holds .*nothing of it has"):
+        load_checkpoint(path)
+    assert not target.exists()
+    # The bomb is a real one: who unpickles it plainly, runs it.
+    if kind == "pkl":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert target.exists()
+
+
+def test_the_refusal_names_what_would_have_run(tmp_path):
+    for kind, ending in FORMATS.items():
+        path = tmp_path / f"{kind}.{ending}"
+        dump({"model": {}, "x": Bomb(os.system, "true")}, path, kind)
+        with pytest.raises(ZooError, match=r"it holds posix.system, which loading would run"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"cnumpy\nload\n(S'x'\ntR.", "numpy.load"),
+        (b"cbuiltins\ngetattr\n(cnumpy\nndarray\nS'tofile'\ntR.", "builtins.getattr"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x10ndarray.__init__\x93.", "numpy.ndarray.__init__"),
+        (b"\x80\x04\x8c\x07_codecs\x8c\x06decode\x93.", "_codecs.decode"),
+        (b"c_codecs\nencode\n(S'x'\nS'zlib'\ntR.", "the encoding 'zlib'"),
+        (b"ccollections\nnamedtuple\n.", "collections.namedtuple"),
+    ],
+)
+def test_only_listed_names(tmp_path, content, wanted):
+    path = tmp_path / "model.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ZooError, match=f"it holds {wanted}"):
+        load_checkpoint(path)
+
+
+def test_arrays_of_pointers_are_refused(tmp_path):
+    """numpy itself would take these eight bytes for the address of an object."""
+    forged = np.ndarray((1,), dtype=object, buffer=b"A" * 8)
+    assert forged.shape == (1,)
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": np.array([None])}, protocol=2))
+    with pytest.raises(ZooError, match="an array of type 'O8', not of numbers"):
+        load_checkpoint(path)
+    called = b"cnumpy\nndarray\n((I1\ntcnumpy\ndtype\n(S'O8'\ntRC\x08AAAAAAAAtR."
+    path.write_bytes(called)
+    with pytest.raises(ZooError, match="'O8', not of numbers"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_detectron2_files_are_read(tmp_path, protocol, core):
+    content = {
+        "model": OrderedDict(ARRAYS),
+        "__author__": "Detectron2 Model Zoo",
+        "matching_heuristics": True,
+        "lr": np.float64(0.02),
+        "hash": b"\xff\x00",
+        "tag": b"",
+        "kinds": {"a", 1j},
+        "list": [(np.float32(1), None)],
+    }
+    data = pickle.dumps(content, protocol=protocol)
+    old, new = f"{np.zeros(0).__reduce__()[0].__module__}".encode(), f"{core}.multiarray".encode()
+    if protocol < 4:  # later ones note the length of a name
+        data = data.replace(old, new)
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(data)
+    read = load_checkpoint(path)
+    assert list(read) == list(content)
+    assert list(read["model"]) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert read["model"][name].dtype == array.dtype
+        assert np.array_equal(read["model"][name], array), name
+        assert read["model"][name].flags.writeable  # as torch.from_numpy wants it
+    plain = ("__author__", "matching_heuristics", "lr", "hash", "tag", "kinds", "list")
+    assert {key: read[key] for key in plain} == {key: content[key] for key in plain}
+    assert torch.from_numpy(read["model"]["half"]).tolist() == [0.5, -1.0]
+
+
+def test_files_of_python_2_are_read(tmp_path):
+    """Detectron's: bytes of arrays are str there, read as latin1."""
+    value = np.array([1.5, -2.0], dtype=np.float32)
+    raw = value.tobytes()
+    data = (
+        b"\x80\x02}U\x05conv1cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
+        b"U\x01b\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ"
+        b"\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U" + bytes([len(raw)]) + raw + b"tbs."
+    )
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(data)
+    assert np.array_equal(load_checkpoint(path)["conv1"], value)
+
+
+def test_torch_and_safetensors_files_are_read(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": 7}
+    for kind in ("zip", "legacy"):
+        for ending in ("pth", "pt", "tar"):
+            path = tmp_path / f"{kind}.{ending}"
+            dump(saved, path, kind)
+            read = load_checkpoint(path)
+            assert read["iteration"] == 7
+            assert torch.equal(read["model"]["weight"], model.weight)
+            assert read["optimizer"]["param_groups"] == saved["optimizer"]["param_groups"]
+    save_file(dict(model.state_dict()), tmp_path / "x.safetensors")
+    assert torch.equal(load_checkpoint(tmp_path / "x.safetensors")["bias"], model.bias)
+
+
+def write_wreck(path, kind, cut):
+    buffer = io.BytesIO()
+    weights = {"w": torch.zeros(300)}
+    if path.suffix == ".safetensors":
+        save_file(weights, path)
+        buffer.write(path.read_bytes())
+    elif path.suffix == ".pkl":
+        buffer.write(pickle.dumps({"model": {"w": np.zeros(300)}}, protocol=2))
+    else:
+        torch.save(weights, buffer, _use_new_zipfile_serialization=kind == "zip")
+    data = buffer.getvalue()
+    path.write_bytes(data[: int(len(data) * cut)])
+
+
+@pytest.mark.parametrize("cut", [0, 0.02, 0.5, 0.95])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("", "a.safetensors"), ("", "a.pkl"), ("zip", "a.pth"), ("legacy", "a.pth")],
+)
+def test_truncated_files_give_a_sentence(tmp_path, kind, name, cut):
+    write_wreck(tmp_path / name, kind, cut)
+    with pytest.raises(ZooError) as error:
+        load_checkpoint(tmp_path / name)
+    reason = "is empty" if cut == 0 else "cannot be read"
+    assert f"the checkpoint {tmp_path / name} {reason}" in str(error.value)
+    assert "copy or download it again" in str(error.value)
+    assert "weights_only" not in str(error.value)  # no advice to switch the safety off
+
+
+def test_other_files_give_a_sentence(tmp_path):
+    with pytest.raises(ZooError, match="does not exist"):
+        load_checkpoint(tmp_path / "nothing.pth")
+    html = tmp_path / "page.pth"
+    html.write_text("<!DOCTYPE html><html>Quota exceeded</html>")
+    with pytest.raises(ZooError, match="it is damaged or not a checkpoint"):
+        load_checkpoint(html)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ZooError, match="holds a list, not a dict"):
+        load_checkpoint(tmp_path / "list.pth")
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "script.pt")
+    with pytest.raises(ZooError, match="a TorchScript program, which loading would run"):
+        load_checkpoint(tmp_path / "script.pt")
+    with tarfile.open(tmp_path / "old.tar", "w") as archive:
+        archive.add(html, "page.pth")
+    with pytest.raises(ZooError, match="is a tar archive; unpack it"):
+        load_checkpoint(tmp_path / "old.tar")
