@@ -1,33 +1,25 @@
-"""The demonstration: a detector fine-tuned with and without GradAug, compared in a report.
+"""The demonstration: a detector fine-tuned from zoo backbones with and without GradAug.
 
 Each part is skipped when it was done with the same settings, and resumed when it was interrupted.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import subprocess
-import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from gradaug_det.datasets import build_mini_coco
-from gradaug_det.errors import GradAugError
-from gradaug_det.evaluation.coco import evaluate_coco
-from gradaug_det.evaluation.curves import read_detectron2_metrics
 from gradaug_det.evaluation.environment import describe_environment
-from gradaug_det.evaluation.records import Report, RunRecord
+from gradaug_det.evaluation.records import Report
 from gradaug_det.evaluation.report import write_report
-from gradaug_det.files import atomic_path
-from gradaug_det.pretrain.mini import MiniPretraining, pretrain_mini
+from gradaug_det.finetuning.frameworks import FineTuning, get_framework
+from gradaug_det.finetuning.training import Training, run_trainings
 
 logger = logging.getLogger(__name__)
 
-LABELS = {"plain": "Plain fine-tuning", "gradaug": "GradAug fine-tuning"}
+BASELINE, GRADAUG = "gradaug://mini-resnet18-baseline", "gradaug://mini-resnet18-gradaug"
 
 
 @dataclass(frozen=True)
@@ -35,19 +27,29 @@ class DemoSettings:
     """Size of the demonstration; the defaults train for about 10 minutes on 2 CPU cores.
 
     Args:
+        framework: a name of :data:`gradaug_det.finetuning.frameworks.FRAMEWORKS`.
         train, val: images of mini-COCO.
         iterations: of each fine-tuning, at 4 images a step.
-        pretraining: of the backbone that both start from.
-        seed: of data, pretraining and fine-tuning.
-        opts: further KEY VALUE overrides of both fine-tunings.
+        seed: of data and fine-tuning.
+        baseline_weights, gradaug_weights: backbones pretrained without and with GradAug:
+            ``gradaug://NAME``, paths or URLs.
+        opts: further overrides of all fine-tunings, as the framework's script takes them.
+
+    Raises:
+        ConfigError: the framework is unknown.
     """
 
+    framework: str = "detectron2"
     train: int = 400
     val: int = 200
     iterations: int = 200
-    pretraining: MiniPretraining = field(default_factory=lambda: MiniPretraining(epochs=3, crop=48))
     seed: int = 1
+    baseline_weights: str = BASELINE
+    gradaug_weights: str = GRADAUG
     opts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        get_framework(self.framework)
 
 
 def run_demo(
@@ -56,7 +58,7 @@ def run_demo(
     """Runs what is missing and writes the report.
 
     Args:
-        out: folder for data, backbone and trainings.
+        out: folder for data and trainings.
         report_folder: folder for the report.
         root: the project's folder, with ``tools`` and ``configs``.
 
@@ -67,51 +69,39 @@ def run_demo(
         GradAugError: a training failed; names its log.
     """
     out, root = Path(out).resolve(), Path(root)
+    framework = get_framework(settings.framework)
     clock = time.perf_counter()
 
     def say(what: str) -> None:
         logger.info("[%4.0f s] %s", time.perf_counter() - clock, what)
 
-    say(f"1/4 mini-COCO: {settings.train} train and {settings.val} val images (about a minute)")
+    say(f"mini-COCO: {settings.train} train and {settings.val} val images (about a minute)")
     data = build_mini_coco(
         out / "datasets" / "mini_coco", settings.train, settings.val, seed=settings.seed
     )
-    say("2/4 backbone: GradAug pretraining on garments (about 2 minutes on 2 cores)")
-    backbone = out / "backbone.pth"
-    pretrained = pretrain_mini(backbone, settings.pretraining)
-    say(f"    {pretrained['top1']:.1f} % of held-out garments right")
-    runs, commands = [], []
-    for step, (name, minutes) in enumerate((("plain", 2), ("gradaug", 5)), start=3):
+    trainings = demo_trainings(out, data, settings)
+    runs = []
+    for number, training in enumerate(trainings, start=1):
+        minutes = 2 if training.job.method == "plain" else 5
         say(
-            f"{step}/4 {LABELS[name].lower()}, {settings.iterations} iterations "
+            f"{number}/{len(trainings)} {training.label}, {settings.iterations} iterations "
             f"(about {minutes} minutes on 2 cores)"
         )
-        config = f"configs/detectron2/mini_mask_rcnn_R_18_FPN_{name}.yaml"
-        overrides = [
-            *("MODEL.WEIGHTS", str(backbone)),
-            *("OUTPUT_DIR", str(out / name)),
-            *("SOLVER.MAX_ITER", str(settings.iterations)),
-            *("SOLVER.STEPS", f"({settings.iterations * 3 // 4},)"),
-            *("SEED", str(settings.seed)),
-            *settings.opts,
-        ]
-        command = ["tools/train_net.py", "--resume", "--config-file", config, *overrides]
-        commands.append("python " + " ".join(command).replace(str(out), "output/demo"))
-        seconds = _train(command, root, out / name, out / "datasets")
-        runs.append(_record(name, config, settings, out / name, data, seconds))
+        runs += run_trainings([training], root)
     report = Report(
-        title="GradAug on mini-COCO: Mask R-CNN, ResNet-18-FPN, Detectron2",
+        title=f"GradAug on mini-COCO: Mask R-CNN, ResNet-18-FPN, {framework.title}",
         runs=runs,
-        baseline="plain",
+        baseline=runs[0].name,
         gt_json=data / "annotations" / "instances_val.json",
         image_root=data / "val",
         environment=describe_environment(),
-        commands=commands,
+        commands=[training.shell_line(out, "output/demo") for training in trainings],
         dataset="mini-COCO val",
         introduction=(
-            "Both detectors start from one backbone, pretrained with GradAug on the same kind of "
-            f"garments ({pretrained['top1']:.1f} % top-1), and see the same batches. Only the "
-            "second adds GradAug's sub-networks to each fine-tuning step."
+            "The model zoo's two ResNet-18 were pretrained on the same kind of garments under one "
+            "budget, without and with GradAug. From both, Mask R-CNN is fine-tuned plainly; from "
+            "the second also with GradAug's sub-networks in each step. All three see the same "
+            "batches."
         ),
     )
     index = write_report(report_folder, report)
@@ -119,73 +109,24 @@ def run_demo(
     return index
 
 
-def _train(command: list[str], root: Path, folder: Path, datasets: Path) -> float:
-    """Runs a training unless it is done; returns its seconds (over all its attempts)."""
-    done = folder / "done.json"
-    key = hashlib.sha256("\0".join(command).encode()).hexdigest()
-    state = json.loads(done.read_text()) if done.is_file() else {"key": None, "seconds": 0.0}
-    if state["key"] == key and state.get("finished"):
-        return state["seconds"]
-    if state["key"] != key:
-        state = {"key": key, "seconds": 0.0}
-        # Another setting's checkpoints must not be resumed from.
-        for stale in (*folder.glob("*.pth"), folder / "last_checkpoint", folder / "metrics.json"):
-            stale.unlink(missing_ok=True)
-    _write_json(done, state)
-    start = time.perf_counter()
-    try:
-        _run(command, root, folder / "train.log", datasets)
-        state["finished"] = True
-    finally:
-        state["seconds"] += time.perf_counter() - start
-        _write_json(done, state)
-    return state["seconds"]
-
-
-def _run(command: list[str], root: Path, log: Path, datasets: Path) -> None:
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
-    with (
-        log.open("a", encoding="utf-8") as file,
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", *command],
-            cwd=root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as process,
-    ):
-        tail: list[str] = []
-        for line in process.stdout:
-            file.write(line)
-            tail = [*tail[-14:], line]
-            if "eta: " in line:
-                logger.info("    %s", line.split("]: ", 1)[-1].split("  data_time")[0].strip())
-    if process.returncode:
-        logger.error("%s", "".join(tail))
-        raise GradAugError(
-            f"the training ended with exit code {process.returncode}; its output is in {log}. "
-            "Run the same command again: it resumes from the last checkpoint"
-        )
-
-
-def _record(
-    name: str, config: str, settings: DemoSettings, folder: Path, data: Path, seconds: float
-) -> RunRecord:
-    predictions = folder / "inference" / "mini_coco_val" / "coco_instances_results.json"
-    return RunRecord(
-        name=name,
-        label=LABELS[name],
-        config=config,
-        iterations=settings.iterations,
-        metrics=evaluate_coco(data / "annotations" / "instances_val.json", predictions),
-        curves=read_detectron2_metrics(folder / "metrics.json"),
-        seconds=seconds,
-        predictions=predictions,
-        seed=settings.seed,
+def demo_trainings(out: Path, data: Path, settings: DemoSettings) -> list[Training]:
+    """The three fine-tunings: the rows of the paper's table 3, in small."""
+    framework = get_framework(settings.framework)
+    rows = (
+        ("plain-from-baseline", "plain", settings.baseline_weights, "baseline"),
+        ("plain-from-gradaug", "plain", settings.gradaug_weights, "GradAug"),
+        ("gradaug-from-gradaug", "gradaug", settings.gradaug_weights, "GradAug"),
     )
-
-
-def _write_json(path: Path, content: dict) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content))
+    titles = {"plain": "Plain", "gradaug": "GradAug"}
+    return [
+        Training(
+            name=name,
+            method=name,
+            label=f"{titles[method]} fine-tuning, {backbone} backbone",
+            framework=framework,
+            job=FineTuning(method, weights, settings.iterations, settings.seed, settings.opts),
+            folder=out / framework.name / name,
+            data=data,
+        )
+        for name, method, weights, backbone in rows
+    ]

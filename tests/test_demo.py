@@ -1,47 +1,126 @@
-"""The demonstration, in small: every part of it runs for real."""
+"""The demonstration, in small: every part of it runs for real, in both frameworks."""
 
 import json
-import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision.models import resnet18
 
 from gradaug_det.demo import DemoSettings, run_demo
-from gradaug_det.errors import GradAugError
-from gradaug_det.pretrain.mini import MiniPretraining
+from gradaug_det.errors import ConfigError, GradAugError
+from gradaug_det.zoo.convert import torchvision_to_detectron2
 
 ROOT = Path(__file__).parents[1]
-SMALL = ("SOLVER.IMS_PER_BATCH", "2", "GRADAUG.NUM_SUBNETS", "1", "SOLVER.CHECKPOINT_PERIOD", "2")
+RUNS = ["plain-from-baseline", "plain-from-gradaug", "gradaug-from-gradaug"]
+SIZE = "(128,96)"
+SMALL = {
+    "detectron2": (
+        *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "2"),
+        *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
+        *("TEST.DETECTIONS_PER_IMAGE", "5"),
+    ),
+    "mmdet": (
+        *("train_dataloader.batch_size=2", "default_hooks.checkpoint.interval=2"),
+        *(f"train_dataloader.dataset.pipeline.2.scale={SIZE}",),
+        *(f"val_dataloader.dataset.pipeline.1.scale={SIZE}", "default_hooks.logger.interval=2"),
+        *("model.test_cfg.rcnn.max_per_img=5",),
+    ),
+}
+RESUMED = {"detectron2": "Starting training from iteration 2", "mmdet": "resumed epoch: 0, iter: 2"}
 
 
-def settings(*opts):
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One work folder for both frameworks: they share the data."""
+    return tmp_path_factory.mktemp("demo").resolve()
+
+
+@pytest.fixture(scope="module")
+def weights(out):
+    """Two random backbones for each framework, in its names."""
+    files = {name: [] for name in SMALL}
+    for number in range(2):
+        torch.manual_seed(number)
+        state = {k: v for k, v in resnet18().state_dict().items() if not k.startswith("fc.")}
+        files["mmdet"].append(str(out / f"mmdet{number}.pth"))
+        torch.save({"state_dict": state}, files["mmdet"][-1])
+        state = {f"backbone.bottom_up.{k}": v for k, v in torchvision_to_detectron2(state).items()}
+        files["detectron2"].append(str(out / f"detectron2{number}.pth"))
+        torch.save({"model": state}, files["detectron2"][-1])
+    return files
+
+
+def settings(framework, weights, *opts):
+    baseline, gradaug = weights[framework]
     return DemoSettings(
-        train=12,
-        val=6,
-        iterations=4,
-        pretraining=MiniPretraining(epochs=1, garments=256, crop=16),
-        opts=(*SMALL, *opts),
+        framework,
+        train=8,
+        val=2,
+        iterations=6,
+        baseline_weights=baseline,
+        gradaug_weights=gradaug,
+        opts=(*SMALL[framework], *opts),
     )
 
 
+def kill_in_the_first_training(out, report, small):
+    """Runs the demo in a process, and ends it hard when the first checkpoint is complete."""
+    code = (
+        "from gradaug_det.demo import DemoSettings, run_demo\n"
+        f"run_demo({str(out)!r}, {str(report)!r}, {str(ROOT)!r}, {small!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+    checkpoint = out / small.framework / RUNS[0] / "last_checkpoint"
+    deadline = time.monotonic() + 300
+    while not checkpoint.is_file() and time.monotonic() < deadline:
+        assert process.poll() is None, "the demo ended before its first checkpoint"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.is_file()
+
+
 @pytest.mark.integration
-def test_from_nothing_to_a_report_and_again(tmp_path, caplog):
-    caplog.set_level(logging.INFO, logger="gradaug_det.demo")
-    out, report = tmp_path / "work", tmp_path / "report"
-    index = run_demo(out, report, ROOT, settings())
+@pytest.mark.parametrize("framework", list(SMALL))
+def test_from_nothing_to_a_report_through_an_interruption(framework, out, weights, tmp_path):
+    small, report = settings(framework, weights), tmp_path / "report"
+    kill_in_the_first_training(out, report, small)
+    assert not report.exists()
+    index = run_demo(out, report, ROOT, small)
     assert index == report / "index.html"
-    content = json.loads((report / "report.json").read_text())
+    logs = [out / framework / name / "train.log" for name in RUNS]
+    assert [RESUMED[framework] in log.read_text() for log in logs] == [True, False, False]
+
     assert {"index.html", "report.md", "report.json"} <= {p.name for p in report.iterdir()}
-    assert [run["name"] for run in content["runs"]] == ["plain", "gradaug"]
+    content = json.loads((report / "report.json").read_text())
+    assert [run["name"] for run in content["runs"]] == RUNS
     for run in content["runs"]:
         assert {"bbox", "segm"} <= run["metrics"].keys()
-    assert "gradaug/sub0/loss" in content["runs"][1]["curves"]
-    assert str(tmp_path) not in (report / "report.md").read_text()  # reports are published
+        assert run["curves"]["total_loss"][-1][0] == 5  # the sixth iteration
+        assert ("gradaug/sub1/loss" in run["curves"]) == run["name"].startswith("gradaug")
+    text = (report / "report.md").read_text()
+    assert str(out) not in text and "output/demo/" in text  # reports are published
 
-    before = (out / "gradaug" / "train.log").read_text()
-    run_demo(out, report, ROOT, settings())  # nothing left to do
-    assert (out / "gradaug" / "train.log").read_text() == before
+    before = [log.read_text() for log in logs]
+    run_demo(out, report, ROOT, small)  # nothing left to do
+    assert [log.read_text() for log in logs] == before
 
+
+@pytest.mark.integration
+def test_a_failed_training_names_its_log(weights, tmp_path, caplog):
+    wrong = settings("detectron2", weights, "GRADAUG.MIN_WIDTH", "2.0")
     with pytest.raises(GradAugError, match=r"exit code 2; its output is in .*train.log"):
-        run_demo(out, report, ROOT, settings("GRADAUG.MIN_WIDTH", "2.0"))
+        run_demo(tmp_path, tmp_path / "report", ROOT, wrong)
     assert "GRADAUG.MIN_WIDTH must be a number in (0, 1], got 2.0" in caplog.text
+    assert not (tmp_path / "detectron2" / RUNS[1]).exists()
+
+
+def test_an_unknown_framework_is_an_error():
+    with pytest.raises(ConfigError, match=r"framework 'yolo' is unknown; choose one of"):
+        DemoSettings("yolo")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Trains Mask R-CNN on mini-COCO with and without GradAug and writes report/index.html."""
+"""Fine-tunes Mask R-CNN on mini-COCO from zoo backbones and writes report/index.html."""
 
 import argparse
 import logging
@@ -8,22 +8,26 @@ from pathlib import Path
 
 from gradaug_det.demo import DemoSettings, run_demo
 from gradaug_det.errors import GradAugError
+from gradaug_det.finetuning.frameworks import FRAMEWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--framework", choices=["detectron2"], default="detectron2")
+    parser.add_argument("--framework", choices=list(FRAMEWORKS), default=DemoSettings.framework)
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="work folder")
-    parser.add_argument("--report", type=Path, default=ROOT / "report", help="report folder")
+    parser.add_argument("--report", type=Path, help="report folder; report or report/mmdet")
     parser.add_argument("--iterations", type=int, default=DemoSettings.iterations)
     parser.add_argument("--seed", type=int, default=DemoSettings.seed)
+    parser.add_argument("--baseline-weights", default=DemoSettings.baseline_weights)
+    parser.add_argument("--gradaug-weights", default=DemoSettings.gradaug_weights)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "report")}
+    folders = {"detectron2": ROOT / "report", "mmdet": ROOT / "report" / "mmdet"}
     try:
-        settings = DemoSettings(iterations=args.iterations, seed=args.seed)
-        run_demo(args.out, args.report, ROOT, settings)
+        run_demo(args.out, args.report or folders[args.framework], ROOT, DemoSettings(**settings))
     except GradAugError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

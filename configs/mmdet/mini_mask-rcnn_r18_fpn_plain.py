@@ -1,7 +1,9 @@
 """Mask R-CNN with a ResNet-18 and small heads on mini-COCO (10 kinds of garments, 192x256 pixels).
 
-The sizes and the schedule are those of configs/detectron2/mini-Base.yaml: a training takes minutes
-on 2 CPU cores. Build the data first: ``gradaug-det build-mini-coco --out data/mini_coco``.
+The same experiment as configs/detectron2/mini-Base.yaml: sizes, schedule, initial weights of new
+layers (Caffe2's Xavier), matching of proposals. A training takes minutes on 2 CPU cores. Build the
+data first: ``gradaug-det build-mini-coco --out data/mini_coco``; MMDET_DATASETS names another
+folder than ``data``.
 """
 
 # ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
@@ -16,7 +18,11 @@ model = dict(
         zero_init_residual=False,
         init_cfg=None,
     ),
-    neck=dict(in_channels=[64, 128, 256, 512], out_channels=64),
+    neck=dict(
+        in_channels=[64, 128, 256, 512],
+        out_channels=64,
+        init_cfg=dict(type="Caffe2Xavier", layer="Conv2d"),
+    ),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),
@@ -26,14 +32,19 @@ model = dict(
             in_channels=64,
             fc_out_channels=256,
             num_classes=10,
+            init_cfg=[
+                dict(type="Caffe2Xavier", override=dict(name="shared_fcs")),
+                dict(type="Normal", std=0.01, override=dict(name="fc_cls")),
+                dict(type="Normal", std=0.001, override=dict(name="fc_reg")),
+            ],
         ),
         mask_roi_extractor=dict(out_channels=64),
         mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=10),
     ),
     train_cfg=dict(
-        rpn=dict(sampler=dict(num=64)),
+        rpn=dict(assigner=dict(min_pos_iou=0.0), sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=300, max_per_img=150),
-        rcnn=dict(sampler=dict(num=64)),
+        rcnn=dict(assigner=dict(match_low_quality=False), sampler=dict(num=64)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
@@ -54,7 +65,7 @@ metainfo = dict(
         "Ankle boot",
     )
 )
-data_root = "data/mini_coco/"
+data_root = "{{$MMDET_DATASETS:data}}/mini_coco/"
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
@@ -101,12 +112,11 @@ val_evaluator = dict(ann_file=data_root + "annotations/instances_val.json")
 test_evaluator = val_evaluator
 
 # ---- schedule ---------------------------------------------------------------------------------
-train_cfg = dict(
-    _delete_=True, type="IterBasedTrainLoop", max_iters=450, val_begin=450, val_interval=450
-)
+# Validation is after the last iteration, whatever max_iters is.
+train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=450, val_interval=1_000_000)
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=50),
-    dict(type="MultiStepLR", by_epoch=False, begin=0, end=450, milestones=[350], gamma=0.1),
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=51),  # 50 steps
+    dict(type="MultiStepLR", by_epoch=False, begin=0, milestones=[350], gamma=0.1),
 ]
 # Gradients of all passes together are clipped: short schedules on a small backbone are jumpy.
 optim_wrapper = dict(optimizer=dict(lr=0.01), clip_grad=dict(max_norm=5.0))
