@@ -14,7 +14,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["gradaug_det", "gradaug_det.*"]),
-    package_data={"gradaug_det": ["datasets/data/*", "evaluation/templates/*"]},
+    package_data={
+        "gradaug_det": [
+            "datasets/data/*",
+            "evaluation/templates/*",
+            "zoo/index.json",
+            "zoo/weights/*",
+        ]
+    },
     install_requires=[
         "torch>=2.1",
         "torchvision>=0.16",
@@ -46,7 +53,7 @@ setup(
             "onedl-mmdetection>=3.5.1",
         ],
         "pretrain": ["lightning-fabric>=2.2", "pyyaml", "tensorboard"],
-        "gdrive": ["gdown>=5.2"],  # the authors' published weights
+        "gdrive": ["gdown>=6.5"],  # the authors' published weights
         "dev": ["pytest", "pytest-timeout", "ruff", "pre-commit"],
     },
     entry_points={"console_scripts": ["gradaug-det = gradaug_det.cli:main"]},

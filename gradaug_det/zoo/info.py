@@ -66,7 +66,7 @@ class BackboneInfo:
             "name must be lower-case letters, digits and single hyphens (at most 100)",
             self.name,
         )
-        _one_of("architecture", self.architecture, tuple(DEPTHS))
+        one_of("architecture", self.architecture, tuple(DEPTHS))
         depth = DEPTHS[self.architecture]
         require(
             type(self.depth) is int and self.depth == depth,
@@ -78,9 +78,9 @@ class BackboneInfo:
             "min_width must be in (0, 1], 1 if the backbone is not slimmable",
             self.min_width,
         )
-        _one_of("stem", self.stem, ("7x7", "deep"))
-        _one_of("stride_in", self.stride_in, ("3x3", "1x1"))
-        _one_of("channel_order", self.channel_order, ("RGB", "BGR"))
+        one_of("stem", self.stem, ("7x7", "deep"))
+        one_of("stride_in", self.stride_in, ("3x3", "1x1"))
+        one_of("channel_order", self.channel_order, ("RGB", "BGR"))
         mean, std = self._three("pixel_mean"), self._three("pixel_std")
         require(
             all(0 <= value <= 255 for value in mean) and (max(mean) > 1 or max(mean) == 0),
@@ -153,7 +153,8 @@ def is_text(value: object, most: int) -> bool:
     return isinstance(value, str) and 0 < len(value) <= most and value.isprintable()
 
 
-def _one_of(key: str, value: object, allowed: tuple[str, ...]) -> None:
+def one_of(key: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise a ZooError that names the allowed values, unless the value is one of them."""
     choice = ", ".join(allowed[:-1]) + f" or {allowed[-1]}"
     require(isinstance(value, str) and value in allowed, f"{key} must be {choice}", value)
 

@@ -1,0 +1,193 @@
+"""The zoo's entries: ``index.json``, the only place where they are written down.
+
+An index has its packaged files in the folder ``weights`` beside it. A lab hosts a zoo of its own
+with an index anywhere, named by the environment variable ``GRADAUG_ZOO_INDEX``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradaug_det.errors import ZooError
+from gradaug_det.zoo.info import BackboneInfo, is_text, one_of, require
+
+INDEX = Path(__file__).parent / "index.json"
+INDEX_VARIABLE = "GRADAUG_ZOO_INDEX"
+KINDS = ("packaged", "url", "gdrive")
+MAX_INDEX_BYTES = 2**20
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(safetensors|pth)")
+_FIELDS = ("description", "file", "kind", "size", "sha256", "gdrive_id", "measured", "info")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One backbone of the zoo.
+
+    Args:
+        description: one line.
+        file: its name, without folders; ``.pth`` only for the authors' checkpoints (``gdrive``).
+        kind: ``packaged``: in the index's own folder ``weights``; ``url``: under the base URL;
+            ``gdrive``: on Google Drive.
+        size: bytes, or None if unknown (``gdrive`` only).
+        sha256: 64 hex digits, or None if unknown (``gdrive`` only).
+        gdrive_id: Google Drive's id, or None.
+        measured: whether this project measured ``info.metrics``; else they are the authors' claim.
+        info: what the backbone is.
+        folder: of the index.
+
+    Raises:
+        ZooError: a field has the wrong type or value.
+    """
+
+    description: str
+    file: str
+    kind: str
+    size: int | None
+    sha256: str | None
+    gdrive_id: str | None
+    measured: bool
+    info: BackboneInfo
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def packaged_path(self) -> Path:
+        """Where a packaged file is."""
+        return self.folder / "weights" / self.file
+
+    def __post_init__(self) -> None:
+        require(
+            is_text(self.description, 300),
+            "description must be one line of at most 300 characters",
+            self.description,
+        )
+        one_of("kind", self.kind, KINDS)
+        gdrive = self.kind == "gdrive"
+        require(
+            isinstance(self.file, str) and _FILE.fullmatch(self.file),
+            "file must be a name without folders, ending in .safetensors or .pth",
+            self.file,
+        )
+        require(
+            gdrive or self.file.endswith(".safetensors"),
+            "file must end in .safetensors unless kind is gdrive",
+            self.file,
+        )
+        require(
+            (self.size is None and gdrive) or (type(self.size) is int and 0 < self.size < 2**31),
+            "size must be a number of bytes below 2 GiB (null only if kind is gdrive)",
+            self.size,
+        )
+        require(
+            (self.sha256 is None and gdrive)
+            or (isinstance(self.sha256, str) and re.fullmatch("[0-9a-f]{64}", self.sha256)),
+            "sha256 must be 64 lower-case hex digits (null only if kind is gdrive)",
+            self.sha256,
+        )
+        require(
+            re.fullmatch("[A-Za-z0-9_-]{10,100}", self.gdrive_id or "")
+            if gdrive
+            else self.gdrive_id is None,
+            "gdrive_id must be Google Drive's id if kind is gdrive, else null",
+            self.gdrive_id,
+        )
+        require(type(self.measured) is bool, "measured must be true or false", self.measured)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as JSON values."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return values | {"info": self.info.to_dict()}
+
+
+@dataclass(frozen=True)
+class Index:
+    """All entries, and where files of kind ``url`` are unless GRADAUG_ZOO_URL says otherwise."""
+
+    path: Path
+    base_url: str | None
+    entries: Mapping[str, Entry]
+
+    def find(self, name: str) -> Entry:
+        """The entry of that name.
+
+        Raises:
+            ZooError: there is none; names what is there.
+        """
+        if name in self.entries:
+            return self.entries[name]
+        near = difflib.get_close_matches(name, self.entries, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ZooError(
+            f"the zoo has no backbone {name!r}: {hint}it has {', '.join(self.entries) or 'none'} "
+            f"(index {self.path}; {INDEX_VARIABLE} names another)"
+        )
+
+
+def load_index(path: str | Path | None = None) -> Index:
+    """Read and check an index: by default GRADAUG_ZOO_INDEX's, else the package's own.
+
+    Raises:
+        ZooError: the file is missing or something in it is wrong; names the file and the entry.
+    """
+    path = Path(path or os.environ.get(INDEX_VARIABLE) or INDEX)
+    try:
+        return _parse(path)
+    except OSError as error:
+        raise ZooError(
+            f"cannot read the zoo's index {path}: {error.strerror}; {INDEX_VARIABLE} must name "
+            "an index.json, or not be set"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ZooError(f"the zoo's index {path} is not JSON: {error}") from None
+    except ZooError as error:
+        raise ZooError(f"the zoo's index {path}: {error}; correct that file") from None
+
+
+def find(name: str) -> Entry:
+    """The entry of that name in the index in use. Raises ZooError if there is none."""
+    return load_index().find(name)
+
+
+def _parse(path: Path) -> Index:
+    with path.open("rb") as file:
+        text = file.read(MAX_INDEX_BYTES + 1)
+    if len(text) > MAX_INDEX_BYTES:
+        raise ZooError(f"more than {MAX_INDEX_BYTES} bytes")
+    data = json.loads(text)
+    require(
+        isinstance(data, dict) and set(data) == {"base_url", "entries"},
+        "must be an object of base_url and entries",
+        data if not isinstance(data, dict) else sorted(data),
+    )
+    url, raw = data["base_url"], data["entries"]
+    require(url is None or is_base_url(url), "base_url must be null or http(s)://...", url)
+    require(isinstance(raw, dict), "entries must be an object", raw)
+    entries = {name: _entry(name, value, path.parent) for name, value in sorted(raw.items())}
+    return Index(path, url, entries)
+
+
+def is_base_url(value: object) -> bool:
+    """Whether file names can be joined to it."""
+    return is_text(value, 500) and re.fullmatch(r"https?://[^\s?#]+", value) is not None
+
+
+def _entry(name: str, value: Any, folder: Path) -> Entry:
+    try:
+        require(isinstance(value, dict), "must be an object", value)
+        missing, unknown = set(_FIELDS) - set(value), set(value) - set(_FIELDS)
+        require(not missing and not unknown, f"must have {', '.join(_FIELDS)}", sorted(value))
+        info = BackboneInfo.from_dict(value["info"])
+        require(info.name == name, f"info's name must be {name!r}", info.name)
+        return Entry(**value | {"info": info, "folder": folder})
+    except ZooError as error:
+        raise ZooError(f"entry {name!r}: {error}") from None

@@ -1,0 +1,48 @@
+"""A zoo of one file of 300 kB behind a server of this machine, and a cache of its own."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from gradaug_det.zoo import http
+from tests.zoo.helpers import make_info
+
+CONTENT = random.Random(0).randbytes(300_000)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """The cache folder, not made yet; no variable of the user's environment is in force."""
+    for name in ("GRADAUG_ZOO_URL", "GRADAUG_OFFLINE", "GRADAUG_ZOO_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GRADAUG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(http, "PAUSE_SECONDS", 0.01)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def make_index(tmp_path, monkeypatch, cache):
+    """Writes an index and puts it in force."""
+
+    def make(base_url: str | None = None, **changes: object) -> Path:
+        fields = {
+            "description": "For a test",
+            "file": "tiny.safetensors",
+            "kind": "url",
+            "size": len(CONTENT),
+            "sha256": hashlib.sha256(CONTENT).hexdigest(),
+            "gdrive_id": None,
+            "measured": True,
+            "info": make_info().to_dict(),
+        }
+        path = tmp_path / "zoo" / "index.json"
+        path.parent.mkdir(exist_ok=True)
+        data = {"base_url": base_url, "entries": {"tiny": fields | changes}}
+        path.write_text(json.dumps(data))
+        monkeypatch.setenv("GRADAUG_ZOO_INDEX", str(path))
+        return path
+
+    return make

@@ -1,0 +1,251 @@
+"""Downloads from a server that fails: nothing corrupt lands, and every message says what to do."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from gradaug_det.errors import ZooError
+from gradaug_det.zoo.download import cache_dir, fetch
+from tests.zoo.conftest import CONTENT
+from tests.zoo.server import (
+    endless,
+    misplaced,
+    reset,
+    serve,
+    status,
+    truncated,
+    whole,
+    without_ranges,
+    wrong,
+)
+
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+WAY_OUT = rf"GRADAUG_ZOO_URL .* put the file at .*tiny\.safetensors yourself .* {SHA256}"
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_download_then_cache(cache, make_index, capfd):
+    with serve(CONTENT) as server:
+        make_index(server.url + "/zoo/")
+        path = fetch("tiny", progress=True)
+        assert "100%" in capfd.readouterr().err
+        assert fetch("tiny") == path
+        assert server.requests == [("/zoo/tiny.safetensors", None)]
+    assert path == cache / "tiny.safetensors"
+    assert path.read_bytes() == CONTENT
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert listing(cache) == ["tiny.safetensors"]
+    assert fetch("tiny") == path  # with no server
+
+
+def test_the_variable_goes_before_the_indexs_base_url(cache, make_index, monkeypatch):
+    make_index("http://127.0.0.1:9/nowhere")
+    with serve(CONTENT) as server:
+        monkeypatch.setenv("GRADAUG_ZOO_URL", server.url)
+        assert fetch("tiny").read_bytes() == CONTENT
+    assert server.requests == [("/tiny.safetensors", None)]
+
+
+@pytest.mark.parametrize(
+    ("behaviours", "ranges"),
+    [
+        ((status(500), status(503), status(429), whole), [None, None, None, None]),
+        ((reset(None), whole), [None, None]),
+        ((truncated(200_000), whole), [None, "bytes=196608-"]),
+        ((truncated(200_000, say_length=False), whole), [None, "bytes=200000-"]),
+        ((truncated(100_000), status(500), whole), [None, "bytes=65536-", "bytes=65536-"]),
+        ((truncated(200_000), without_ranges), [None, "bytes=196608-"]),
+        ((truncated(200_000), misplaced, whole), [None, "bytes=196608-"]),
+        ((wrong, whole), [None, None]),
+    ],
+    ids=[
+        "500 503 429",
+        "reset",
+        "truncated",
+        "truncated, no length",
+        "truncated 500",
+        "no ranges",
+        "misplaced range",
+        "wrong hash once",
+    ],
+)
+def test_what_passes_is_tried_again(cache, make_index, behaviours, ranges):
+    with serve(CONTENT, *behaviours) as server:
+        make_index(server.url)
+        assert fetch("tiny").read_bytes() == CONTENT
+    assert [span for _, span in server.requests] == ranges
+    assert listing(cache) == ["tiny.safetensors"]
+
+
+def test_reset_in_the_middle_resumes(cache, make_index):
+    with serve(CONTENT, reset(150_000), whole) as server:
+        make_index(server.url)
+        assert fetch("tiny").read_bytes() == CONTENT
+    # A reset may overtake bytes on their way: where it resumes is not certain.
+    assert len(server.requests) == 2
+    assert listing(cache) == ["tiny.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "requests", "message"),
+    [
+        (status(404), 1, r"cannot download http://127\S+/tiny\.safetensors \(1 attempt\): 404"),
+        (status(403), 1, r"\(1 attempt\): 403"),
+        (status(500), 4, r"\(4 attempts\): 500"),
+        (reset(None), 4, r"\(4 attempts\): .*(reset|aborted)"),
+        (reset(150_000), 4, r"\(4 attempts\): "),
+        (truncated(200_000), 4, r"\(4 attempts\): .*Incomplete"),
+        (truncated(200_000, say_length=False), 4, r"\(4 attempts\): 200000 of 300000 bytes"),
+        (wrong, 2, "does not match the known hash: expected"),
+        (endless, 1, "the server sends more than the 300000 bytes"),
+    ],
+    ids=[
+        "404",
+        "403",
+        "500",
+        "reset",
+        "reset in the middle",
+        "truncated",
+        "truncated, no length",
+        "wrong hash",
+        "endless",
+    ],
+)
+def test_what_does_not_pass_leaves_nothing(cache, make_index, behaviour, requests, message):
+    with serve(CONTENT, behaviour) as server:
+        make_index(server.url)
+        with pytest.raises(ZooError, match=message) as caught:
+            fetch("tiny")
+        assert len(server.requests) == requests
+    assert listing(cache) == []
+    assert caught.match(WAY_OUT)
+
+
+def test_no_server(cache, make_index):
+    with serve(CONTENT) as server:
+        make_index(server.url)
+    with pytest.raises(ZooError, match=r"\(4 attempts\): .*refused") as caught:
+        fetch("tiny")
+    assert caught.match(WAY_OUT)
+    assert listing(cache) == []
+
+
+def test_a_damaged_cached_file_is_replaced(cache, make_index):
+    cache.mkdir()
+    for damaged in (CONTENT[:-1], bytes(len(CONTENT))):
+        (cache / "tiny.safetensors").write_bytes(damaged)
+        with serve(CONTENT) as server:
+            make_index(server.url)
+            assert fetch("tiny").read_bytes() == CONTENT
+    (cache / "tiny.safetensors").write_bytes(CONTENT[:-1])
+    with serve(CONTENT, status(404)) as server:
+        make_index(server.url)
+        with pytest.raises(ZooError, match=WAY_OUT):
+            fetch("tiny")
+    assert listing(cache) == ["tiny.safetensors"]  # the user's, still damaged, never returned
+
+
+@pytest.mark.parametrize("value", ["1", "true"])
+def test_offline(cache, make_index, monkeypatch, value):
+    monkeypatch.setenv("GRADAUG_OFFLINE", value)
+    with serve(CONTENT) as server:
+        make_index(server.url)
+        target = cache / "tiny.safetensors"
+        message = rf"GRADAUG_OFFLINE is set and {target} is missing; the file is at http://.*"
+        with pytest.raises(ZooError, match=message + WAY_OUT):
+            fetch("tiny")
+        assert listing(cache) == []
+        cache.mkdir()
+        target.write_bytes(CONTENT[:-1])
+        with pytest.raises(ZooError, match="has another sha256"):
+            fetch("tiny")
+        target.write_bytes(CONTENT)  # as the message says
+        assert fetch("tiny") == target
+        assert server.requests == []
+        target.unlink()
+        monkeypatch.setenv("GRADAUG_OFFLINE", "0")
+        assert fetch("tiny") == target
+
+
+def test_no_base_url_and_a_wrong_one(cache, make_index, monkeypatch):
+    make_index()
+    with pytest.raises(ZooError, match="no base URL is known.*" + WAY_OUT):
+        fetch("tiny")
+    monkeypatch.setenv("GRADAUG_ZOO_URL", "ftp://example.org")
+    with pytest.raises(ZooError, match=r"GRADAUG_ZOO_URL must be http\(s\).*got 'ftp:"):
+        fetch("tiny")
+
+
+@pytest.mark.parametrize("kind", ["file", "in a file", "no device"])
+def test_a_cache_that_cannot_be_written(tmp_path, make_index, monkeypatch, kind):
+    """Root may write anywhere: folders that nobody can write to."""
+    (tmp_path / "file").write_text("mine")
+    folder = {
+        "file": tmp_path / "file",
+        "in a file": tmp_path / "file" / "cache",
+        "no device": Path("/proc/no/cache"),
+    }[kind]
+    monkeypatch.setenv("GRADAUG_CACHE", str(folder))
+    with serve(CONTENT) as server:
+        make_index(server.url)
+        message = rf"cannot write to the cache folder {folder}: .*300000 bytes.* GRADAUG_CACHE"
+        with pytest.raises(ZooError, match=message):
+            fetch("tiny")
+        assert server.requests == []
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_default_cache(monkeypatch):
+    monkeypatch.delenv("GRADAUG_CACHE", raising=False)
+    assert cache_dir().name == "gradaug_det"
+    monkeypatch.setenv("GRADAUG_CACHE", "~/zoo")
+    assert cache_dir() == Path.home() / "zoo"
+
+
+def test_two_processes_at_once(cache, make_index):
+    """Neither gets a byte before both have asked: they do download at the same time."""
+    together = threading.Barrier(2)
+
+    def after_both(handler):
+        together.wait(timeout=60)
+        whole(handler)
+
+    code = "from gradaug_det.zoo.download import fetch; print(fetch('tiny'))"
+    with serve(CONTENT, after_both) as server:
+        make_index(server.url)
+        command = [sys.executable, "-c", code]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes = [subprocess.Popen(command, env=os.environ, **pipes) for _ in range(2)]
+        outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [out.strip() for out, _ in outputs] == [str(cache / "tiny.safetensors")] * 2
+    assert len(server.requests) == 2
+    assert (cache / "tiny.safetensors").read_bytes() == CONTENT
+    assert listing(cache) == ["tiny.safetensors"]
+
+
+def test_packaged(cache, make_index):
+    path = make_index(kind="packaged").parent / "weights" / "tiny.safetensors"
+    with pytest.raises(ZooError, match=rf"{path} is missing; install .* {SHA256}"):
+        fetch("tiny")
+    path.parent.mkdir()
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(ZooError, match="has another sha256 than the index says"):
+        fetch("tiny")
+    path.write_bytes(CONTENT)
+    assert fetch("tiny") == path
+    assert not cache.exists()
+
+
+def test_an_unknown_name(make_index):
+    make_index()
+    with pytest.raises(ZooError, match="no backbone 'tinny': did you mean 'tiny'"):
+        fetch("tinny")
