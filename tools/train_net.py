@@ -6,6 +6,8 @@
 
 The flags are those of Detectron2's own tools/train_net.py. ``--register NAME ANNOTATIONS IMAGES``
 (repeatable) makes a COCO-format dataset known under a name for DATASETS.TRAIN and DATASETS.TEST.
+MODEL.WEIGHTS may be a backbone of the model zoo, gradaug://NAME; a config that prepares images
+otherwise than it needs is an error, unless ``--fix-preprocessing`` may change it.
 A LazyConfig (.py) works as well.
 """
 
@@ -26,6 +28,11 @@ def main(argv: list[str] | None = None) -> int:
         default=[],
         metavar=("NAME", "ANNOTATIONS", "IMAGES"),
         help="register a COCO-format dataset",
+    )
+    parser.add_argument(
+        "--fix-preprocessing",
+        action="store_true",
+        help="set channel order, mean, std and network to what a gradaug:// backbone needs",
     )
     args = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""GradAug for Detectron2. Importing this registers the slimmable backbones in Detectron2."""
+"""GradAug for Detectron2. Importing this registers the slimmable backbones and ``gradaug://``."""
 
 from gradaug_det.d2.backbone import (
     build_slimmable_resnet_backbone,
@@ -7,6 +7,7 @@ from gradaug_det.d2.backbone import (
 )
 from gradaug_det.d2.config import add_gradaug_config, gradaug_options
 from gradaug_det.d2.hook import GradAugHook
+from gradaug_det.d2.preprocessing import check_preprocessing, fix_preprocessing
 
 __all__ = [
     "GradAugHook",
@@ -14,5 +15,7 @@ __all__ = [
     "build_slimmable_resnet_backbone",
     "build_slimmable_resnet_fpn_backbone",
     "build_slimmable_retinanet_resnet_fpn_backbone",
+    "check_preprocessing",
+    "fix_preprocessing",
     "gradaug_options",
 ]

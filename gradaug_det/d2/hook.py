@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +20,7 @@ from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
 from gradaug_det.d2.config import gradaug_options
 from gradaug_det.d2.detector import GradAugDetector
+from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.errors import GradAugError
 
 logger = logging.getLogger("detectron2.gradaug")
@@ -84,7 +86,14 @@ class GradAugHook(HookBase):
     # ---- Detectron2's hook methods ------------------------------------------------------------
 
     def before_train(self) -> None:
-        """Finds the insertion point and checks that the detector can be trained this way."""
+        """Finds the insertion point and checks that the detector can be trained this way.
+
+        Raises:
+            ConfigError: a setting does not fit the detector, or the trainer's config prepares
+                images otherwise than the zoo's backbone needs.
+        """
+        if isinstance(cfg := getattr(self.trainer, "cfg", None), (CfgNode, DictConfig)):
+            check_preprocessing(cfg)
         if not self.options.active:
             return
         engine = _engine(self.trainer)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.engine import (
     AMPTrainer,
@@ -22,11 +22,13 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
+from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.config import add_gradaug_config, gradaug_options
 from gradaug_det.d2.data import check_datasets, register_coco, register_mini_coco
 from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.evaluation import FasterCOCOEvaluator
 from gradaug_det.d2.hook import GradAugHook
+from gradaug_det.d2.preprocessing import check_preprocessing, fix_preprocessing
 from gradaug_det.errors import ConfigError
 
 
@@ -40,6 +42,10 @@ class Trainer(DefaultTrainer):
         )
 
     def build_hooks(self) -> list[Any]:
+        # DefaultTrainer has just made a checkpointer that runs what is in a .pkl file.
+        self.checkpointer = SafeCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
         return [GradAugHook.from_config(self.cfg), *super().build_hooks()]
 
 
@@ -80,10 +86,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
     for dataset in args.register:
         register_coco(*dataset)
     cfg = load_config(args.config_file, args.opts)
+    _agree_on_preprocessing(cfg, args)
     check_datasets(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
+
+
+def _agree_on_preprocessing(cfg: Any, args: argparse.Namespace) -> None:
+    if getattr(args, "fix_preprocessing", False):
+        fix_preprocessing(cfg)
+    check_preprocessing(cfg)
 
 
 def run(args: argparse.Namespace) -> OrderedDict:
@@ -91,14 +104,15 @@ def run(args: argparse.Namespace) -> OrderedDict:
 
     Args:
         args: of Detectron2's ``default_argument_parser``, and ``register``: (name, annotations,
-            images) of the datasets to register.
+            images) of the datasets to register; ``fix_preprocessing``: whether to set what a
+            ``gradaug://`` backbone needs.
     """
     if str(args.config_file).endswith(".py"):
         return run_lazy(args)
     cfg = setup(args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
@@ -117,10 +131,11 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     for dataset in args.register:
         register_coco(*dataset)
     cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    _agree_on_preprocessing(cfg, args)
     default_setup(cfg, args)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:
-        DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+        SafeCheckpointer(model).load(cfg.train.init_checkpoint)
         return evaluate_lazy(cfg, model)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -128,7 +143,7 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(
         model, instantiate(cfg.dataloader.train), optimizer
     )
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, trainer=trainer)
+    checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     main = comm.is_main_process()
     trainer.register_hooks(
         [

@@ -1,0 +1,85 @@
+"""``gradaug://NAME`` in a config: a backbone of the zoo, delivered as a framework wants it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from torch import Tensor
+
+from gradaug_det.errors import ConfigError
+from gradaug_det.zoo.backbone import read_backbone, read_info
+from gradaug_det.zoo.convert import channel_order, convert
+from gradaug_det.zoo.download import fetch
+from gradaug_det.zoo.index import find
+from gradaug_det.zoo.info import BackboneInfo
+
+SCHEME = "gradaug://"
+
+
+@dataclass(frozen=True)
+class ZooURL:
+    """A parsed ``gradaug://NAME`` or ``gradaug://NAME?format=BGR``.
+
+    Args:
+        text: the whole URL.
+        name: of the zoo's entry, or the path of a file that ``save_backbone`` wrote
+            (``gradaug://output/backbone.safetensors``).
+        order: "RGB" or "BGR", the channel order in which the weights are delivered.
+    """
+
+    text: str
+    name: str
+    order: str
+
+    def path(self) -> Path:
+        """The verified file on this machine, downloaded if need be. Raises ZooError."""
+        if not self._is_file():
+            return fetch(self.name)
+        read_info(self.name)  # is it such a file?
+        return Path(self.name)
+
+    def info(self) -> BackboneInfo:
+        """What the backbone is, without a download. Raises ZooError."""
+        return read_info(self.name) if self._is_file() else find(self.name).info
+
+    def load(self, target: str) -> dict[str, Tensor]:
+        """The weights under a framework's names (see ``convert``), without the classifier.
+
+        Raises:
+            ZooError: there is no such backbone or its file cannot be used.
+            ConfigError: the framework has no such network.
+        """
+        state, info = read_backbone(self.path())
+        # torchvision has no deep stem; such files have timm's names.
+        source = "timm" if info.stem == "deep" else "torchvision"
+        return convert(
+            state, source, target, source_format=info.channel_order, target_format=self.order
+        )
+
+    def _is_file(self) -> bool:
+        return self.name.endswith(".safetensors")
+
+
+def parse_url(text: object, usual_order: str) -> ZooURL | None:
+    """The URL in a config's value; None if it is another kind of value.
+
+    Args:
+        usual_order: "RGB" or "BGR", for a URL that does not say it.
+
+    Raises:
+        ConfigError: it has no name, or something but ``format=RGB`` or ``format=BGR`` after the ?.
+    """
+    if not isinstance(text, str) or not text.startswith(SCHEME):
+        return None
+    name, _, query = text.removeprefix(SCHEME).partition("?")
+    if not name:
+        raise ConfigError(text, f"has no name; write {SCHEME}NAME, see `gradaug-det zoo list`")
+    order = usual_order
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key != "format":
+            problem = f"has an unknown key {key!r} after the ?; allowed is format=RGB or format=BGR"
+            raise ConfigError(text, problem)
+        order = channel_order(f"format in {text}", value)
+    return ZooURL(text, name, order)

@@ -1,0 +1,48 @@
+"""A zoo of random backbones in a folder, for tests of what loads them."""
+
+import json
+
+import pooch
+
+from gradaug_det.zoo.backbone import save_backbone
+from gradaug_det.zoo.info import DEPTHS
+from tests.zoo.helpers import make_info, make_state
+
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+
+
+def describe(name, architecture, **changes):
+    """The description of a backbone of that architecture."""
+    depth = DEPTHS[architecture]
+    return make_info(name=name, architecture=architecture, depth=depth, **changes)
+
+
+def random_backbone(info, path):
+    """Writes a file with random weights and statistics; returns its tensors as they read back."""
+    state = make_state(info.architecture, classes=3)
+    for name, tensor in state.items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+    save_backbone(path, state, info)
+    return {n: t.half().float() for n, t in state.items() if not n.endswith("_tracked")}
+
+
+def write_index(folder, *infos):
+    """An index of packaged entries; files are only there if they lie in ``folder / "weights"``."""
+    entries = {}
+    for info in infos:
+        path = folder / "weights" / f"{info.name}.safetensors"
+        found = path.is_file()
+        entries[info.name] = {
+            "description": "random",
+            "file": path.name,
+            "kind": "packaged",
+            "size": path.stat().st_size if found else 1,
+            "sha256": pooch.file_hash(str(path)) if found else "0" * 64,
+            "gdrive_id": None,
+            "measured": False,
+            "info": info.to_dict(),
+        }
+    index = folder / "index.json"
+    index.write_text(json.dumps({"base_url": None, "entries": entries}))
+    return index
