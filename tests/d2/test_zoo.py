@@ -1,21 +1,24 @@
 """gradaug:// in Detectron2: any checkpointer loads it, and a config that does not fit is named."""
 
+import argparse
+import importlib.util
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from torchvision.models import resnet18
 
 from gradaug_det.d2 import GradAugHook, check_preprocessing, fix_preprocessing
 from gradaug_det.d2.checkpoint import SafeCheckpointer
+from gradaug_det.d2.train import Trainer, run
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.zoo.convert import torchvision_to_detectron2
 from tests.zoo.entries import MEAN, STD, describe, random_backbone, write_index
@@ -300,8 +303,14 @@ def test_the_hook_checks_users_own_trainers():
 # ---- the script -------------------------------------------------------------------------------
 
 
-def train_net(tmp_path, coco, *extra):
-    file, images = map(str, coco)
+@pytest.fixture
+def train_net(tmp_path):
+    """tools/train_net.py in this process, on two images; returns its exit code."""
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "tools" / "train_net.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    boxes = [annotation(10, 10, 40, 50), annotation(60, 20, 50, 60, category=2)]
+    file, images = map(str, write_coco(tmp_path / "data", [boxes, boxes]))
     opts = {
         "MODEL.WEIGHTS": URL,
         "MODEL.FPN.OUT_CHANNELS": 16,
@@ -313,33 +322,63 @@ def train_net(tmp_path, coco, *extra):
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": 1,
         "SOLVER.STEPS": "()",
-        "DATASETS.TRAIN": "('z_train',)",
+        "DATASETS.TRAIN": "('zoo_train',)",
         "DATASETS.TEST": "()",
         "OUTPUT_DIR": tmp_path / "out",
     }
     config = ROOT / "configs/detectron2/mini_mask_rcnn_R_18_FPN_gradaug.yaml"
-    return subprocess.run(
-        [
-            *(sys.executable, "-W", "ignore", str(ROOT / "tools" / "train_net.py")),
-            *("--config-file", str(config), "--register", "z_train", file, images, *extra),
-            *(str(x) for pair in opts.items() for x in pair),
-        ],
-        capture_output=True,
-        text=True,
-    )
+
+    def call(*extra, **changes):
+        pairs = [str(x) for pair in (opts | changes).items() for x in pair]
+        register = ["--register", "zoo_train", file, images]
+        return script.main(["--config-file", str(config), *register, *extra, *pairs])
+
+    yield call
+    DatasetCatalog.remove("zoo_train")
+    MetadataCatalog.remove("zoo_train")
 
 
-def test_train_net_refuses_and_fixes(tmp_path, zoo):
-    boxes = [annotation(10, 10, 40, 50), annotation(60, 20, 50, 60, category=2)]
-    coco = write_coco(tmp_path / "data", [boxes, boxes])
-    refused = train_net(tmp_path, coco)
-    assert refused.returncode == 2
+def test_train_net_refuses_and_fixes(tmp_path, zoo, train_net, capsys):
+    assert train_net() == 2
     sentence = f"error: MODEL.WEIGHTS {URL} does not fit this config: INPUT.FORMAT is 'RGB', not"
-    assert sentence in refused.stderr
-    fixed = train_net(tmp_path, coco, "--fix-preprocessing")
-    assert fixed.returncode == 0, fixed.stderr
+    assert sentence in capsys.readouterr().err
+    assert train_net("--fix-preprocessing") == 0
     final = torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["model"]
     started = zoo[1]["conv1.weight"].flip(1)
     trained = final["backbone.bottom_up.stem.conv1.weight"]
     assert (trained - started).abs().max() < 0.1 * started.abs().max()
     assert not torch.equal(trained, started)
+
+
+@pytest.mark.parametrize("extra", [(), ("--eval-only",)], ids=["train", "eval"])
+def test_train_net_refuses_bombs(tmp_path, train_net, capsys, extra):
+    target, path = tmp_path / "made", tmp_path / "bomb.pkl"
+    path.write_bytes(pickle.dumps({"model": {}, "__author__": Bomb(target)}, protocol=2))
+    assert train_net(*extra, **{"MODEL.WEIGHTS": path}) == 2
+    assert "posix.mkdir, which loading would run; nothing of it has run" in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_every_part_of_the_trainer_has_the_safe_checkpointer(train_net, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Trainer, "train", lambda self: seen.append(self))
+    assert train_net("--fix-preprocessing") == 0
+    (trainer,) = seen
+    periodic = [h for h in trainer._hooks if isinstance(h, PeriodicCheckpointer)]
+    assert [type(h.checkpointer) for h in periodic] == [SafeCheckpointer]
+    assert periodic[0].checkpointer is trainer.checkpointer
+
+
+def test_lazy_trainings_are_checked_too(tmp_path):
+    file = tmp_path / "lazy.py"
+    base = str(ROOT / "configs/detectron2/mask_rcnn_R_50_FPN_1x_gradaug.py")
+    file.write_text(
+        "from detectron2.config import LazyConfig\n"
+        f"base = LazyConfig.load({base!r})\n"
+        "model, dataloader, train = base.model, base.dataloader, base.train\n"
+    )
+    arguments = argparse.Namespace(
+        config_file=str(file), opts=[f"train.init_checkpoint={URL}"], register=[]
+    )
+    with pytest.raises(ConfigError, match=r"train.init_checkpoint .*stages.depth is 50, not 18"):
+        run(arguments)
