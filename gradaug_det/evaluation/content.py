@@ -42,7 +42,7 @@ def report_content(report: Report, ground_truth: dict, methods: Sequence[Method]
             "schema_version": SCHEMA_VERSION,
             "title": report.title,
             "introduction": report.introduction,
-            "summary": summarise(list(methods)),
+            "summary": [*report.findings, *summarise(list(methods))],
             "dataset": {
                 "name": report.dataset,
                 "annotation_file": Path(report.gt_json).name

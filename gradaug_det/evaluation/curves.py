@@ -64,7 +64,8 @@ def read_mmengine_metrics(work_dir: str | Path) -> Curves:
             f"{work_dir} has no */vis_data/scalars.json; MMEngine's LocalVisBackend writes it"
         )
     return _curves(
-        (step - 1, dict(_from_mmengine(name, value) for name, value in record.items()))
+        # "iter" is the step again.
+        (step - 1, dict(_from_mmengine(name, v) for name, v in record.items() if name != "iter"))
         for step, record in _records(files, "step")
     )
 

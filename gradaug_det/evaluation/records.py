@@ -76,6 +76,7 @@ class Report:
         num_pictures: validation images to show.
         dataset: name of the validation set, for readers.
         introduction: a sentence or two on what was compared and why, for readers.
+        findings: paragraphs that stand before the summary, e.g. of a study's own statistics.
         score_threshold: detections scoring less are not drawn.
 
     Raises:
@@ -92,6 +93,7 @@ class Report:
     num_pictures: int = 6
     dataset: str = ""
     introduction: str = ""
+    findings: Sequence[str] = ()
     score_threshold: float = 0.5
 
     def __post_init__(self) -> None:

@@ -10,9 +10,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,16 +80,23 @@ def run_trainings(
         GradAugError: a training failed; names its log. Those that run go on to their end, no other
             is started.
     """
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        futures = [pool.submit(_finish, training, root, threads) for training in trainings]
-        wait(futures, return_when=FIRST_EXCEPTION)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    for future in futures:
-        if not future.cancelled():
-            future.result()
-    return [_record(t, f.result()) for t, f in zip(trainings, futures, strict=True)]
+    stop = threading.Event()
+
+    def finish(training: Training) -> float:
+        try:
+            return 0.0 if stop.is_set() else _finish(training, root, threads)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures = [pool.submit(finish, training) for training in trainings]
+            wait(futures)
+        finally:  # also after Ctrl-C here
+            stop.set()
+    seconds = [future.result() for future in futures]
+    return [_record(t, s) for t, s in zip(trainings, seconds, strict=True)]
 
 
 def _finish(training: Training, root: Path, threads: int | None) -> float:

@@ -1,4 +1,4 @@
-"""Reading Detectron2's metrics.json, also when a crash has cut it."""
+"""Reading the frameworks' scalars, also when a crash has cut the file."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ import math
 import pytest
 
 from gradaug_det.errors import DataError
-from gradaug_det.evaluation.curves import read_detectron2_metrics
+from gradaug_det.evaluation.curves import read_detectron2_metrics, read_mmengine_metrics
 
 
 def lines(*records: dict) -> str:
@@ -67,3 +67,49 @@ def test_no_metrics_is_an_error(tmp_path):
     (tmp_path / "log.txt").write_text("[11/24 02:00:00] d2.utils.events: eta: 0:10:00\n[1, 2]\n")
     with pytest.raises(DataError, match="no line with a JSON object"):
         read_detectron2_metrics(tmp_path / "log.txt")
+
+
+def scalars(work_dir, start: str):
+    path = work_dir / start / "vis_data" / "scalars.json"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_mmengine_scalars_have_the_shape_of_detectron2s(tmp_path):
+    training = {"lr": 0.01, "data_time": 0.02, "loss": 2.5, "gradaug/sub0/loss": 1.5, "time": 0.6}
+    validation = {"coco/bbox_mAP": 0.125, "coco/segm_mAP_50": 0.5, "coco/bbox_mAP_l": -1.0}
+    scalars(tmp_path, "20260101_000000").write_text(
+        lines({**training, "iter": 20, "memory": 0, "step": 20}, {**validation, "step": 20})
+    )
+    curves = read_mmengine_metrics(tmp_path)
+    ((iteration, missing),) = curves.pop("bbox/APl")
+    assert iteration == 19 and math.isnan(missing)
+    assert curves == {
+        "lr": [(19, 0.01)],
+        "data_time": [(19, 0.02)],
+        "total_loss": [(19, 2.5)],
+        "gradaug/sub0/loss": [(19, 1.5)],
+        "time": [(19, 0.6)],
+        "memory": [(19, 0.0)],
+        "bbox/AP": [(19, 12.5)],
+        "segm/AP50": [(19, 50.0)],
+    }
+
+
+def test_a_resumed_mmengine_training_has_several_files(tmp_path, caplog):
+    first, empty, last = (scalars(tmp_path, f"20260101_00000{i}") for i in range(3))
+    first.write_text(lines(*({"loss": 5.0, "step": i} for i in (20, 40, 60))) + '{"loss": 5.0, "st')
+    empty.write_text("")  # killed before its first line
+    last.write_text(lines(*({"loss": 1.0, "step": i} for i in (60, 80))))
+    with caplog.at_level(logging.WARNING):
+        curves = read_mmengine_metrics(tmp_path)
+    assert curves == {"total_loss": [(19, 5.0), (39, 5.0), (59, 1.0), (79, 1.0)]}
+    assert "20260101_000000/vis_data/scalars.json: skipped 1 line" in caplog.text
+
+
+def test_no_mmengine_scalars_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="LocalVisBackend writes it"):
+        read_mmengine_metrics(tmp_path)
+    scalars(tmp_path, "20260101_000000").write_text("")
+    with pytest.raises(DataError, match="no line with a JSON object and its 'step'"):
+        read_mmengine_metrics(tmp_path)
