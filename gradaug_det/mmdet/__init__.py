@@ -1,4 +1,4 @@
-"""GradAug for MMDetection. Importing this registers the slimmable backbones and the hook.
+"""GradAug for MMDetection. Importing this registers slimmable backbones, hook and ``gradaug://``.
 
 In a config: ``custom_imports = dict(imports=["gradaug_det.mmdet"])``, then
 ``custom_hooks = [dict(type="GradAugHook", num_subnets=2)]``.
@@ -14,5 +14,16 @@ from gradaug_det.mmdet.backbone import (  # noqa: E402
     SlimmableResNeXt,
 )
 from gradaug_det.mmdet.hook import GradAugHook  # noqa: E402
+from gradaug_det.mmdet.preprocessing import (  # noqa: E402
+    check_preprocessing,
+    fix_preprocessing,
+)
 
-__all__ = ["GradAugHook", "SlimmableResNeXt", "SlimmableResNet", "SlimmableResNetV1d"]
+__all__ = [
+    "GradAugHook",
+    "SlimmableResNeXt",
+    "SlimmableResNet",
+    "SlimmableResNetV1d",
+    "check_preprocessing",
+    "fix_preprocessing",
+]

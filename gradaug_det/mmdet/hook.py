@@ -22,6 +22,7 @@ from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.mmdet.batch import Batch, make_batch
 from gradaug_det.mmdet.detector import GradAugDetector
+from gradaug_det.mmdet.preprocessing import check_preprocessing
 from gradaug_det.mmdet.recording import CallRecorder
 
 
@@ -70,8 +71,10 @@ class GradAugHook(Hook):
 
         Raises:
             UnslimmableError: its backbone cannot be slimmed.
-            ConfigError: the supervision, the engine or the norm policy does not fit.
+            ConfigError: the supervision, the engine or the norm policy does not fit, or images
+                are prepared otherwise than the zoo's backbone needs.
         """
+        check_preprocessing(runner.cfg)
         if not self.options.active:
             return
         _check_engine(runner)

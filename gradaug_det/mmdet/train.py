@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.mmdet import preprocessing
 
 
 def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -66,6 +67,7 @@ def build_runner(
     overrides: Mapping[str, Any] | None = None,
     *,
     resume: bool = False,
+    fix_preprocessing: bool = False,
 ) -> Runner:
     """The runner of a config, ready to ``train()``.
 
@@ -73,6 +75,8 @@ def build_runner(
         file, overrides: see :func:`load_config`.
         work_dir: where logs and checkpoints go.
         resume: go on from the latest checkpoint in ``work_dir``, if there is one.
+        fix_preprocessing: set what a ``gradaug://`` backbone needs and the config has otherwise
+            (channel order, mean, std, network); without it that is an error.
 
     Raises:
         ConfigError: the config cannot be used.
@@ -80,5 +84,8 @@ def build_runner(
     """
     config = load_config(file, overrides)
     config.work_dir, config.resume = str(work_dir), resume
+    if fix_preprocessing:
+        preprocessing.fix_preprocessing(config)
+    preprocessing.check_preprocessing(config)
     check_data(config)
     return Runner.from_cfg(config)

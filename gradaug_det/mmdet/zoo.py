@@ -1,0 +1,35 @@
+"""The zoo in MMEngine: ``init_cfg=dict(type="Pretrained", checkpoint="gradaug://NAME")``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.runner import CheckpointLoader
+from torch import Tensor
+
+from gradaug_det.zoo.url import SCHEME, ZooURL, parse_url
+
+USUAL_ORDER = "RGB"  # data_preprocessor=dict(bgr_to_rgb=True)
+
+
+def zoo_url(text: object) -> ZooURL | None:
+    """The zoo's URL in a config's value; None if it is none. Raises ConfigError if it is wrong."""
+    return parse_url(text, USUAL_ORDER)
+
+
+@CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
+def load_from_gradaug(filename: str, map_location: Any = None) -> dict[str, dict[str, Tensor]]:
+    """The zoo's backbone under MMDetection's names, for MMEngine's CheckpointLoader.
+
+    Args:
+        filename: ``gradaug://NAME``, with ``?format=BGR`` for a ``data_preprocessor`` without
+            ``bgr_to_rgb``.
+        map_location: None, a device or its name.
+
+    Raises:
+        ZooError: there is no such backbone or its file cannot be used.
+    """
+    state = zoo_url(filename).load("mmdet")
+    if map_location is not None:
+        state = {name: tensor.to(map_location) for name, tensor in state.items()}
+    return {"state_dict": state}
