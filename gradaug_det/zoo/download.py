@@ -51,6 +51,13 @@ def cache_dir() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("gradaug_det")).expanduser()
 
 
+def local_path(entry: Entry) -> Path:
+    """Where the entry's backbone file is on this machine, if it is."""
+    if entry.kind == "packaged":
+        return entry.packaged_path
+    return cache_dir() / Path(entry.file).with_suffix(".safetensors").name
+
+
 def matches(path: Path, entry: Entry) -> bool:
     """Whether a file is the entry's, by size and sha256; any file, if those are unknown."""
     return (

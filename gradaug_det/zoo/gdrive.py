@@ -14,12 +14,12 @@ import requests
 from gradaug_det.errors import ZooError
 from gradaug_det.zoo.backbone import read_info, save_backbone
 from gradaug_det.zoo.convert import authors_to_torchvision
-from gradaug_det.zoo.download import cache_dir, download
+from gradaug_det.zoo.download import download, local_path
 from gradaug_det.zoo.http import TIMEOUT_SECONDS
 from gradaug_det.zoo.index import Entry
+from gradaug_det.zoo.info import CHECKPOINT_KEY
 from gradaug_det.zoo.unpickle import load_checkpoint
 
-CHECKPOINT_KEY = "checkpoint_sha256"  # in the recipe of the file made here
 _RETRIES = 3
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def fetch_from_drive(entry: Entry, allow_unverified: bool, progress: bool) -> Pa
     """
     if entry.file.endswith(".safetensors") and entry.sha256:
         return download(entry, _url(entry), _Drive(entry, progress))
-    made = cache_dir() / f"{entry.name}.safetensors"
+    made = local_path(entry)
     if made.is_file():
         return _accepted(made, entry)
     if entry.sha256 is None and not allow_unverified:

@@ -21,6 +21,8 @@ DEPTHS = {
     "wide_resnet50_2": 50,
     "wide_resnet101_2": 101,
 }
+# In the recipe of a file made on this machine: of the checkpoint that it was made from.
+CHECKPOINT_KEY = "checkpoint_sha256"
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 

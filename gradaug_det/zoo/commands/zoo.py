@@ -1,0 +1,164 @@
+"""``gradaug-det zoo``: list, describe, download, verify, convert, export and add backbones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gradaug_det.errors import ZooError
+from gradaug_det.zoo import export, publish
+from gradaug_det.zoo.backbone import read_info
+from gradaug_det.zoo.download import fetch, local_path
+from gradaug_det.zoo.index import Entry, find, load_index
+from gradaug_det.zoo.info import BackboneInfo
+from gradaug_det.zoo.verify import verify
+
+_log = logging.getLogger(__name__)
+_NAME = "an entry's name, or the path of a backbone file (.safetensors)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    def action(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Any:
+        subparser = actions.add_parser(name, help=text, description=text)
+        subparser.set_defaults(action=run)
+        return subparser.add_argument
+
+    add = action("list", _list, "the backbones that there are")
+    add("--json", action="store_true")
+    add = action("info", _info, "what a backbone is and what its input must look like")
+    add("name", metavar="NAME", help=_NAME)
+    add("--json", action="store_true")
+    add = action("download", _download, "bring backbones to this machine, verified")
+    add("names", nargs="+", metavar="NAME")
+    add(
+        "--allow-unverified",
+        action="store_true",
+        help="accept a file for which no sha256 was published; shows what arrived",
+    )
+    add = action("verify", _verify, "check files: sha256, description, shapes, no NaN")
+    add("names", nargs="+", metavar="NAME", help=_NAME)
+    add = action("convert", _convert, "write a checkpoint under another framework's names")
+    add("source", type=Path, metavar="IN", help="a backbone file, or a checkpoint (--from)")
+    _add_output(add)
+    add("--from", dest="framework", choices=export.SOURCES, help="whose names IN has")
+    add("--source-format", choices=("RGB", "BGR"), help="channel order that IN expects")
+    add("--info", type=Path, metavar="JSON", help="describe OUT by this: makes a backbone file")
+    add = action("export", _export, "write a backbone of the zoo for a framework")
+    add("name", metavar="NAME")
+    _add_output(add)
+    add = action("add", _add, "add a backbone file to an index, or replace it there")
+    add("file", type=Path, metavar="FILE")
+    add("--description", required=True, help="one line")
+    add("--index", type=Path, help="index.json to change; default: the one in use")
+    add("--kind", choices=("packaged", "url"), default="packaged")
+    add("--claimed", action="store_true", help="its metrics were not measured by this project")
+
+
+def _add_output(add: Callable[..., Any]) -> None:
+    add("out", type=Path, metavar="OUT", help=".safetensors or .pth")
+    add("--to", dest="target", choices=export.TARGETS, required=True)
+    add("--format", choices=("RGB", "BGR"), help="channel order; default: the framework's usual")
+    add("--classifier", action="store_true", help="keep the classifier")
+
+
+def run(args: argparse.Namespace) -> int:
+    args.action(args)
+    return 0
+
+
+def _list(args: argparse.Namespace) -> None:
+    entries = load_index().entries.values()
+    if args.json:
+        _log.info("%s", json.dumps([_described(entry) for entry in entries], indent=2))
+        return
+    rows = [("NAME", "ARCHITECTURE", "MB", "TOP-1", "WHERE")]
+    rows += [
+        (
+            entry.name,
+            entry.info.architecture,
+            f"{entry.size / 1e6:.1f}" if entry.size else "?",
+            f"{entry.info.metrics.get('top1', float('nan')):.2f}" + "*" * (not entry.measured),
+            "here" if local_path(entry).is_file() else entry.kind,
+        )
+        for entry in entries
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        _log.info("%s", "  ".join(cells).rstrip())
+    if not all(entry.measured for entry in entries):
+        _log.info("* its authors' claim, not measured here")
+
+
+def _info(args: argparse.Namespace) -> None:
+    if args.name.endswith(".safetensors"):
+        described = read_info(args.name).to_dict()
+    else:
+        described = _described(find(args.name))
+    if args.json:
+        _log.info("%s", json.dumps(described, indent=2))
+        return
+    for key, value in described.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        _log.info("%-14s %s", key, text)
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    """The entry as one flat object, with where its file is on this machine or null."""
+    values = entry.to_dict()
+    info = values.pop("info")
+    path = local_path(entry)
+    return info | values | {"path": str(path) if path.is_file() else None}
+
+
+def _download(args: argparse.Namespace) -> None:
+    for name in args.names:
+        _log.info("%s", fetch(name, allow_unverified=args.allow_unverified))
+
+
+def _verify(args: argparse.Namespace) -> None:
+    for name in args.names:
+        _log.info("%s", verify(name))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    info = None
+    if args.info is not None:
+        try:
+            info = BackboneInfo.from_dict(json.loads(args.info.read_text("utf-8")))
+        except (ValueError, ZooError) as error:
+            raise ZooError(f"{args.info}: {error}") from None
+    _write(args, args.source, framework=args.framework, source_format=args.source_format, info=info)
+
+
+def _export(args: argparse.Namespace) -> None:
+    _write(args, fetch(args.name))
+
+
+def _write(args: argparse.Namespace, source: Path, **more: Any) -> None:
+    path = export.convert_file(
+        source,
+        args.out,
+        args.target,
+        target_format=args.format,
+        classifier=args.classifier,
+        **more,
+    )
+    _log.info("%s", path)
+
+
+def _add(args: argparse.Namespace) -> None:
+    entry = publish.add_file(
+        args.file,
+        args.description,
+        index=args.index,
+        kind=args.kind,
+        measured=not args.claimed,
+    )
+    _log.info("%s: %d bytes, sha256 %s", entry.name, entry.size, entry.sha256)

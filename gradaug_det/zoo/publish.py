@@ -1,0 +1,92 @@
+"""Writes the index, and what MODEL_ZOO.md shows of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pooch
+
+from gradaug_det.files import atomic_path
+from gradaug_det.zoo.backbone import read_backbone
+from gradaug_det.zoo.index import Entry, load_index
+from gradaug_det.zoo.info import one_of
+
+_COLUMNS = "| name | architecture | MB | top-1 | other metrics | sha256 | licence |"
+
+
+def add_file(
+    file: str | Path,
+    description: str,
+    *,
+    index: str | Path | None = None,
+    kind: str = "packaged",
+    measured: bool = True,
+) -> Entry:
+    """Add a backbone file to an index, or replace the entry of its name.
+
+    Args:
+        file: what ``save_backbone`` wrote; it names the entry and describes it.
+        index: an index.json; made if it is missing. By default the index in use.
+        kind: ``packaged``: the file is copied into the folder ``weights`` beside the index;
+            ``url``: it is left where it is, to be served as ``NAME.safetensors``.
+        measured: False if the metrics are somebody else's claim.
+
+    Raises:
+        ZooError: the file is no backbone file, or something in the index or the arguments is
+            wrong. Nothing was written.
+    """
+    file = Path(file)
+    one_of("kind", kind, ("packaged", "url"))
+    _, info = read_backbone(file)
+    if index is None or Path(index).exists():
+        old = load_index(index)
+        path, base_url, entries = old.path, old.base_url, dict(old.entries)
+    else:
+        path, base_url, entries = Path(index), None, {}
+    entry = Entry(
+        description=description,
+        file=f"{info.name}.safetensors",
+        kind=kind,
+        size=file.stat().st_size,
+        sha256=pooch.file_hash(str(file)),
+        gdrive_id=None,
+        measured=measured,
+        info=info,
+        folder=path.parent,
+    )
+    target = entry.packaged_path
+    if kind == "packaged" and not (target.exists() and target.samefile(file)):
+        with atomic_path(target) as temporary:
+            shutil.copyfile(file, temporary)
+    write_index(path, base_url, entries | {entry.name: entry})
+    return entry
+
+
+def write_index(path: Path, base_url: str | None, entries: Mapping[str, Entry]) -> None:
+    """Write an index.json, entries and fields in the alphabet's order."""
+    data = {"base_url": base_url, "entries": {name: e.to_dict() for name, e in entries.items()}}
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def backbone_table(entries: Mapping[str, Entry]) -> str:
+    """The backbones as a table in Markdown; ``*`` marks metrics that were not measured here."""
+    lines = [_COLUMNS, "|:--|:--|--:|--:|:--|:--|:--|"]
+    for _, entry in sorted(entries.items()):
+        mark = "" if entry.measured else "*"
+        metrics = {name: f"{value:.2f}{mark}" for name, value in entry.info.metrics.items()}
+        cells = (
+            f"`{entry.name}`",
+            entry.info.architecture,
+            f"{entry.size / 1e6:.1f}" if entry.size else "",
+            metrics.pop("top1", ""),
+            ", ".join(f"{name} {value}" for name, value in sorted(metrics.items())),
+            f"`{entry.sha256[:12]}`" if entry.sha256 else "none published",
+            entry.info.licence,
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
