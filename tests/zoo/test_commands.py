@@ -145,28 +145,24 @@ def test_a_checkpoint_becomes_a_backbone_file(zoo, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["IN.pth", "out.pth", "--to", "timm"], "--from must name the framework"),
-        (["IN.pth", "out.bin", "--to", "timm"], "must end in .safetensors or .pth"),
-        (["IN.safetensors", "out.pth", "--to", "timm"], "say whose with --from"),
-        (["IN.pth", "out.pth", "--to", "timm", "--from", "authors"], "does not exist"),
+        ("IN.pth out.pth --to timm", "--from must name the framework"),
+        ("IN.pth out.bin --to timm", "must end in .safetensors or .pth"),
+        ("IN.safetensors out.pth --to timm", "say whose with --from"),
+        ("IN.pth out.pth --to timm --from authors", "does not exist"),
+        ("IN.pth out.pth --to timm --from timm --info i.json", "--info makes a backbone file"),
         (
-            ["IN.pth", "out.pth", "--to", "timm", "--from", "timm", "--info", "info.json"],
-            "--info makes a backbone file",
-        ),
-        (
-            ["IN.pth", "out.safetensors", "--to", "torchvision", "--from", "timm"]
-            + ["--info", "info.json", "--format", "BGR"],
+            "IN.pth out.safetensors --to torchvision --from timm --info i.json --format BGR",
             "--format must be RGB, as --info says",
         ),
     ],
 )
 def test_wrong_conversions(zoo, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "info.json").write_text(json.dumps(make_info().to_dict()))
-    code, _, err = zoo("convert", *arguments)
+    (tmp_path / "i.json").write_text(json.dumps(make_info().to_dict()))
+    code, _, err = zoo("convert", *arguments.split())
     assert code == 2
     assert message in err
-    assert [path.name for path in tmp_path.iterdir()] == ["info.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["i.json"]
 
 
 def test_add(zoo, tmp_path, lab):

@@ -101,5 +101,5 @@ def test_a_wrong_index_is_refused(make_index, text, message):
 
 def test_a_missing_index_names_the_variable(make_index):
     make_index().unlink()
-    with pytest.raises(ZooError, match="cannot read .*No such file.*GRADAUG_ZOO_INDEX must name"):
+    with pytest.raises(ZooError, match=r"cannot read .*No such file.*GRADAUG_ZOO_INDEX must name"):
         load_index()
