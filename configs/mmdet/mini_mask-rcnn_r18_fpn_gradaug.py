@@ -4,7 +4,6 @@
 
 _base_ = "./mini_mask-rcnn_r18_fpn_plain.py"
 
-custom_imports = dict(imports=["gradaug_det.mmdet"], allow_failed_imports=False)
 model = dict(backbone=dict(type="SlimmableResNet"))
 # As in the Detectron2 config: soft targets of untrained heads teach nothing in a few hundred steps.
 custom_hooks = [dict(type="GradAugHook", num_subnets=2, supervision="labels")]

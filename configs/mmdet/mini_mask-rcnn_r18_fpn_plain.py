@@ -9,6 +9,7 @@ folder than ``data``.
 # ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
 
 _base_ = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
+custom_imports = dict(imports=["gradaug_det.mmdet"], allow_failed_imports=False)  # gradaug://
 
 model = dict(
     backbone=dict(
@@ -16,7 +17,7 @@ model = dict(
         frozen_stages=-1,
         norm_cfg=dict(type="BN", requires_grad=False),
         zero_init_residual=False,
-        init_cfg=None,
+        init_cfg=dict(type="Pretrained", checkpoint="gradaug://mini-resnet18-gradaug"),
     ),
     neck=dict(
         in_channels=[64, 128, 256, 512],

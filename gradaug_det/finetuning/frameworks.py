@@ -134,9 +134,6 @@ class MMDetection:
 
     def arguments(self, job: FineTuning, folder: Path) -> list[str]:
         options = [
-            # The config has no weights: this puts a dict where None is.
-            "model.backbone.init_cfg._delete_=True",
-            "model.backbone.init_cfg.type=Pretrained",
             f"model.backbone.init_cfg.checkpoint={job.weights}",
             f"train_cfg.max_iters={job.iterations}",
             f"param_scheduler.1.milestones=[{job.milestone}]",

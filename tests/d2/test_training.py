@@ -32,6 +32,7 @@ TINY = {
     "SOLVER.STEPS": "(3,)",
     "SOLVER.CHECKPOINT_PERIOD": 2,
     "GRADAUG.LOG_PERIOD": 1,
+    "MODEL.WEIGHTS": "",
     # Random weights have no statistics to freeze.
     "MODEL.RESNETS.NORM": "GN",
 }
