@@ -97,10 +97,11 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
     except ValueError as error:  # pooch's, for the hash
         raise ZooError(f"{url}: {error} {_way_out(entry, target)}") from None
     except OSError as error:
+        # pooch writes a longer sentence around the system's.
+        reason = error.strerror or getattr(error.__cause__, "strerror", None) or error
         raise ZooError(
-            f"cannot write to the cache folder {folder}: {error.strerror or error}; make it "
-            f"writable, with {entry.size or 'enough'} bytes free, or name another in "
-            f"{CACHE_VARIABLE}"
+            f"cannot write to the cache folder {folder}: {reason}; make it writable, with "
+            f"{entry.size or 'enough'} bytes free, or name another in {CACHE_VARIABLE}"
         ) from None
 
 

@@ -23,6 +23,7 @@ INDEX_VARIABLE = "GRADAUG_ZOO_INDEX"
 KINDS = ("packaged", "url", "gdrive")
 MAX_INDEX_BYTES = 2**20
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(safetensors|pth)")
+_DRIVE_ID = "[A-Za-z0-9_-]{10,100}"
 _FIELDS = ("description", "file", "kind", "size", "sha256", "gdrive_id", "measured", "info")
 
 
@@ -95,11 +96,16 @@ class Entry:
             self.sha256,
         )
         require(
-            re.fullmatch("[A-Za-z0-9_-]{10,100}", self.gdrive_id or "")
+            isinstance(self.gdrive_id, str) and re.fullmatch(_DRIVE_ID, self.gdrive_id)
             if gdrive
             else self.gdrive_id is None,
             "gdrive_id must be Google Drive's id if kind is gdrive, else null",
             self.gdrive_id,
+        )
+        require(
+            self.sha256 is not None or self.file.endswith(".pth"),
+            "sha256 must be given unless the file is a .pth on Google Drive",
+            self.sha256,
         )
         require(type(self.measured) is bool, "measured must be true or false", self.measured)
 

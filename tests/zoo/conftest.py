@@ -14,7 +14,7 @@ CONTENT = random.Random(0).randbytes(300_000)
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
+def cache_folder(tmp_path, monkeypatch) -> Path:
     """The cache folder, not made yet; no variable of the user's environment is in force."""
     for name in ("GRADAUG_ZOO_URL", "GRADAUG_OFFLINE", "GRADAUG_ZOO_INDEX"):
         monkeypatch.delenv(name, raising=False)
@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def make_index(tmp_path, monkeypatch, cache):
+def make_index(tmp_path, monkeypatch, cache_folder):
     """Writes an index and puts it in force."""
 
     def make(base_url: str | None = None, **changes: object) -> Path:

@@ -130,6 +130,20 @@ def reset(sent: int | None) -> Behaviour:
     return behave
 
 
+def stalled(sent: int) -> Behaviour:
+    """The first bytes, then silence until the client hangs up."""
+
+    def behave(handler: Handler) -> None:
+        if sent:
+            handler.start(200, len(handler.server.content))
+            handler.wfile.write(handler.server.content[:sent])
+        with contextlib.suppress(OSError):
+            handler.connection.recv(1)
+        handler.close_connection = True
+
+    return behave
+
+
 def endless(handler: Handler) -> None:
     """Bytes until the client hangs up."""
     handler.start(200, None)

@@ -18,7 +18,7 @@ from tests.zoo.helpers import make_file, make_info, make_state
 
 
 @pytest.fixture
-def lab(tmp_path, cache, monkeypatch):
+def lab(tmp_path, cache_folder, monkeypatch):
     """A zoo of one packaged backbone, ``tiny``; its file."""
     index = tmp_path / "zoo" / "index.json"
     add_file(make_file(tmp_path / "source.safetensors"), "For a test", index=index)
@@ -48,7 +48,7 @@ def test_list(lab, zoo):
     assert json.loads(zoo("list", "--json")[1])[0]["path"] is None
 
 
-def test_list_marks_claims(cache, zoo):
+def test_list_marks_claims(cache_folder, zoo):
     assert "78.78*" in zoo("list")[1]
     assert "* its authors' claim" in zoo("list")[1]
 
@@ -91,7 +91,7 @@ def test_verify_finds_what_is_wrong(lab, zoo, tmp_path):
     assert "describes itself otherwise than the index describes tiny" in err
 
 
-def test_authors_weights_are_refused(cache, zoo):
+def test_authors_weights_are_refused(cache_folder, zoo):
     code, out, err = zoo("download", "resnet50-gradaug-authors")
     assert (code, out) == (2, "")
     assert "--allow-unverified" in err

@@ -4,19 +4,23 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.download import cache_dir, fetch
+from gradaug_det.zoo import http
+from gradaug_det.zoo.download import cache_dir, download, fetch
+from gradaug_det.zoo.index import find
 from tests.zoo.conftest import CONTENT
 from tests.zoo.server import (
     endless,
     misplaced,
     reset,
     serve,
+    stalled,
     status,
     truncated,
     whole,
@@ -32,21 +36,21 @@ def listing(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
-def test_download_then_cache(cache, make_index, capfd):
+def test_download_then_cache(cache_folder, make_index, capfd):
     with serve(CONTENT) as server:
         make_index(server.url + "/zoo/")
         path = fetch("tiny", progress=True)
         assert "100%" in capfd.readouterr().err
         assert fetch("tiny") == path
         assert server.requests == [("/zoo/tiny.safetensors", None)]
-    assert path == cache / "tiny.safetensors"
+    assert path == cache_folder / "tiny.safetensors"
     assert path.read_bytes() == CONTENT
     assert path.stat().st_mode & 0o777 == 0o644
-    assert listing(cache) == ["tiny.safetensors"]
+    assert listing(cache_folder) == ["tiny.safetensors"]
     assert fetch("tiny") == path  # with no server
 
 
-def test_the_variable_goes_before_the_indexs_base_url(cache, make_index, monkeypatch):
+def test_the_variable_goes_before_the_indexs_base_url(cache_folder, make_index, monkeypatch):
     make_index("http://127.0.0.1:9/nowhere")
     with serve(CONTENT) as server:
         monkeypatch.setenv("GRADAUG_ZOO_URL", server.url)
@@ -77,21 +81,21 @@ def test_the_variable_goes_before_the_indexs_base_url(cache, make_index, monkeyp
         "wrong hash once",
     ],
 )
-def test_what_passes_is_tried_again(cache, make_index, behaviours, ranges):
+def test_what_passes_is_tried_again(cache_folder, make_index, behaviours, ranges):
     with serve(CONTENT, *behaviours) as server:
         make_index(server.url)
         assert fetch("tiny").read_bytes() == CONTENT
     assert [span for _, span in server.requests] == ranges
-    assert listing(cache) == ["tiny.safetensors"]
+    assert listing(cache_folder) == ["tiny.safetensors"]
 
 
-def test_reset_in_the_middle_resumes(cache, make_index):
+def test_reset_in_the_middle_resumes(cache_folder, make_index):
     with serve(CONTENT, reset(150_000), whole) as server:
         make_index(server.url)
         assert fetch("tiny").read_bytes() == CONTENT
     # A reset may overtake bytes on their way: where it resumes is not certain.
     assert len(server.requests) == 2
-    assert listing(cache) == ["tiny.safetensors"]
+    assert listing(cache_folder) == ["tiny.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -119,51 +123,68 @@ def test_reset_in_the_middle_resumes(cache, make_index):
         "endless",
     ],
 )
-def test_what_does_not_pass_leaves_nothing(cache, make_index, behaviour, requests, message):
+def test_what_does_not_pass_leaves_nothing(cache_folder, make_index, behaviour, requests, message):
     with serve(CONTENT, behaviour) as server:
         make_index(server.url)
         with pytest.raises(ZooError, match=message) as caught:
             fetch("tiny")
         assert len(server.requests) == requests
-    assert listing(cache) == []
+    assert listing(cache_folder) == []
     assert caught.match(WAY_OUT)
 
 
-def test_no_server(cache, make_index):
+def test_a_server_that_falls_silent(cache_folder, make_index, monkeypatch):
+    monkeypatch.setattr(http, "TIMEOUT_SECONDS", 2)  # less might be too short on a busy machine
+    with serve(CONTENT, stalled(200_000), whole) as server:
+        make_index(server.url)
+        assert fetch("tiny").read_bytes() == CONTENT
+        assert [span for _, span in server.requests] == [None, "bytes=196608-"]
+    monkeypatch.setattr(http, "TIMEOUT_SECONDS", 0.2)
+    (cache_folder / "tiny.safetensors").unlink()
+    with serve(CONTENT, stalled(0)) as server:
+        make_index(server.url)
+        with pytest.raises(ZooError, match=r"\(4 attempts\): .*timed out") as caught:
+            fetch("tiny")
+    assert caught.match(WAY_OUT)
+    assert listing(cache_folder) == []
+
+
+def test_no_server(cache_folder, make_index):
     with serve(CONTENT) as server:
         make_index(server.url)
     with pytest.raises(ZooError, match=r"\(4 attempts\): .*refused") as caught:
         fetch("tiny")
     assert caught.match(WAY_OUT)
-    assert listing(cache) == []
+    assert listing(cache_folder) == []
 
 
-def test_a_damaged_cached_file_is_replaced(cache, make_index):
-    cache.mkdir()
+def test_a_damaged_cached_file_is_replaced(cache_folder, make_index):
+    cache_folder.mkdir()
     for damaged in (CONTENT[:-1], bytes(len(CONTENT))):
-        (cache / "tiny.safetensors").write_bytes(damaged)
+        (cache_folder / "tiny.safetensors").write_bytes(damaged)
         with serve(CONTENT) as server:
             make_index(server.url)
             assert fetch("tiny").read_bytes() == CONTENT
-    (cache / "tiny.safetensors").write_bytes(CONTENT[:-1])
+    (cache_folder / "tiny.safetensors").write_bytes(CONTENT[:-1])
     with serve(CONTENT, status(404)) as server:
         make_index(server.url)
         with pytest.raises(ZooError, match=WAY_OUT):
             fetch("tiny")
-    assert listing(cache) == ["tiny.safetensors"]  # the user's, still damaged, never returned
+    # Still the damaged one, which is never returned.
+    assert listing(cache_folder) == ["tiny.safetensors"]
 
 
 @pytest.mark.parametrize("value", ["1", "true"])
-def test_offline(cache, make_index, monkeypatch, value):
+def test_offline(cache_folder, make_index, monkeypatch, value):
     monkeypatch.setenv("GRADAUG_OFFLINE", value)
     with serve(CONTENT) as server:
         make_index(server.url)
-        target = cache / "tiny.safetensors"
+        target = cache_folder / "tiny.safetensors"
         message = rf"GRADAUG_OFFLINE is set and {target} is missing; the file is at http://.*"
         with pytest.raises(ZooError, match=message + WAY_OUT):
             fetch("tiny")
-        assert listing(cache) == []
-        cache.mkdir()
+        assert listing(cache_folder) == []
+        cache_folder.mkdir()
         target.write_bytes(CONTENT[:-1])
         with pytest.raises(ZooError, match="has another sha256"):
             fetch("tiny")
@@ -175,7 +196,7 @@ def test_offline(cache, make_index, monkeypatch, value):
         assert fetch("tiny") == target
 
 
-def test_no_base_url_and_a_wrong_one(cache, make_index, monkeypatch):
+def test_no_base_url_and_a_wrong_one(cache_folder, make_index, monkeypatch):
     make_index()
     with pytest.raises(ZooError, match="no base URL is known.*" + WAY_OUT):
         fetch("tiny")
@@ -184,9 +205,34 @@ def test_no_base_url_and_a_wrong_one(cache, make_index, monkeypatch):
         fetch("tiny")
 
 
+def test_a_read_only_cache(make_index, monkeypatch):
+    """As another user if this is root, who may write anywhere (and whose folders are closed)."""
+    make_index()
+    entry, root = find("tiny"), os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        folder = Path(name) / "cache"
+        folder.mkdir(mode=0o555)
+        for cache in (folder, folder / "inner"):
+            monkeypatch.setenv("GRADAUG_CACHE", str(cache))
+            message = (
+                f"cannot write to the cache folder {cache}: Permission denied; make it writable"
+            )
+            with serve(CONTENT) as server:
+                if root:
+                    os.seteuid(65534)
+                try:
+                    with pytest.raises(ZooError, match=f"{message} writable.* in GRADAUG_CACHE"):
+                        download(entry, server.url, http.PatientDownloader(1))
+                finally:
+                    if root:
+                        os.seteuid(0)
+                assert server.requests == []
+        assert listing(folder) == []
+
+
 @pytest.mark.parametrize("kind", ["file", "in a file", "no device"])
-def test_a_cache_that_cannot_be_written(tmp_path, make_index, monkeypatch, kind):
-    """Root may write anywhere: folders that nobody can write to."""
+def test_a_cache_that_cannot_be_a_folder(tmp_path, make_index, monkeypatch, kind):
     (tmp_path / "file").write_text("mine")
     folder = {
         "file": tmp_path / "file",
@@ -210,7 +256,7 @@ def test_the_default_cache(monkeypatch):
     assert cache_dir() == Path.home() / "zoo"
 
 
-def test_two_processes_at_once(cache, make_index):
+def test_two_processes_at_once(cache_folder, make_index):
     """Neither gets a byte before both have asked: they do download at the same time."""
     together = threading.Barrier(2)
 
@@ -226,13 +272,13 @@ def test_two_processes_at_once(cache, make_index):
         processes = [subprocess.Popen(command, env=os.environ, **pipes) for _ in range(2)]
         outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert [out.strip() for out, _ in outputs] == [str(cache / "tiny.safetensors")] * 2
+    assert [out.strip() for out, _ in outputs] == [str(cache_folder / "tiny.safetensors")] * 2
     assert len(server.requests) == 2
-    assert (cache / "tiny.safetensors").read_bytes() == CONTENT
-    assert listing(cache) == ["tiny.safetensors"]
+    assert (cache_folder / "tiny.safetensors").read_bytes() == CONTENT
+    assert listing(cache_folder) == ["tiny.safetensors"]
 
 
-def test_packaged(cache, make_index):
+def test_packaged(cache_folder, make_index):
     path = make_index(kind="packaged").parent / "weights" / "tiny.safetensors"
     with pytest.raises(ZooError, match=rf"{path} is missing; install .* {SHA256}"):
         fetch("tiny")
@@ -242,7 +288,7 @@ def test_packaged(cache, make_index):
         fetch("tiny")
     path.write_bytes(CONTENT)
     assert fetch("tiny") == path
-    assert not cache.exists()
+    assert not cache_folder.exists()
 
 
 def test_an_unknown_name(make_index):

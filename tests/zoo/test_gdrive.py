@@ -24,23 +24,23 @@ NAME = "resnet50-gradaug-authors"
 
 
 @pytest.fixture
-def authors_checkpoint(cache):
+def authors_checkpoint(cache_folder):
     """A checkpoint as the authors' training writes it, put where the error message says."""
     state = convert(make_state("resnet50"), "torchvision", "authors", classifier=True)
-    cache.mkdir()
-    path = cache / f"{NAME}.pth"
+    cache_folder.mkdir()
+    path = cache_folder / f"{NAME}.pth"
     model = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({"epoch": 120, "model": model, "optimizer": {}}, path)
     return path
 
 
-def test_refused_without_the_flag(cache):
+def test_refused_without_the_flag(cache_folder):
     with pytest.raises(ZooError, match=rf"without a sha256.*zoo download {NAME} --allow-unver"):
         fetch(NAME)
-    assert not cache.exists()
+    assert not cache_folder.exists()
 
 
-def test_no_network(cache):
+def test_no_network(cache_folder):
     """In a process in which no name resolves, or it would download 100 MB where Google is."""
     code = (
         "import socket; from gradaug_det.zoo.download import fetch\n"
@@ -52,11 +52,11 @@ def test_no_network(cache):
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
     assert "ZooError: cannot download https://drive.google.com/uc?id=1_0aXi30" in last
-    assert f"put the file at {cache / NAME}.pth yourself" in last
-    assert list(cache.iterdir()) == []
+    assert f"put the file at {cache_folder / NAME}.pth yourself" in last
+    assert list(cache_folder.iterdir()) == []
 
 
-def test_without_gdown(cache):
+def test_without_gdown(cache_folder):
     """In a process that cannot import it."""
     code = (
         "import sys; sys.modules['gdown'] = None\n"
@@ -65,14 +65,14 @@ def test_without_gdown(cache):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "needs gdown: pip install 'gradaug-det[gdrive]'" in run.stderr.splitlines()[-1]
-    assert list(cache.iterdir()) == []
+    assert list(cache_folder.iterdir()) == []
 
 
-def test_offline(cache, monkeypatch):
+def test_offline(cache_folder, monkeypatch):
     monkeypatch.setenv("GRADAUG_OFFLINE", "1")
-    with pytest.raises(ZooError, match=rf"put the file at {cache}/{NAME}\.pth yourself"):
+    with pytest.raises(ZooError, match=rf"put the file at {cache_folder}/{NAME}\.pth yourself"):
         fetch(NAME, allow_unverified=True)
-    assert not cache.exists()
+    assert not cache_folder.exists()
 
 
 def test_a_checkpoint_put_there_is_converted(authors_checkpoint, caplog, monkeypatch):
@@ -102,19 +102,19 @@ class Bomb:
     [b"<html>Quota exceeded</html>", pickle.dumps(Bomb(), protocol=2)],
     ids=["html", "bomb"],
 )
-def test_something_else_is_refused(cache, content, capfd):
-    cache.mkdir()
-    (cache / f"{NAME}.pth").write_bytes(content)
+def test_something_else_is_refused(cache_folder, content, capfd):
+    cache_folder.mkdir()
+    (cache_folder / f"{NAME}.pth").write_bytes(content)
     with pytest.raises(ZooError, match="is not the file that resnet50-gradaug-authors describes"):
         fetch(NAME, allow_unverified=True)
     assert "executed" not in capfd.readouterr().out
-    assert [path.name for path in cache.iterdir()] == [f"{NAME}.pth"]
+    assert [path.name for path in cache_folder.iterdir()] == [f"{NAME}.pth"]
 
 
-def test_another_architecture_is_refused(cache):
-    cache.mkdir()
+def test_another_architecture_is_refused(cache_folder):
+    cache_folder.mkdir()
     state = convert(make_state("resnet18"), "torchvision", "authors", classifier=True)
-    torch.save(state, cache / f"{NAME}.pth")
+    torch.save(state, cache_folder / f"{NAME}.pth")
     with pytest.raises(ZooError, match=r"resnet50.*remove it and download"):
         fetch(NAME, allow_unverified=True)
 

@@ -10,7 +10,7 @@ from gradaug_det.zoo.verify import verify
 from tests.zoo.helpers import make_info
 
 
-def test_the_packages_own(cache):
+def test_the_packages_own(cache_folder):
     index = load_index()
     assert index.path == INDEX
     entry = find("resnet50-gradaug-authors")
@@ -21,7 +21,7 @@ def test_the_packages_own(cache):
     assert find("resnet50-gradaug-cutmix-authors").info.metrics == {"top1": 79.67, "top5": 94.93}
 
 
-def test_packaged_files_are_the_indexs(cache):
+def test_packaged_files_are_the_indexs(cache_folder):
     """sha256, size, the file's own description, shapes, no NaN; and no file without an entry."""
     packaged = [e for e in load_index().entries.values() if e.kind == "packaged"]
     for entry in packaged:
@@ -97,6 +97,27 @@ def test_a_wrong_index_is_refused(make_index, text, message):
     with pytest.raises(ZooError, match=message) as caught:
         load_index()
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, -5, 1.5, 10**400, "", "x", "\0", [], [[]], {}, {"a": {}}]
+)
+def test_no_value_breaks_the_reader(make_index, value):
+    """Whatever stands in a field, the answer is an entry or a sentence."""
+    info = make_info().to_dict()
+    fields = ["description", "file", "kind", "size", "sha256", "gdrive_id", "measured", "info"]
+    changes = [{field: value} for field in fields]
+    changes += [{"info": info | {field: value}} for field in info]
+    changes += [change | {"kind": "gdrive", "file": "x.pth"} for change in changes]
+    refused = 0
+    for change in changes:
+        make_index(**change)
+        try:
+            load_index()
+        except ZooError as error:
+            assert "entry 'tiny': " in str(error)
+            refused += 1
+    assert refused >= len(changes) - 8  # some values are right in some field
 
 
 def test_a_missing_index_names_the_variable(make_index):

@@ -32,7 +32,7 @@ def test_the_index_is_as_write_index_writes_it(tmp_path):
     assert (tmp_path / "index.json").read_text(encoding="utf-8") == INDEX.read_text("utf-8")
 
 
-def test_add_then_fetch(tmp_path, cache, monkeypatch):
+def test_add_then_fetch(tmp_path, cache_folder, monkeypatch):
     """A zoo on a shared disk: from a file to its name."""
     file = make_file(tmp_path / "some.safetensors", name="b")
     index = tmp_path / "zoo" / "index.json"
