@@ -1,7 +1,7 @@
 """Training with MMDetection from a script; MMDetection's own ``tools/train.py`` does the same.
 
-What this adds to ``Runner.from_cfg``: errors that name what is wrong with the config, and a look at
-the data's files before the model is built.
+What this adds to ``Runner.from_cfg``: errors that name what is wrong with the config, a look at the
+data's files before the model is built, and checkpoints that are read without running code in them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.mmdet import preprocessing
+from gradaug_det.mmdet.checkpoint import load_files_safely
 
 
 def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -88,4 +89,5 @@ def build_runner(
         preprocessing.fix_preprocessing(config)
     preprocessing.check_preprocessing(config)
     check_data(config)
+    load_files_safely()
     return Runner.from_cfg(config)

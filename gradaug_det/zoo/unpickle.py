@@ -13,7 +13,7 @@ import pickle
 import re
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ZooError(f"the checkpoint {path} is empty; copy or download it again")
     readers = {".safetensors": _read_safetensors, ".pkl": _read_pickle}
     content = readers.get(path.suffix, _read_torch)(path)
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise ZooError(f"the checkpoint {path} holds a {type(content).__name__}, not a dict")
-    return dict(content)
+    return content
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -2,17 +2,19 @@
 
 # ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, checkpoint
 from torchvision.models import resnet18
 
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.mmdet import check_preprocessing, fix_preprocessing
+from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.train import build_runner, load_config
 from tests.mmdet.helpers import collated, make_runner, tiny_items, tiny_model_cfg
 from tests.zoo.entries import MEAN, STD, describe, random_backbone, write_index
@@ -230,3 +232,55 @@ def test_build_runner_refuses_and_fixes(tmp_path, zoo):
     trained, started = runner.model.backbone.conv1.weight, zoo[1]["conv1.weight"]
     assert (trained - started).abs().max() < 0.1 * started.abs().max()
     assert not torch.equal(trained, started)
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+
+class Bomb:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.fixture
+def safe_files(monkeypatch):
+    """What ``build_runner`` puts in force, for one test."""
+    monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
+    load_files_safely()
+
+
+def test_bombs_are_refused(tmp_path, safe_files):
+    path, target = tmp_path / "model.pth", tmp_path / "made"
+    torch.save({"state_dict": {}, "meta": Bomb(target)}, path)
+    config = fitting(str(path))
+    runner = make_runner(config.model, tmp_path, load_from=str(path), cfg=config)
+    for load in (runner.train, runner.load_or_resume, MODELS.build(config.model).init_weights):
+        with pytest.raises(ZooError, match=r"posix.mkdir, which loading would run"):
+            load()
+    assert not target.exists()
+    # MMEngine alone runs it, with a warning.
+    checkpoint.load_from_local(str(path), None)
+    assert target.exists()
+
+
+def test_trainings_are_resumed(tmp_path, safe_files):
+    """MMEngine's own checkpoints hold numpy's numbers and its history, too."""
+    saving = dict(checkpoint=dict(type="CheckpointHook", interval=1), timer=None, logger=None)
+    first = make_runner(fitting().model, tmp_path, dict(num_subnets=1), default_hooks=saving)
+    first.train()
+    again = make_runner(
+        fitting().model,
+        tmp_path,
+        dict(num_subnets=1),
+        default_hooks=saving,
+        resume=True,
+        loop=dict(by_epoch=True, max_epochs=2),
+    )
+    again.train()
+    assert (first.epoch, again.epoch) == (1, 2)
+    assert again.iter == 2 * first.iter
+    with pytest.raises(ZooError, match=r"nothing.pth does not exist"):
+        CheckpointLoader.load_checkpoint(str(tmp_path / "nothing.pth"))

@@ -1,0 +1,38 @@
+"""MMEngine's loading of local checkpoints, without its second try that runs what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.runner import CheckpointLoader, checkpoint
+
+from gradaug_det.zoo.unpickle import load_checkpoint
+
+
+def load_files_safely() -> None:
+    """From now on, MMEngine refuses local checkpoints with code in them (in this process).
+
+    MMEngine reads a checkpoint with PyTorch's ``weights_only=True``, and if that refuses it, once
+    more without. Not done where MMEngine or PyTorch (before 2.5) cannot name the few harmless
+    classes that a training's own checkpoints hold.
+    """
+    if hasattr(checkpoint, "get_torch_safe_globals") and hasattr(
+        torch.serialization, "safe_globals"
+    ):
+        CheckpointLoader.register_scheme("", load_from_local, force=True)
+
+
+def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """A checkpoint of this machine, for MMEngine's CheckpointLoader.
+
+    Args:
+        filename: its path.
+        map_location: not used: tensors are on the CPU, and are copied to where they belong.
+
+    Raises:
+        ZooError: the file is missing, holds more than weights and states, or cannot be read.
+    """
+    with torch.serialization.safe_globals(checkpoint.get_torch_safe_globals()):
+        return load_checkpoint(Path(filename).expanduser())
