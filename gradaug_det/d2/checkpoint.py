@@ -10,6 +10,7 @@ from fvcore.common.checkpoint import Checkpointer
 
 from gradaug_det.d2.zoo import zoo_url
 from gradaug_det.zoo.unpickle import load_checkpoint
+from gradaug_det.zoo.url import refuse_bare_backbone
 
 
 class _SafeFiles(Checkpointer):
@@ -30,6 +31,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         # Here, because Detectron2's main branch takes what follows the ? for its own.
         if zoo_url(path) is not None:
             path = PathManager.get_local_path(path)
+        refuse_bare_backbone(path)
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from mmengine.runner import CheckpointLoader, checkpoint
 
 from gradaug_det.zoo.unpickle import load_checkpoint
+from gradaug_det.zoo.url import refuse_bare_backbone
 
 
 def load_files_safely() -> None:
@@ -34,5 +35,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     Raises:
         ZooError: the file is missing, holds more than weights and states, or cannot be read.
     """
+    path = Path(filename).expanduser()
+    refuse_bare_backbone(path)
     with torch.serialization.safe_globals(checkpoint.get_torch_safe_globals()):
-        return load_checkpoint(Path(filename).expanduser())
+        return load_checkpoint(path)

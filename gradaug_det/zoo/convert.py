@@ -1,8 +1,9 @@
 """Moves the weights of a ResNet between frameworks: the same tensors under other names.
 
-One table says how each framework names the parts of a ResNet; the layout (blocks, stem, shortcuts)
-is read from the tensors' names. ResNeXt and wide ResNets have the same names. What no tensor tells
-is not checked here: where a bottleneck strides (1x1 or 3x3), and mean and std of the input.
+The table in ``naming.py`` says how each framework names the parts of a ResNet; the layout (blocks,
+stem, shortcuts) is read from the tensors' names. ResNeXt and wide ResNets have the same names.
+What no tensor tells is not checked here: where a bottleneck strides (1x1 or 3x3), and mean and std
+of the input.
 """
 
 from __future__ import annotations
@@ -15,86 +16,9 @@ import torch
 from torch import Tensor
 
 from gradaug_det.errors import ConfigError, ZooError
+from gradaug_det.zoo.naming import NAMINGS, Naming, channel_order, naming
 
 STAGES = (1, 2, 3, 4)
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How a framework names the modules of a ResNet.
-
-    Args:
-        title: the framework, in messages.
-        order: "RGB" or "BGR", the usual channel order of its images.
-        stem: convolution and norm of a 7x7 stem.
-        block: ``{stage}`` is 1 to 4 (``{res}`` one more), ``{block}`` counts in the stage from 0,
-            ``{index}`` over all stages from 1.
-        body: in a block, the names of the i-th convolution and norm: ``{n}`` counts from 1,
-            ``{conv}`` and ``{norm}`` are places in one sequence of convolution, norm and ReLU.
-        shortcut: in a block, convolution and norm of the shortcut.
-        classifier: None if the framework's ResNet has none.
-        deep_stem: three convolutions, each before its norm; None if there is no such stem.
-        pooled_shortcut: as ``shortcut`` after an average pooling; None if there is none.
-        counts_batches: whether BatchNorm's ``num_batches_tracked`` are kept.
-    """
-
-    title: str
-    order: str
-    stem: tuple[str, str]
-    block: str
-    body: tuple[str, str]
-    shortcut: tuple[str, str]
-    classifier: str | None
-    deep_stem: tuple[str, ...] | None = None
-    pooled_shortcut: tuple[str, str] | None = None
-    counts_batches: bool = True
-
-
-_BLOCKS: dict[str, Any] = {
-    "stem": ("conv1", "bn1"),
-    "block": "layer{stage}.{block}",
-    "body": ("conv{n}", "bn{n}"),
-    "shortcut": ("downsample.0", "downsample.1"),
-}
-NAMINGS = {
-    "torchvision": Naming("torchvision", "RGB", **_BLOCKS, classifier="fc"),
-    "timm": Naming(
-        "timm",
-        "RGB",
-        **_BLOCKS,
-        classifier="fc",
-        deep_stem=("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"),
-        pooled_shortcut=("downsample.1", "downsample.2"),
-    ),
-    "mmdet": Naming(
-        "MMDetection",
-        "RGB",
-        **_BLOCKS,
-        classifier=None,
-        deep_stem=("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
-        pooled_shortcut=("downsample.1", "downsample.2"),
-    ),
-    "detectron2": Naming(
-        "Detectron2",
-        "BGR",
-        stem=("stem.conv1", "stem.conv1.norm"),
-        block="res{res}.{block}",
-        body=("conv{n}", "conv{n}.norm"),
-        shortcut=("shortcut", "shortcut.norm"),
-        classifier="linear",
-        counts_batches=False,
-    ),
-    # The GradAug authors' models/resnet_randwidth.py.
-    "authors": Naming(
-        "the authors' code",
-        "RGB",
-        stem=("features.0.0", "features.0.1"),
-        block="features.{index}",
-        body=("body.{conv}", "body.{norm}"),
-        shortcut=("shortcut.0", "shortcut.1"),
-        classifier="classifier.0",
-    ),
-}
 _PREFIXES = ("", "backbone.bottom_up.", "backbone.")
 
 
@@ -197,20 +121,6 @@ def torchvision_to_detectron2(state: Mapping[str, Any]) -> dict[str, Any]:
     renamed = _rename(state, NAMINGS["torchvision"], NAMINGS["detectron2"])
     dropped = ("linear.", "num_batches_tracked")
     return {n: v for n, v in renamed.items() if not (n.startswith(dropped) or n.endswith(dropped))}
-
-
-def naming(key: str, framework: str) -> Naming:
-    """The naming of a framework; raises ConfigError, which names ``key``, for an unknown one."""
-    if framework not in NAMINGS:
-        raise ConfigError(key, f"must be one of {', '.join(NAMINGS)}, got {framework!r}")
-    return NAMINGS[framework]
-
-
-def channel_order(key: str, order: str) -> str:
-    """``order`` if it is "RGB" or "BGR"; raises ConfigError, which names ``key``, if not."""
-    if order not in ("RGB", "BGR"):
-        raise ConfigError(key, f"must be RGB or BGR, got {order!r}")
-    return order
 
 
 def strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, Any]:

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gradaug_det.errors import ConfigError
-from gradaug_det.zoo.backbone import read_backbone, read_info
-from gradaug_det.zoo.convert import channel_order, convert
+from gradaug_det.errors import ConfigError, ZooError
+from gradaug_det.zoo.backbone import METADATA_KEY, read_backbone, read_info
+from gradaug_det.zoo.convert import convert
 from gradaug_det.zoo.download import fetch
 from gradaug_det.zoo.index import find
 from gradaug_det.zoo.info import BackboneInfo
+from gradaug_det.zoo.naming import channel_order
 
 SCHEME = "gradaug://"
 
@@ -83,3 +85,20 @@ def parse_url(text: object, usual_order: str) -> ZooURL | None:
             raise ConfigError(text, problem)
         order = channel_order(f"format in {text}", value)
     return ZooURL(text, name, order)
+
+
+def refuse_bare_backbone(path: str | Path) -> None:
+    """Raises ZooError for a file that ``save_backbone`` wrote: its names are torchvision's, and a
+    framework that loads it without ``gradaug://`` would fill little or nothing of a detector."""
+    if not str(path).endswith(".safetensors") or not Path(path).is_file():
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            ours = METADATA_KEY in (file.metadata() or {})
+    except SafetensorError:
+        return  # whoever reads it says so
+    if ours:
+        raise ZooError(
+            f"{path} is a backbone under torchvision's names; write {SCHEME}{path} to have it "
+            "converted and the config compared with it"
+        )

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from safetensors.torch import save_file
 from torchvision.models import resnet18
 
 from gradaug_det.d2 import GradAugHook, check_preprocessing, fix_preprocessing
@@ -133,6 +134,19 @@ def test_converted_files_are_made_once_and_belong_to_the_content(zoo, tmp_path, 
     assert PathManager.get_local_path(f"gradaug://{file}") != first
     kept = torch.load(PathManager.get_local_path(f"gradaug://{file}"), weights_only=True)
     assert torch.equal(kept["model"]["stem.conv1.weight"], zoo[1]["conv1.weight"])
+
+
+def test_files_without_the_scheme(zoo, tmp_path):
+    bare = zoo[0] / "weights" / "tiny-resnet18.safetensors"
+    model = build_model(fitting_cfg())
+    with pytest.raises(ZooError, match=f"torchvision's names; write gradaug://{bare} to have it"):
+        SafeCheckpointer(model).load(str(bare))
+    # A detector's own safetensors file is another matter.
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(state, tmp_path / "detector.safetensors")
+    torch.nn.init.zeros_(model.backbone.bottom_up.stem.conv1.weight)
+    SafeCheckpointer(model).load(str(tmp_path / "detector.safetensors"))
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
 
 
 def test_urls_that_are_wrong(tmp_path, monkeypatch):

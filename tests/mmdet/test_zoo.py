@@ -266,7 +266,7 @@ def test_bombs_are_refused(tmp_path, safe_files):
     assert target.exists()
 
 
-def test_trainings_are_resumed(tmp_path, safe_files):
+def test_trainings_are_resumed(tmp_path, safe_files, zoo):
     """MMEngine's own checkpoints hold numpy's numbers and its history, too."""
     saving = dict(checkpoint=dict(type="CheckpointHook", interval=1), timer=None, logger=None)
     first = make_runner(fitting().model, tmp_path, dict(num_subnets=1), default_hooks=saving)
@@ -282,5 +282,8 @@ def test_trainings_are_resumed(tmp_path, safe_files):
     again.train()
     assert (first.epoch, again.epoch) == (1, 2)
     assert again.iter == 2 * first.iter
+    bare = zoo[0] / "weights" / "tiny-resnet18.safetensors"
+    with pytest.raises(ZooError, match=f"torchvision's names; write gradaug://{bare} to have it"):
+        CheckpointLoader.load_checkpoint(str(bare))
     with pytest.raises(ZooError, match=r"nothing.pth does not exist"):
         CheckpointLoader.load_checkpoint(str(tmp_path / "nothing.pth"))
