@@ -119,8 +119,9 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=51),  # 50 steps
     dict(type="MultiStepLR", by_epoch=False, begin=0, milestones=[350], gamma=0.1),
 ]
-# Gradients of all passes together are clipped: short schedules on a small backbone are jumpy.
-optim_wrapper = dict(optimizer=dict(lr=0.01), clip_grad=dict(max_norm=5.0))
+# Each element of the gradient, of all passes together: most are cut, so that layers with small and
+# large gradients move alike, which short schedules from new heads need.
+optim_wrapper = dict(optimizer=dict(lr=0.03), clip_grad=dict(type="value", clip_value=0.003))
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2),

@@ -24,7 +24,7 @@ REMAINING = (
     "generators; the initial weights of the mask predictor (normal with standard deviation 0.001 "
     "in Detectron2, Kaiming in MMDetection, which has no setting for it); an anchor that is the "
     "best of an object though another object overlaps it more (Detectron2 gives it to the other, "
-    "MMDetection to the first); the library that decodes the images' PNG files"
+    "MMDetection to the first)"
 )
 
 
