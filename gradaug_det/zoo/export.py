@@ -13,11 +13,8 @@ from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.files import atomic_path
 from gradaug_det.zoo.backbone import read_backbone, save_backbone
 from gradaug_det.zoo.convert import convert
-from gradaug_det.zoo.info import BackboneInfo
+from gradaug_det.zoo.info import SOURCES, BackboneInfo
 from gradaug_det.zoo.unpickle import load_checkpoint
-
-TARGETS = ("torchvision", "detectron2", "mmdet", "timm")
-SOURCES = (*TARGETS, "authors")
 
 
 def convert_file(

@@ -21,6 +21,9 @@ DEPTHS = {
     "wide_resnet50_2": 50,
     "wide_resnet101_2": 101,
 }
+# Whose checkpoints can be written and read; here, so that the command line needs no torch.
+TARGETS = ("torchvision", "detectron2", "mmdet", "timm")
+SOURCES = (*TARGETS, "authors")
 # In the recipe of a file made on this machine: of the checkpoint that it was made from.
 CHECKPOINT_KEY = "checkpoint_sha256"
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

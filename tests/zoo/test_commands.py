@@ -1,6 +1,8 @@
 """``gradaug-det zoo``: what it prints, its exit codes, and files that frameworks load."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +14,8 @@ from safetensors.torch import load_file
 
 from gradaug_det import cli
 from gradaug_det.zoo.backbone import read_backbone
+from gradaug_det.zoo.info import SOURCES
+from gradaug_det.zoo.naming import NAMINGS
 from gradaug_det.zoo.publish import add_file
 from tests.d2.helpers import tiny_cfg
 from tests.zoo.helpers import make_file, make_info, make_state
@@ -46,6 +50,15 @@ def test_list(lab, zoo):
     lab.unlink()
     assert zoo("list")[1].splitlines()[1].endswith("packaged")
     assert json.loads(zoo("list", "--json")[1])[0]["path"] is None
+
+
+def test_listing_needs_no_torch(cache_folder):
+    code = (
+        "import sys; from gradaug_det import cli; cli.main(['zoo', 'list'])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout.split()[0]) == (0, "NAME")
 
 
 def test_list_marks_claims(cache_folder, zoo):
@@ -163,6 +176,10 @@ def test_wrong_conversions(zoo, tmp_path, monkeypatch, arguments, message):
     assert code == 2
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["i.json"]
+
+
+def test_the_frameworks_are_the_converters():
+    assert set(SOURCES) == set(NAMINGS)
 
 
 def test_add(zoo, tmp_path, lab):

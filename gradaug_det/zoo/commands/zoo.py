@@ -1,4 +1,8 @@
-"""``gradaug-det zoo``: list, describe, download, verify, convert, export and add backbones."""
+"""``gradaug-det zoo``: list, describe, download, verify, convert, export and add backbones.
+
+Listing and downloading need no torch, which takes seconds to import: what needs it is imported
+where it is used.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo import export, publish
-from gradaug_det.zoo.backbone import read_info
 from gradaug_det.zoo.download import fetch, local_path
 from gradaug_det.zoo.index import Entry, find, load_index
-from gradaug_det.zoo.info import BackboneInfo
-from gradaug_det.zoo.verify import verify
+from gradaug_det.zoo.info import SOURCES, TARGETS, BackboneInfo
 
 _log = logging.getLogger(__name__)
 _NAME = "an entry's name, or the path of a backbone file (.safetensors)"
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = action("convert", _convert, "write a checkpoint under another framework's names")
     add("source", type=Path, metavar="IN", help="a backbone file, or a checkpoint (--from)")
     _add_output(add)
-    add("--from", dest="framework", choices=export.SOURCES, help="whose names IN has")
+    add("--from", dest="framework", choices=SOURCES, help="whose names IN has")
     add("--source-format", choices=("RGB", "BGR"), help="channel order that IN expects")
     add("--info", type=Path, metavar="JSON", help="describe OUT by this: makes a backbone file")
     add = action("export", _export, "write a backbone of the zoo for a framework")
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(add: Callable[..., Any]) -> None:
     add("out", type=Path, metavar="OUT", help=".safetensors or .pth")
-    add("--to", dest="target", choices=export.TARGETS, required=True)
+    add("--to", dest="target", choices=TARGETS, required=True)
     add("--format", choices=("RGB", "BGR"), help="channel order; default: the framework's usual")
     add("--classifier", action="store_true", help="keep the classifier")
 
@@ -98,6 +99,8 @@ def _list(args: argparse.Namespace) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     if args.name.endswith(".safetensors"):
+        from gradaug_det.zoo.backbone import read_info
+
         described = read_info(args.name).to_dict()
     else:
         described = _described(find(args.name))
@@ -123,6 +126,8 @@ def _download(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    from gradaug_det.zoo.verify import verify
+
     for name in args.names:
         _log.info("%s", verify(name))
 
@@ -142,7 +147,9 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _write(args: argparse.Namespace, source: Path, **more: Any) -> None:
-    path = export.convert_file(
+    from gradaug_det.zoo.export import convert_file
+
+    path = convert_file(
         source,
         args.out,
         args.target,
@@ -154,7 +161,9 @@ def _write(args: argparse.Namespace, source: Path, **more: Any) -> None:
 
 
 def _add(args: argparse.Namespace) -> None:
-    entry = publish.add_file(
+    from gradaug_det.zoo.publish import add_file
+
+    entry = add_file(
         args.file,
         args.description,
         index=args.index,
