@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,17 @@ def load_images(settings: DataSettings, seed: int) -> Images:
 
 
 def _garments(settings: DataSettings) -> Images:
-    splits = []
-    # Validation crops are drawn with one seed for all trainings, so that all are compared on them.
-    for split, stream in (("train", 0), ("test", 1)):
-        garments, labels = load_garments(split, settings.root or None)
-        crops = render_garment_crops(garments, labels, settings.size, stream)
-        splits.append(TensorDataset(torch.from_numpy(crops), torch.from_numpy(labels).long()))
-    return Images(*splits, classes=list(CLASS_NAMES))
+    train, val = (_garment_split(s, settings.root, settings.size) for s in ("train", "test"))
+    return Images(train, val, list(CLASS_NAMES))
+
+
+@lru_cache(maxsize=4)
+def _garment_split(split: str, root: str, size: int) -> TensorDataset:
+    """uint8 (3, size, size) crops and labels; drawn with one seed for all trainings, so that all
+    learn from and are compared on the same pictures."""
+    garments, labels = load_garments(split, root or None)
+    crops = render_garment_crops(garments, labels, size, ("train", "test").index(split))
+    return TensorDataset(torch.from_numpy(crops), torch.from_numpy(labels).long())
 
 
 def _folders(settings: DataSettings) -> Images:

@@ -1,0 +1,181 @@
+"""Accuracy of a classifier under attack and under ImageNet-C's corruptions.
+
+Source: GradAug's robustness experiments (FGSM; Goodfellow et al., 2015) and Hendrycks and
+Dietterich, Benchmarking Neural Network Robustness, 2019.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from gradaug_det.errors import DataError
+from gradaug_det.files import atomic_path
+from gradaug_det.pretrain.data import normalize
+from gradaug_det.zoo.backbone import read_backbone
+from gradaug_det.zoo.info import BackboneInfo
+
+logger = logging.getLogger(__name__)
+
+EPSILONS = (1, 2, 4)
+"""Of FGSM, in steps of the 0-255 scale."""
+SEVERITIES = (1, 2, 3, 4, 5)
+BATCH = 200
+
+
+def load_classifier(file: str | Path) -> tuple[nn.Module, BackboneInfo]:
+    """The torchvision network of a zoo file, classifier included, in evaluation mode.
+
+    Raises:
+        ZooError: the file is not one of the zoo's.
+    """
+    state, info = read_backbone(file)
+    model = get_model(info.architecture, weights=None, num_classes=len(state["fc.bias"]))
+    model.load_state_dict(state, strict=True)
+    return model.eval(), info
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Per cent of uint8 (N, 3, H, W) images that are classified right."""
+    right = sum(
+        (model(normalize(part)).argmax(1) == truth).sum().item()
+        for part, truth in zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    )
+    return 100 * right / len(labels)
+
+
+def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """Images moved by ``epsilon`` up the sign of the loss's gradient, clipped to [0, 255].
+
+    Args:
+        model: attacked with its own gradient (white box), in evaluation mode.
+        images: (N, 3, H, W) on the 0-255 scale.
+        labels: (N,) true classes.
+        epsilon: on the 0-255 scale.
+    """
+    pixels = images.float().requires_grad_()
+    loss = F.cross_entropy(model(normalize(pixels)), labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, pixels)
+    return (images + epsilon * gradient.sign()).clamp(0, 255)
+
+
+def fgsm_accuracy(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> float:
+    """Per cent of images that are classified right after :func:`fgsm`."""
+    moved = [
+        fgsm(model, part, truth, epsilon)
+        for part, truth in zip(images.split(BATCH), labels.split(BATCH), strict=True)
+    ]
+    return accuracy(model, torch.cat(moved), labels)
+
+
+def corruption_names() -> list[str]:
+    """ImageNet-C's fifteen."""
+    from imagecorruptions import get_corruption_names
+
+    return get_corruption_names("common")
+
+
+def corrupt_images(images: Tensor, name: str, severity: int) -> Tensor:
+    """uint8 (N, 3, H, W) images, corrupted; the same every time.
+
+    Args:
+        images: at least 32 pixels wide and high.
+        name: one of :func:`corruption_names`.
+        severity: 1 to 5.
+
+    Raises:
+        DataError: the images are smaller than the corruptions are defined for.
+    """
+    from imagecorruptions import corrupt
+
+    if min(images.shape[-2:]) < 32:
+        raise DataError(f"corruptions need images of 32 pixels, these are {images.shape[-2:]}")
+    with _seeded(zlib.crc32(f"{name}/{severity}".encode())):
+        corrupted = [
+            corrupt(image, corruption_name=name, severity=severity)
+            for image in images.permute(0, 2, 3, 1).contiguous().numpy()
+        ]
+    return torch.from_numpy(np.stack(corrupted)).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within the block, all that the corruptions draw from is seeded; they take no generator.
+
+    That is NumPy's global generator, numba's own (glass blur), and a fresh ``default_rng()`` in
+    scikit-image (impulse noise).
+    """
+    from numba import njit
+
+    state, default_rng = np.random.get_state(), np.random.default_rng  # noqa: NPY002
+    generator = default_rng(seed)
+    try:
+        np.random.seed(seed)  # noqa: NPY002
+        njit(lambda value: np.random.seed(value))(seed)  # noqa: NPY002
+        np.random.default_rng = lambda given=None: (
+            generator if given is None else default_rng(given)
+        )
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+        np.random.default_rng = default_rng
+
+
+def corrupted_sets(
+    images: Tensor,
+    cache: str | Path,
+    names: Sequence[str] | None = None,
+    severities: Iterable[int] = SEVERITIES,
+) -> dict[tuple[str, int], Tensor]:
+    """All corruptions of the images: (name, severity) -> uint8 (N, 3, H, W).
+
+    Args:
+        cache: folder in which each set is kept, since some corruptions are slow.
+    """
+    digest = f"{zlib.crc32(images.numpy().tobytes()):08x}"
+    sets = {}
+    for name in names or corruption_names():
+        for severity in severities:
+            file = Path(cache) / f"{digest}-{name}-{severity}.npy"
+            if not file.is_file():
+                logger.info("corrupting: %s, severity %d", name, severity)
+                with atomic_path(file) as temporary:
+                    np.save(temporary, corrupt_images(images, name, severity).numpy())
+            sets[name, severity] = torch.from_numpy(np.load(file, allow_pickle=False))
+    return sets
+
+
+def measure(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    corrupted: dict[tuple[str, int], Tensor],
+    corrupted_labels: Tensor,
+) -> dict[str, float]:
+    """Accuracies in per cent.
+
+    Returns:
+        ``top1``; ``fgsm1``, ``fgsm2``, ``fgsm4``; ``corruption1`` to ``corruption5`` (mean over
+        the corruptions of that severity), ``corruption`` (mean over all), ``corruption/NAME``.
+    """
+    metrics = {"top1": accuracy(model, images, labels)}
+    for epsilon in EPSILONS:
+        metrics[f"fgsm{epsilon}"] = fgsm_accuracy(model, images, labels, epsilon)
+    each = {key: accuracy(model, part, corrupted_labels) for key, part in corrupted.items()}
+    for severity in sorted({severity for _, severity in each}):
+        metrics[f"corruption{severity}"] = fmean(v for (_, s), v in each.items() if s == severity)
+    metrics["corruption"] = fmean(each.values())
+    for name in dict.fromkeys(name for name, _ in each):
+        metrics[f"corruption/{name}"] = fmean(v for (n, _), v in each.items() if n == name)
+    return metrics

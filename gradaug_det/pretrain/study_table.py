@@ -1,0 +1,100 @@
+"""The mini zoo's study as Markdown, from the results' files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import fmean, stdev
+
+from gradaug_det.evaluation.agreement import agreement
+from gradaug_det.evaluation.wording import signed
+from gradaug_det.files import atomic_path
+from gradaug_det.pretrain.study import COMPUTE_RATIO, METHODS, PLAIN, SPLITS, Run
+
+Results = Mapping[str, dict]
+
+COLUMNS = {
+    "top1": "top-1",
+    "fgsm1": "FGSM 1/255",
+    "fgsm2": "2/255",
+    "fgsm4": "4/255",
+    "corruption": "corrupted",
+    **{f"corruption{severity}": f"sev. {severity}" for severity in (1, 2, 3, 4, 5)},
+}
+_TITLES = {"full": "All 4000 training garments", "tenth": "A tenth of them (400)"}
+
+
+def write_tables(file: Path, results: Results, seeds: Iterable[int]) -> Path:
+    """Writes all tables; rows without any result are left out."""
+    seeds = list(seeds)
+    parts = [_HEAD]
+    for split, title in _TITLES.items():
+        _, epochs = SPLITS[split]
+        longer = round(epochs * COMPUTE_RATIO)
+        parts.append(f"## {title}")
+        parts += _section(f"Same epochs ({epochs})", results, split, "epochs", METHODS, seeds)
+        heading = f"Same compute (plain methods: {longer} epochs; GradAug: {epochs})"
+        parts += _section(heading, results, split, "compute", METHODS, seeds)
+    with atomic_path(file) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n")
+    return file
+
+
+def values(results: Results, run: Run, seeds: Iterable[int], metric: str) -> list[float]:
+    """The metric of each seed that has a result.
+
+    At equal compute, GradAug's rows are those of equal epochs.
+    """
+    budget = "epochs" if run.method not in PLAIN else run.budget
+    names = (Run(run.method, run.split, budget, seed).name for seed in seeds)
+    return [results[name]["metrics"][metric] for name in names if name in results]
+
+
+def _section(
+    heading: str, results: Results, split: str, budget: str, methods: Iterable[str], seeds: list
+) -> list[str]:
+    lines = [
+        "| method | seeds | " + " | ".join(COLUMNS.values()) + " | top-1 minus baseline |",
+        "|:--|--:|" + "--:|" * len(COLUMNS) + "--:|",
+    ]
+    reference = values(results, Run("baseline", split, budget, 0), seeds, "top1")
+    for method in methods:
+        run = Run(method, split, budget, 0)
+        top1 = values(results, run, seeds, "top1")
+        if not top1:
+            continue
+        cells = [
+            _cell(values(results, run, seeds, metric), spread=metric == "top1")
+            for metric in COLUMNS
+        ]
+        row = [METHODS[method], str(len(top1)), *cells, _difference(method, top1, reference)]
+        lines.append(f"| {' | '.join(row)} |")
+    return [f"### {heading}", "\n".join(lines)] if len(lines) > 2 else []
+
+
+def _cell(numbers: list[float], spread: bool) -> str:
+    text = f"{fmean(numbers):.1f}"
+    return f"{text} ± {stdev(numbers):.1f}" if spread and len(numbers) > 1 else text
+
+
+def _difference(method: str, top1: list[float], reference: list[float]) -> str:
+    if method == "baseline" or min(len(top1), len(reference)) < 2:
+        return ""
+    found = agreement(top1, reference)
+    return f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
+
+
+_HEAD = f"""# The mini zoo: seven ways of pretraining, one budget
+
+ResNet-18 on 32x32 pictures of garments (`configs/pretrain/mini_resnet18_*.yaml`), from random
+weights. Written by `make study-zoo` (`tools/study_mini_zoo.py`) from `results/`, one file a run
+with its command, commit and all metrics.
+
+Accuracies are in per cent, of the weights as the zoo stores them (float16): clean and under FGSM
+(white box) on all 1200 held-out garments, corrupted (the 15 corruptions of ImageNet-C, severities 1
+to 5) on 400 of them. ± is the standard deviation over seeds; in brackets is Welch's 95 % interval.
+
+A GradAug step (n = 2, alpha = 0.9, scales 32, 28, 24, 20) takes about {COMPUTE_RATIO} times a plain
+one's processor time (`tools/benchmark_pretraining.py`), so at the same compute plain methods train
+that much longer. Optimizer and rate were chosen for the baseline, on a tenth of the training images
+(`data.holdout=0.1`)."""

@@ -1,0 +1,51 @@
+#!/usr/bin/env python
+"""Trains and measures every method of the mini zoo over seeds; goes on where it was stopped."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from gradaug_det.errors import GradAugError
+from gradaug_det.pretrain.study import METHODS, SPLITS, all_runs, read_result, run_study
+from gradaug_det.pretrain.study_table import write_tables
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = ROOT / "studies" / "mini_zoo"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "mini_zoo")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--splits", choices=SPLITS, nargs="+", default=list(SPLITS))
+    parser.add_argument("--budgets", choices=["epochs", "compute"], nargs="+")
+    parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a thread each")
+    parser.add_argument("--tables", action="store_true", help="only write the tables anew")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    runs = [
+        run
+        for run in all_runs(args.seeds)
+        if run.split in args.splits
+        and run.method in args.methods
+        and (not args.budgets or run.budget in args.budgets)
+    ]
+    try:
+        if not args.tables:
+            run_study(runs, ROOT, args.out, STUDY / "results", jobs=args.jobs)
+    except GradAugError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        everything = all_runs(args.seeds)
+        found = {run.name: read_result(run, ROOT, STUDY / "results") for run in everything}
+        done = {name: result for name, result in found.items() if result}
+        write_tables(STUDY / "README.md", done, args.seeds)
+        print(f"{len(done)} of {len(everything)} runs done; tables in studies/mini_zoo/README.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
