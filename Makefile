@@ -15,11 +15,11 @@ COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --no-emit-in
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
 	@echo
-	@echo 'make demo FRAMEWORK=detectron2    the framework to demonstrate'
+	@echo 'make demo FRAMEWORK=mmdet         in MMDetection instead of Detectron2 (needs env-test)'
 	@echo 'make test ARGS="-k slimming -x"   more arguments for pytest'
 	@echo 'make lock UPGRADE=--upgrade       newer versions, within the pins of requirements/*.in'
 
-demo: env-demo  ## train, evaluate and report on the bundled mini-COCO
+demo: env-$(if $(filter mmdet,$(FRAMEWORK)),test,demo)  ## train, evaluate and report on the bundled mini-COCO
 	$(PY) tools/demo.py $(if $(FRAMEWORK),--framework $(FRAMEWORK)) $(ARGS)
 
 test: env-test  ## lint, then run all tests (the first time compiles MMCV: 15 to 25 minutes)
