@@ -36,7 +36,7 @@ def fetch(name: str, *, allow_unverified: bool = False, progress: bool | None = 
     if entry.kind == "packaged":
         return _packaged(entry)
     if entry.kind == "gdrive":
-        from gradaug_det.zoo.gdrive import fetch_from_drive  # needs torch to convert
+        from gradaug_det.zoo.gdrive import fetch_from_drive  # which imports this module
 
         return fetch_from_drive(entry, allow_unverified, progress)
     base = os.environ.get(URL_VARIABLE) or index.base_url

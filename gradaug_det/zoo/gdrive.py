@@ -1,4 +1,7 @@
-"""The authors' published weights: from Google Drive, through gdown, made a backbone file here."""
+"""The authors' published weights: from Google Drive, through gdown, made a backbone file here.
+
+torch, which takes seconds to import, is needed only once there is something to convert.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,10 @@ import pooch
 import requests
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.backbone import read_info, save_backbone
-from gradaug_det.zoo.convert import authors_to_torchvision
 from gradaug_det.zoo.download import download, local_path
 from gradaug_det.zoo.http import TIMEOUT_SECONDS
 from gradaug_det.zoo.index import Entry
 from gradaug_det.zoo.info import CHECKPOINT_KEY
-from gradaug_det.zoo.unpickle import load_checkpoint
 
 _RETRIES = 3
 _log = logging.getLogger(__name__)
@@ -42,13 +42,24 @@ def fetch_from_drive(entry: Entry, allow_unverified: bool, progress: bool) -> Pa
             "delivers the right file: to take it as it is, run `gradaug-det zoo download "
             f"{entry.name} --allow-unverified` once; it shows the sha256 to compare"
         )
-    checkpoint = download(entry, _url(entry), _Drive(entry, progress))
+    return _converted(download(entry, _url(entry), _Drive(entry, progress)), entry, made)
+
+
+def _converted(checkpoint: Path, entry: Entry, made: Path) -> Path:
+    """The backbone file ``made``, from an untrusted checkpoint."""
+    import torch
+
+    from gradaug_det.zoo.backbone import save_backbone
+    from gradaug_det.zoo.convert import authors_to_torchvision
+    from gradaug_det.zoo.unpickle import load_checkpoint
+
     digest = pooch.file_hash(str(checkpoint))
     verdict = "as published" if entry.sha256 else "not verified"
     _log.warning("%s: sha256 %s (%s)", checkpoint, digest, verdict)
     info = replace(entry.info, recipe=entry.info.recipe | {CHECKPOINT_KEY: digest})
     try:
-        return save_backbone(made, authors_to_torchvision(load_checkpoint(checkpoint)), info)
+        state = authors_to_torchvision(load_checkpoint(checkpoint))
+        return save_backbone(made, state, info, dtype=torch.float32)  # as they came
     except ZooError as error:
         raise ZooError(
             f"{error}. {checkpoint} is not the file that {entry.name} describes; remove it and "
@@ -96,6 +107,8 @@ def _url(entry: Entry) -> str:
 
 def _accepted(path: Path, entry: Entry) -> Path:
     """The file made earlier, if it is of this entry's checkpoint."""
+    from gradaug_det.zoo.backbone import read_info
+
     info = read_info(path)
     digest = info.recipe.get(CHECKPOINT_KEY)
     if info.name != entry.name or entry.sha256 not in (None, digest):

@@ -1,8 +1,11 @@
 """``gradaug-det zoo``: what it prints, its exit codes, and files that frameworks load."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +17,15 @@ from safetensors.torch import load_file
 
 from gradaug_det import cli
 from gradaug_det.zoo.backbone import read_backbone
+from gradaug_det.zoo.download import CACHE_VARIABLE, OFFLINE_VARIABLE, URL_VARIABLE
+from gradaug_det.zoo.index import INDEX_VARIABLE
 from gradaug_det.zoo.info import SOURCES
 from gradaug_det.zoo.naming import NAMINGS
 from gradaug_det.zoo.publish import add_file
 from tests.d2.helpers import tiny_cfg
 from tests.zoo.helpers import make_file, make_info, make_state
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -189,6 +196,17 @@ def test_add(zoo, tmp_path, lab):
     assert code == 0
     assert out.startswith(f"tiny: {lab.stat().st_size} bytes, sha256 ")
     assert json.loads(index.read_text())["entries"]["tiny"]["measured"] is False
+
+
+def test_commands_and_variables_in_the_documents_exist():
+    text = "".join((ROOT / name).read_text("utf-8") for name in ("MODEL_ZOO.md", "docs/zoo.md"))
+    commands = re.findall(r"gradaug-det (zoo [a-z]+ [^`\n]*)", text)
+    assert {command.split()[1] for command in commands} >= {"download", "verify", "export", "add"}
+    for command in commands:
+        args = cli._parser("zoo").parse_args(shlex.split(command, comments=True))
+        assert callable(args.action), command
+    known = {CACHE_VARIABLE, URL_VARIABLE, OFFLINE_VARIABLE, INDEX_VARIABLE}
+    assert set(re.findall(r"GRADAUG_[A-Z_]+", text)) == known
 
 
 @pytest.mark.parametrize("arguments", [[], ["burn"], ["download"], ["export", "tiny", "x.pth"]])
