@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -16,6 +17,7 @@ from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.mmdet import check_preprocessing, fix_preprocessing
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.train import build_runner, load_config
+from gradaug_det.zoo.backbone import save_backbone
 from tests.mmdet.helpers import collated, make_runner, tiny_items, tiny_model_cfg
 from tests.zoo.entries import MEAN, STD, describe, random_backbone, write_index
 
@@ -98,6 +100,23 @@ def test_a_file_of_ones_own(tmp_path, zoo):
     )
     with pytest.raises(ConfigError, match=wrong):
         check_preprocessing(fitting(f"gradaug://{file}"))
+
+
+def test_a_deep_stem(tmp_path):
+    """A file with timm's names, which is where deep stems come from, in ResNetV1d."""
+    theirs = timm.create_model("resnet18d", pretrained=False, num_classes=3).eval()
+    info = describe("deep", "resnet18", stem="deep")
+    file = save_backbone(tmp_path / "deep.safetensors", theirs.state_dict(), info, torch.float32)
+    config = fitting(f"gradaug://{file}")
+    assert [s.wanted for s in fix_preprocessing(config)] == ["SlimmableResNetV1d"]
+    backbone = MODELS.build(config.model.backbone)
+    backbone.init_weights()
+    backbone.eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = theirs.forward_intermediates(image, intermediates_only=True)[1:]
+        for ours, feature in zip(backbone(image), wanted, strict=True):
+            assert torch.allclose(ours, feature, rtol=1e-4, atol=1e-5)
 
 
 def test_urls_that_are_wrong():
