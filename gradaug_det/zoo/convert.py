@@ -105,22 +105,30 @@ def authors_to_torchvision(state: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ZooError: a name is not one of the authors'.
     """
-    return _rename(state, NAMINGS["authors"], NAMINGS["torchvision"])
+    return rename(state, "authors", "torchvision")
 
 
-def torchvision_to_detectron2(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of a torchvision ResNet's backbone tensors in Detectron2's ``ResNet``.
+def rename(state: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
+    """Another framework's names for the entries of an incomplete state: gradients, shapes.
 
-    Only names change, also those of incomplete states (gradients, shapes). The classifier (``fc``)
-    and ``num_batches_tracked`` are dropped. For weights see :func:`convert`, which also minds the
-    channel order.
+    Nothing but names changes, and it need not be a whole network; for weights see :func:`convert`.
+    The classifier and ``num_batches_tracked`` are left out where the target has none.
 
     Raises:
-        ZooError: the state is not that of a torchvision ResNet.
+        ConfigError: as :func:`convert` does.
+        ZooError: a name is not one of the source's.
     """
-    renamed = _rename(state, NAMINGS["torchvision"], NAMINGS["detectron2"])
-    dropped = ("linear.", "num_batches_tracked")
-    return {n: v for n, v in renamed.items() if not (n.startswith(dropped) or n.endswith(dropped))}
+    old, new = naming("source", source), naming("target", target)
+    state = strip_wrapping(state, old)
+    modules = _renaming(_layout(state, old), old, new)
+    result = {}
+    for name, value in state.items():
+        module, _, leaf = name.rpartition(".")
+        if module not in modules:
+            raise ZooError(f"the checkpoint is not a ResNet of {old.title}: '{name}' is unknown")
+        if modules[module] and (leaf != "num_batches_tracked" or new.counts_batches):
+            result[f"{modules[module]}.{leaf}"] = value
+    return result
 
 
 def strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, Any]:
@@ -215,18 +223,6 @@ def _modules(layout: Layout, names: Naming) -> Iterator[str]:
 
 def _renaming(layout: Layout, old: Naming, new: Naming) -> dict[str, str]:
     return dict(zip(_modules(layout, old), _modules(layout, new), strict=True))
-
-
-def _rename(state: Mapping[str, Any], old: Naming, new: Naming) -> dict[str, Any]:
-    state = strip_wrapping(state, old)
-    modules = _renaming(_layout(state, old), old, new)
-    result = {}
-    for name, value in state.items():
-        module, _, leaf = name.rpartition(".")
-        if module not in modules:
-            raise ZooError(f"the checkpoint is not a ResNet of {old.title}: '{name}' is unknown")
-        result[f"{modules[module]}.{leaf}"] = value
-    return result
 
 
 # ---- checks -----------------------------------------------------------------------------------

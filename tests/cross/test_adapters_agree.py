@@ -23,7 +23,7 @@ from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.d2.detector import GradAugDetector as D2Detector
 from gradaug_det.mmdet.batch import Batch
 from gradaug_det.mmdet.detector import GradAugDetector as MMDetector
-from gradaug_det.zoo.convert import torchvision_to_detectron2
+from gradaug_det.zoo.convert import rename
 from tests.mmdet.helpers import calibrate_backbone
 
 KINDS = {
@@ -49,8 +49,7 @@ def backbones(kind):
     cfg.MODEL.RESNETS.OUT_FEATURES = list(STAGES)
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     theirs = build_resnet_backbone(cfg, ShapeSpec(channels=3))
-    # MMDetection's names of a ResNet are torchvision's.
-    theirs.load_state_dict(torchvision_to_detectron2(ours.state_dict()), strict=True)
+    theirs.load_state_dict(rename(ours.state_dict(), "mmdet", "detectron2"), strict=True)
     for module in (ours, theirs):
         module.double()
         module.train()
@@ -59,7 +58,7 @@ def backbones(kind):
 
 def assert_same_gradients(ours, theirs):
     names = {n: p.grad for n, p in ours.named_parameters() if p.dim() == 4}
-    converted = torchvision_to_detectron2(names)
+    converted = rename(names, "mmdet", "detectron2")
     compared = 0
     for name, parameter in theirs.named_parameters():
         ours_, theirs_ = converted[name], parameter.grad
@@ -92,7 +91,7 @@ def test_features_and_gradients_at_a_width(kind, width):
         {n: p.tensor_shape(n, w.shape, width) for n, w in m.named_parameters() if w.dim() == 4}
         for p, m in zip(plans, (ours, theirs), strict=True)
     ]
-    assert torchvision_to_detectron2(shapes[0]) == shapes[1]
+    assert rename(shapes[0], "mmdet", "detectron2") == shapes[1]
 
 
 # ---- a whole step -----------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from detectron2.modeling.backbone import build_resnet_backbone
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from gradaug_det.errors import ConfigError, GradAugError, ZooError
-from gradaug_det.zoo.convert import authors_to_torchvision, convert, torchvision_to_detectron2
+from gradaug_det.errors import ConfigError, ZooError
+from gradaug_det.zoo.convert import authors_to_torchvision, convert, rename
 
 AUTHORS = Path(__file__).parents[1] / "data" / "reference" / "authors_resnet50.json"
 STAGES = ("res2", "res3", "res4", "res5")
@@ -223,9 +223,9 @@ def test_states_that_are_not_what_they_claim(change, sentence):
 
 def test_other_networks_are_refused():
     vgg = torchvision.models.vgg11().state_dict()
-    for function in (torchvision_to_detectron2, lambda s: convert(s, "torchvision", "mmdet")):
-        with pytest.raises(GradAugError, match=r"'conv1.weight' is missing.*'features.0.weight'"):
-            function(vgg)
+    for function in (rename, convert):
+        with pytest.raises(ZooError, match=r"'conv1.weight' is missing.*'features.0.weight'"):
+            function(vgg, "torchvision", "detectron2")
 
 
 def test_a_deep_stem_needs_a_framework_that_has_one():
@@ -274,7 +274,10 @@ def test_authors_checkpoints(key):
 def test_renaming_of_incomplete_states():
     """Gradients and shapes have names too: only weights of whole networks are checked."""
     shapes = {"conv1.weight": (64, 3), **{f"layer{i}.0.conv1.weight": (8,) for i in range(1, 5)}}
-    assert torchvision_to_detectron2({**shapes, "fc.bias": (7,)}) == {
+    shapes |= {"fc.bias": (7,), "bn1.num_batches_tracked": ()}
+    assert rename(shapes, "torchvision", "detectron2") == {
         "stem.conv1.weight": (64, 3),
+        "linear.bias": (7,),
         **{f"res{i}.0.conv1.weight": (8,) for i in range(2, 6)},
     }
+    assert set(rename(shapes, "torchvision", "mmdet")) == set(shapes) - {"fc.bias"}
