@@ -21,7 +21,7 @@ from gradaug_det.d2 import GradAugHook, check_preprocessing, fix_preprocessing
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.train import Trainer, run
 from gradaug_det.errors import ConfigError, ZooError
-from gradaug_det.zoo.convert import torchvision_to_detectron2
+from gradaug_det.zoo.convert import rename
 from tests.zoo.entries import MEAN, STD, describe, random_backbone, write_index
 
 from .dataset import annotation, write_coco
@@ -78,7 +78,7 @@ def test_a_plain_checkpointer_fills_the_backbone(zoo, checkpointer, fpn):
     model = build_model(cfg)
     rest = {n: t.clone() for n, t in model.state_dict().items() if ".res" not in n}
     checkpointer(model).load(URL)
-    wanted = torchvision_to_detectron2(zoo[1])
+    wanted = rename(zoo[1], "torchvision", "detectron2")
     prefix = "backbone.bottom_up." if fpn else "backbone."
     filled = 0
     for name, tensor in model.state_dict().items():
