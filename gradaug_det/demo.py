@@ -31,8 +31,8 @@ class DemoSettings:
         train, val: images of mini-COCO.
         iterations: of each fine-tuning, at 4 images a step.
         seed: of data and fine-tuning.
-        jobs: fine-tunings at a time; they share the cores. On 2 cores, two trainings with a thread
-            each take about 0.4 of the time of two with 2 threads, one after the other.
+        jobs: fine-tunings at a time; they share the cores. Two with a thread each are quicker than
+            one after the other with 2 threads (a plain step: 0.49 s for both, against 0.32 s each).
         baseline_weights, gradaug_weights: backbones pretrained without and with GradAug:
             ``gradaug://NAME``, paths or URLs.
         opts: further overrides of all fine-tunings, as the framework's script takes them.
@@ -79,9 +79,8 @@ def run_demo(
         logger.info("[%4.0f s] %s", time.perf_counter() - clock, what)
 
     say(f"mini-COCO: {settings.train} train and {settings.val} val images (about a minute)")
-    data = build_mini_coco(
-        out / "datasets" / "mini_coco", settings.train, settings.val, seed=settings.seed
-    )
+    folder = out / f"datasets-seed{settings.seed}" / "mini_coco"
+    data = build_mini_coco(folder, settings.train, settings.val, seed=settings.seed)
     trainings = demo_trainings(out, data, settings)
     say(
         f"{len(trainings)} fine-tunings, {settings.iterations} iterations each, {settings.jobs} at "

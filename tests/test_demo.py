@@ -9,12 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from torchvision.models import resnet18
 
 from gradaug_det.demo import DemoSettings, run_demo
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.zoo.convert import torchvision_to_detectron2
+from tests.zoo.entries import describe, random_backbone
 
 ROOT = Path(__file__).parents[1]
 RUNS = ["plain-from-baseline", "plain-from-gradaug", "gradaug-from-gradaug"]
@@ -43,21 +41,17 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(out):
-    """Two random backbones for each framework, in its names."""
-    files = {name: [] for name in SMALL}
+    """Two random backbones as the zoo's files, for either framework."""
+    urls = []
     for number in range(2):
-        torch.manual_seed(number)
-        state = {k: v for k, v in resnet18().state_dict().items() if not k.startswith("fc.")}
-        files["mmdet"].append(str(out / f"mmdet{number}.pth"))
-        torch.save({"state_dict": state}, files["mmdet"][-1])
-        state = {f"backbone.bottom_up.{k}": v for k, v in torchvision_to_detectron2(state).items()}
-        files["detectron2"].append(str(out / f"detectron2{number}.pth"))
-        torch.save({"model": state}, files["detectron2"][-1])
-    return files
+        path = out / f"backbone{number}.safetensors"
+        random_backbone(describe(f"random{number}", "resnet18"), path)
+        urls.append(f"gradaug://{path}")
+    return urls
 
 
 def settings(framework, weights, *opts):
-    baseline, gradaug = weights[framework]
+    baseline, gradaug = weights
     return DemoSettings(
         framework,
         train=8,
@@ -95,7 +89,8 @@ def test_from_nothing_to_a_report_through_an_interruption(framework, out, weight
     index = run_demo(out, report, ROOT, small)
     assert index == report / "index.html"
     logs = [out / framework / name / "train.log" for name in RUNS]
-    assert [RESUMED[framework] in log.read_text() for log in logs] == [True, False, False]
+    # The third ran beside the first and may or may not have got to a checkpoint.
+    assert [RESUMED[framework] in log.read_text() for log in logs[:2]] == [True, False]
 
     assert {"index.html", "report.md", "report.json"} <= {p.name for p in report.iterdir()}
     content = json.loads((report / "report.json").read_text())
