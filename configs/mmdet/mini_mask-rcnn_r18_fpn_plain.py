@@ -121,7 +121,7 @@ param_scheduler = [
 ]
 # Each element of the gradient, of all passes together: most are cut, so that layers with small and
 # large gradients move alike, which short schedules from new heads need.
-optim_wrapper = dict(optimizer=dict(lr=0.03), clip_grad=dict(type="value", clip_value=0.003))
+optim_wrapper = dict(optimizer=dict(lr=0.05), clip_grad=dict(type="value", clip_value=0.001))
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(by_epoch=False, interval=100, max_keep_ckpts=2),
