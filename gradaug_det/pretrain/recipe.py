@@ -100,7 +100,9 @@ class Recipe:
             full network; 1 is a plain network.
         label_smoothing: of the full network's cross-entropy.
         ema_decay: of the moving average of weights that is evaluated and saved; 0 for none.
-        precision: Lightning Fabric's: ``32-true``, ``bf16-mixed`` or ``16-mixed``.
+        precision: Lightning Fabric's: ``32-true``, ``bf16-mixed`` or ``16-mixed``. On CPUs,
+            ``bf16-mixed`` wants images of 64 pixels or more: torch 2.9 leaves gradients of kernel
+            taps that only ever meet padding uninitialised.
         seed: everything random depends on it.
         checkpoint_steps: steps between checkpoints; 0 for one an epoch.
 

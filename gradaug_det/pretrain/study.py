@@ -86,7 +86,13 @@ def all_runs(seeds: Iterable[int]) -> list[Run]:
 
 
 def run_study(
-    runs: Sequence[Run], root: Path, out: Path, results: Path, *, jobs: int = 2
+    runs: Sequence[Run],
+    root: Path,
+    out: Path,
+    results: Path,
+    *,
+    jobs: int = 2,
+    evaluation: Sequence[str] = (),
 ) -> dict[str, dict]:
     """Runs what is missing, ``jobs`` at a time with one thread each.
 
@@ -94,6 +100,7 @@ def run_study(
         root: the project's folder.
         out: folder of the trainings.
         results: folder of the results, one file a run.
+        evaluation: further arguments of ``tools/evaluate_backbone.py``.
 
     Returns:
         The results by the runs' names.
@@ -102,7 +109,9 @@ def run_study(
         GradAugError: a run failed; names its log.
     """
     with ThreadPoolExecutor(jobs) as pool:
-        found = list(pool.map(lambda run: _finish(run, root, out / run.name, results), runs))
+        found = list(
+            pool.map(lambda run: _finish(run, root, out / run.name, results, evaluation), runs)
+        )
     return {run.name: result for run, result in zip(runs, found, strict=True)}
 
 
@@ -121,7 +130,7 @@ def read_result(run: Run, root: Path, results: Path) -> dict | None:
     return content if content["recipe_hash"] == recipe_hash(run, root) else None
 
 
-def _finish(run: Run, root: Path, folder: Path, results: Path) -> dict:
+def _finish(run: Run, root: Path, folder: Path, results: Path, evaluation: Sequence[str]) -> dict:
     done = read_result(run, root, results)
     if done is not None:
         return done
@@ -129,7 +138,7 @@ def _finish(run: Run, root: Path, folder: Path, results: Path) -> dict:
     weights, measured = folder / "backbone.safetensors", folder / "robustness.json"
     log = folder / "train.log"
     _call(["tools/pretrain.py", "--config", run.config, "--out", folder, *run.overrides], root, log)
-    _call(["tools/evaluate_backbone.py", weights, "--out", measured], root, log)
+    _call(["tools/evaluate_backbone.py", weights, "--out", measured, *evaluation], root, log)
     metrics = json.loads(measured.read_text())
     content = {
         "run": run.name,

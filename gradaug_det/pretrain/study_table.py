@@ -58,6 +58,8 @@ def _section(
         "|:--|--:|" + "--:|" * len(COLUMNS) + "--:|",
     ]
     reference = values(results, Run("baseline", split, budget, 0), seeds, "top1")
+    if budget == "compute" and not reference:
+        return []  # GradAug's rows are those of equal epochs: there is nothing to compare yet
     for method in methods:
         run = Run(method, split, budget, 0)
         top1 = values(results, run, seeds, "top1")

@@ -57,7 +57,8 @@ def save_backbone(
         len(text),
     )
     with atomic_path(path) as temporary:
-        save_file(saved, temporary, metadata={METADATA_KEY: text, "format": "pt"})
+        # One key: safetensors writes several in no fixed order, and files should be reproducible.
+        save_file(saved, temporary, metadata={METADATA_KEY: text})
     return path
 
 

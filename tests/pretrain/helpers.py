@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 
 from gradaug_det.pretrain.engine import Pretraining
 from gradaug_det.pretrain.recipe import load_recipe
@@ -18,6 +20,14 @@ def tiny_recipe(method="gradaug", *overrides):
 
 
 def pretraining(recipe, out):
-    fabric = Fabric(accelerator="cpu", devices=1, precision=recipe.precision)
+    fabric = Fabric(accelerator="cpu", devices=1, **precision_of(recipe))
     fabric.launch()
     return Pretraining(recipe, out, fabric)
+
+
+def precision_of(recipe):
+    if recipe.precision != "16-mixed":
+        return {"precision": recipe.precision}
+    # By its name alone Fabric takes bfloat16 on CPUs.
+    scaler = torch.amp.GradScaler("cpu")
+    return {"plugins": MixedPrecision("16-mixed", device="cpu", scaler=scaler)}

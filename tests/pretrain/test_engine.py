@@ -16,7 +16,7 @@ from tests.pretrain.helpers import pretraining, tiny_recipe
 def test_every_method_trains_and_leaves_a_zoo_file(method, tmp_path):
     recipe = tiny_recipe(method, "epochs=1")
     training = pretraining(recipe, tmp_path)
-    before = {k: v.clone() for k, v in training.model.state_dict().items()}
+    before = {k: v.clone() for k, v in training.model.state_dict().items() if "num_" not in k}
     metrics = training.run()
     state, info = read_backbone(tmp_path / "backbone.safetensors")
     assert info.name == recipe.name
@@ -50,6 +50,10 @@ def interrupted_after(training, steps, monkeypatch):
 def test_resume_is_bitwise_exact(precision, tmp_path, monkeypatch):
     """With everything that has a state: EMA, optimizer, schedule; dropout-like noise, mixing."""
     overrides = ("ema_decay=0.9", f"precision={precision}", "stochastic_depth=0.8")
+    if precision == "bf16-mixed":
+        # torch 2.9 on CPUs leaves bfloat16 gradients of kernel taps that only ever meet padding
+        # uninitialised: maps of one pixel, as these images have at 16 pixels, must not occur.
+        overrides += ("data.size=64",)
     recipe = tiny_recipe("gradaug_cutmix", *overrides, "checkpoint_steps=3", "data.workers=1")
     pretraining(recipe, tmp_path / "whole").run()
     interrupted_after(pretraining(recipe, tmp_path / "parts"), 4, monkeypatch)
@@ -63,9 +67,7 @@ def test_resume_is_bitwise_exact(precision, tmp_path, monkeypatch):
     contents = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("whole", "parts")]
     assert contents[0] == contents[1]
     names = {path.name for path in (tmp_path / "parts").iterdir()}
-    assert names == {"backbone.safetensors", "metrics.json", "tensorboard"} - (
-        set() if "tensorboard" in names else {"tensorboard"}
-    )
+    assert names == {"backbone.safetensors", "metrics.json"}  # no state, nothing half-written
 
 
 def test_a_finished_training_is_left_alone_and_another_recipe_is_refused(tmp_path, monkeypatch):
@@ -96,8 +98,8 @@ def test_float16_scales_losses_and_skips_a_step_with_infinite_gradients(tmp_path
     training = pretraining(tiny_recipe("gradaug", "precision=16-mixed"), tmp_path)
     scaler = training.fabric.strategy.precision.scaler
     loader = iter(training.batches)
-    images = torch.stack([training.images.train[i][0] for _, i in next(loader)])
-    labels = torch.tensor([i % 10 for i in range(32)])
+    images = torch.stack([training.images.train[i][0] for _, i in next(loader)[:4]])
+    labels = torch.arange(4)  # few: float16 convolutions are slow on CPUs
     scale = scaler.get_scale()
     before = training.model.conv1.weight.clone()
     handle = training.model.fc.bias.register_hook(lambda grad: grad * float("inf"))
