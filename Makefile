@@ -10,7 +10,7 @@ COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --no-emit-in
 	--no-annotate --quiet --override requirements/overrides.txt $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint env-demo env-test lock clean
+.PHONY: help demo test study-zoo compare-frameworks lint env-demo env-test lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
@@ -26,6 +26,12 @@ test: env-test  ## lint, then run all tests (the first time compiles MMCV: 15 to
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest -q $(ARGS)
+
+study-zoo: env-demo  ## train what is missing of the mini zoo's study (hours), write its tables
+	$(PY) -W ignore tools/study_mini_zoo.py $(ARGS)
+
+compare-frameworks: env-test  ## the same fine-tunings in both frameworks, 3 seeds; writes docs/frameworks
+	$(PY) -W ignore tools/compare_frameworks.py --publish $(ARGS)
 
 lint: env-demo  ## check style and formatting only
 	$(PY) -m ruff check .

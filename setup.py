@@ -3,7 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-COCO = ["pycocotools", "faster-coco-eval>=1.6", "jinja2", "matplotlib"]
+COCO = ["pycocotools", "faster-coco-eval>=1.6", "jinja2", "matplotlib", "scipy"]
 
 setup(
     name="gradaug-det",
@@ -52,7 +52,7 @@ setup(
             "onedl-mmcv>=2.3.6",
             "onedl-mmdetection>=3.5.1",
         ],
-        "pretrain": ["lightning-fabric>=2.2", "pyyaml", "tensorboard"],
+        "pretrain": ["lightning-fabric>=2.2", "omegaconf", "imagecorruptions-imaug", "tensorboard"],
         "gdrive": ["gdown>=6.5"],  # the authors' published weights
         "dev": ["pytest", "pytest-timeout", "ruff", "pre-commit"],
     },

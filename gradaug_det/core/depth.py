@@ -1,6 +1,7 @@
 """Sub-networks by random depth: residual blocks that are skipped, the alternative to width.
 
-Source: GradAug, section 4.1 (sub-networks by depth, ResNet-110); Huang et al., Deep Networks with
+Source: the authors' ``resnet_randdepth`` (GradAug by random depth); unlike theirs, the full network
+is not scaled down at test time, since it never skips a branch. Huang et al., Deep Networks with
 Stochastic Depth, 2016, for the probabilities.
 """
 

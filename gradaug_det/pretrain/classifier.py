@@ -30,7 +30,7 @@ class Classifier:
 
     A batch is (N, C, H, W) images and labels: (N,) classes or (N, K) probabilities.
 
-    Source: GradAug, equation 3 and Algorithm 1; section 4.4 for rotations.
+    Source: GradAug, equation 3 and Algorithm 1; its study of transformations for rotations.
     """
 
     backbone: nn.Module

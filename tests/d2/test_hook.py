@@ -130,8 +130,10 @@ def test_labels_gradients_are_full_plus_each_sub_networks(kind):
             losses = functional_call(narrow, sliced, (transform_batch(data[0], sub.transform),))
         (0.5 * sum(losses.values())).backward()
         add(expected, narrow)
-    # Detectron2's boxes, and so parts of its losses, are float32.
-    assert_gradients(step_gradients(model, hook, data), expected, rtol=1e-8)
+    # Detectron2's boxes, and so parts of its losses, are float32. RetinaNet sums over all anchors:
+    # with some numbers of threads it differs by a part of float32's rounding unit.
+    rtol = 2**-24 if kind == "retinanet" else 1e-8
+    assert_gradients(step_gradients(model, hook, data), expected, rtol=rtol)
 
 
 @pytest.mark.parametrize("kind", KINDS)
