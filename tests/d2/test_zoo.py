@@ -22,7 +22,7 @@ from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.train import Trainer, run
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.zoo.convert import rename
-from tests.zoo.entries import MEAN, STD, describe, random_backbone, write_index
+from tests.zoo.entries import MEAN, STD, describe, random_backbone, small_zoo, use_zoo
 
 from .dataset import annotation, write_coco
 from .helpers import make_trainer, tiny_cfg
@@ -34,25 +34,12 @@ URL = "gradaug://tiny-resnet18"
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     """The folder of a zoo, and the tensors of its one backbone that has a file."""
-    folder = tmp_path_factory.mktemp("zoo")
-    info = describe("tiny-resnet18", "resnet18")
-    state = random_backbone(info, folder / "weights" / "tiny-resnet18.safetensors")
-    others = [
-        describe("tiny-resnet50", "resnet50"),
-        describe("caffe-resnet50", "resnet50", stride_in="1x1", channel_order="BGR"),
-        describe("tiny-resnext50", "resnext50_32x4d"),
-        describe("tiny-wide50", "wide_resnet50_2"),
-        describe("deep-resnet50", "resnet50", stem="deep"),
-    ]
-    write_index(folder, info, *others)
-    return folder, state
+    return small_zoo(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture(autouse=True)
 def in_use(zoo, monkeypatch):
-    folder, _ = zoo
-    monkeypatch.setenv("GRADAUG_ZOO_INDEX", str(folder / "index.json"))
-    monkeypatch.setenv("GRADAUG_CACHE", str(folder / "cache"))
+    use_zoo(zoo[0], monkeypatch)
 
 
 def fitting_cfg(kind="mask_rcnn"):

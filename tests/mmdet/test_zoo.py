@@ -19,7 +19,7 @@ from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.train import build_runner, load_config
 from gradaug_det.zoo.backbone import save_backbone
 from tests.mmdet.helpers import collated, make_runner, tiny_items, tiny_model_cfg
-from tests.zoo.entries import MEAN, STD, describe, random_backbone, write_index
+from tests.zoo.entries import MEAN, STD, describe, random_backbone, small_zoo, use_zoo
 
 FOLDER = Path(__file__).parents[2] / "configs" / "mmdet"
 URL = "gradaug://tiny-resnet18"
@@ -28,25 +28,12 @@ URL = "gradaug://tiny-resnet18"
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     """The folder of a zoo, and the tensors of its one backbone that has a file."""
-    folder = tmp_path_factory.mktemp("zoo")
-    info = describe("tiny-resnet18", "resnet18")
-    state = random_backbone(info, folder / "weights" / "tiny-resnet18.safetensors")
-    others = [
-        describe("tiny-resnet50", "resnet50"),
-        describe("caffe-resnet50", "resnet50", stride_in="1x1", channel_order="BGR"),
-        describe("tiny-resnext50", "resnext50_32x4d"),
-        describe("tiny-wide50", "wide_resnet50_2"),
-        describe("deep-resnet50", "resnet50", stem="deep"),
-    ]
-    write_index(folder, info, *others)
-    return folder, state
+    return small_zoo(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture(autouse=True)
 def in_use(zoo, monkeypatch):
-    folder, _ = zoo
-    monkeypatch.setenv("GRADAUG_ZOO_INDEX", str(folder / "index.json"))
-    monkeypatch.setenv("GRADAUG_CACHE", str(folder / "cache"))
+    use_zoo(zoo[0], monkeypatch)
 
 
 def fitting(url=URL, **backbone):

@@ -46,3 +46,28 @@ def write_index(folder, *infos):
     index = folder / "index.json"
     index.write_text(json.dumps({"base_url": None, "entries": entries}))
     return index
+
+
+def small_zoo(folder):
+    """A zoo with one file, tiny-resnet18, and descriptions of others.
+
+    Returns:
+        The folder, and the tensors of the file.
+    """
+    info = describe("tiny-resnet18", "resnet18")
+    state = random_backbone(info, folder / "weights" / "tiny-resnet18.safetensors")
+    others = [
+        describe("tiny-resnet50", "resnet50"),
+        describe("caffe-resnet50", "resnet50", stride_in="1x1", channel_order="BGR"),
+        describe("tiny-resnext50", "resnext50_32x4d"),
+        describe("tiny-wide50", "wide_resnet50_2"),
+        describe("deep-resnet50", "resnet50", stem="deep"),
+    ]
+    write_index(folder, info, *others)
+    return folder, state
+
+
+def use_zoo(folder, monkeypatch):
+    """Puts the folder's index in force, with a cache of its own."""
+    monkeypatch.setenv("GRADAUG_ZOO_INDEX", str(folder / "index.json"))
+    monkeypatch.setenv("GRADAUG_CACHE", str(folder / "cache"))
