@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import nn
 
-Select = Callable[[tuple, Any], Any]
-"""(positional arguments, output) of a module's call -> what to keep of it."""
+Select = Callable[[tuple, dict, Any], Any]
+"""(positional arguments, keyword arguments, output) of a module's call -> what to keep of it."""
+
+Modules = Mapping[str, tuple[nn.Module, Select]]
 
 
 class ForwardRecorder:
@@ -20,18 +22,18 @@ class ForwardRecorder:
         modules: name -> (module, select).
     """
 
-    def __init__(self, modules: Mapping[str, tuple[nn.Module, Select]]) -> None:
+    def __init__(self, modules: Modules) -> None:
         self._calls: dict[str, list[Any]] | None = None
         self._names = list(modules)
         self._handles = [
-            module.register_forward_hook(self._hook(name, select))
+            module.register_forward_hook(self._hook(name, select), with_kwargs=True)
             for name, (module, select) in modules.items()
         ]
 
     def _hook(self, name: str, select: Select) -> Callable:
-        def note(_module: nn.Module, args: tuple, output: Any) -> None:
+        def note(_module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             if self._calls is not None:
-                self._calls[name].append(select(args, output))
+                self._calls[name].append(select(args, kwargs, output))
 
         return note
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from gradaug_det.core import losses as soft
 from gradaug_det.core.anchors import AnchorGrid
-from gradaug_det.core.recording import Select
+from gradaug_det.core.recording import Modules
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.errors import ConfigError
@@ -35,7 +35,7 @@ Features = dict[str, Tensor]
 class SoftTargets(Protocol):
     """What the hook needs to know about a kind of detector."""
 
-    def record(self) -> dict[str, tuple[nn.Module, Select]]:
+    def record(self) -> Modules:
         """Modules to note in the full pass; see ForwardRecorder."""
 
     def losses(
@@ -83,11 +83,11 @@ def _detach(value: Any) -> Any:
     return type(value)(_detach(v) for v in value)
 
 
-def _output(_args: tuple, output: Any) -> Any:
+def _output(_args: tuple, _kwargs: dict, output: Any) -> Any:
     return _detach(output)
 
 
-def _boxes(args: tuple, _output: Any) -> list[Tensor]:
+def _boxes(args: tuple, _kwargs: dict, _output: Any) -> list[Tensor]:
     """Of an ROIPooler's call: the boxes of each image."""
     return [boxes.tensor.detach() for boxes in args[1]]
 
@@ -175,7 +175,7 @@ class RCNNTargets:
             raise _unsupported("keypoint heads")
         self.dense = _DenseTargets(self.rpn.anchor_generator, self.rpn.box2box_transform)
 
-    def record(self) -> dict[str, tuple[nn.Module, Select]]:
+    def record(self) -> Modules:
         modules = {
             "rpn": (self.rpn.rpn_head, _output),
             "boxes": (self.heads.box_pooler, _boxes),
@@ -249,7 +249,7 @@ class RetinaNetTargets:
         self.detector = detector
         self.dense = _DenseTargets(detector.anchor_generator, detector.box2box_transform)
 
-    def record(self) -> dict[str, tuple[nn.Module, Select]]:
+    def record(self) -> Modules:
         return {"head": (self.detector.head, _output)}
 
     def losses(
@@ -271,7 +271,7 @@ class RetinaNetTargets:
         }
 
 
-def _classes(args: tuple, _output: Any) -> Tensor:
+def _classes(args: tuple, _kwargs: dict, _output: Any) -> Tensor:
     """Of a mask head's call in training: the classes of the foreground proposals."""
     return torch.cat([instances.gt_classes for instances in args[1]])
 

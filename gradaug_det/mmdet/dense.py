@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from gradaug_det.core import losses as soft
 from gradaug_det.core.anchors import AnchorGrid
+from gradaug_det.core.recording import Modules
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.errors import ConfigError
-from gradaug_det.mmdet.recording import Modules
 
 POINT_CELL = 8.0
 """Side of the square that stands for a point of FCOS, in strides: objects of about that size are

@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from gradaug_det.core.options import GradAugOptions
+from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.mmdet.backbone import detector_backbone
 from gradaug_det.mmdet.batch import Batch, Padding, image_sizes, transform_batch
-from gradaug_det.mmdet.recording import CallRecorder
 from gradaug_det.mmdet.targets import Calls, soft_targets
 
 
@@ -43,12 +43,12 @@ class GradAugDetector:
         self.autocast: AbstractContextManager = nullcontext()
 
     @contextmanager
-    def recording(self) -> Iterator[CallRecorder]:
+    def recording(self) -> Iterator[ForwardRecorder]:
         """Within the block, a recorder notes what soft targets are made of.
 
         Outside nothing of GradAug is attached to the detector.
         """
-        recorder = CallRecorder(self.targets.record() if self.targets else {})
+        recorder = ForwardRecorder(self.targets.record() if self.targets else {})
         recorder.start()
         try:
             yield recorder

@@ -18,19 +18,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.engine import average_gradients, current_autocast
 from gradaug_det.core.options import GradAugOptions
+from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.mmdet.batch import Batch, make_batch
 from gradaug_det.mmdet.detector import GradAugDetector
 from gradaug_det.mmdet.preprocessing import check_preprocessing
-from gradaug_det.mmdet.recording import CallRecorder
 
 
 @dataclass
 class _Step:
     """What one training step has seen so far."""
 
-    recorder: CallRecorder
+    recorder: ForwardRecorder
     batch: Batch | None = None
     done: bool = False
 

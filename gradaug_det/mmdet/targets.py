@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
 from torch import Tensor, nn
 
+from gradaug_det.core.recording import Modules
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.mmdet.dense import DenseTargets, unsupported
-from gradaug_det.mmdet.recording import Modules
 from gradaug_det.mmdet.two_stage import TwoStageTargets
 
 Calls = dict[str, list[Any]]
@@ -28,7 +28,7 @@ class SoftTargets(Protocol):
     """What the hook needs to know about a kind of detector."""
 
     def record(self) -> Modules:
-        """Modules to note in the full pass; see CallRecorder."""
+        """Modules to note in the full pass; see ForwardRecorder."""
 
     def losses(
         self, features: Features, calls: Calls, transform: BatchTransform, sizes: list[Size]

@@ -18,10 +18,10 @@ from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
 from gradaug_det.core import losses as soft
+from gradaug_det.core.recording import Modules
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.mmdet.dense import DenseTargets, detached, output, require, unsupported
-from gradaug_det.mmdet.recording import Modules
 
 _BOX_HEADS = (BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead)
 
