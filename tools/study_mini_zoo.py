@@ -12,12 +12,13 @@ from gradaug_det.pretrain.study_table import write_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "studies" / "mini_zoo"
+SEEDS = [0, 1, 2]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "mini_zoo")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--splits", choices=SPLITS, nargs="+", default=list(SPLITS))
     parser.add_argument("--budgets", choices=["epochs", "compute"], nargs="+")
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
@@ -39,10 +40,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     finally:
-        everything = all_runs(args.seeds)
+        seeds = sorted({*SEEDS, *args.seeds})
+        everything = all_runs(seeds)
         found = {run.name: read_result(run, ROOT, STUDY / "results") for run in everything}
         done = {name: result for name, result in found.items() if result}
-        write_tables(STUDY / "README.md", done, args.seeds)
+        write_tables(STUDY / "README.md", done, seeds)
         print(f"{len(done)} of {len(everything)} runs done; tables in studies/mini_zoo/README.md")
     return 0
 
