@@ -9,7 +9,8 @@ folder than ``data``.
 # ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
 
 _base_ = "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
-custom_imports = dict(imports=["gradaug_det.mmdet"], allow_failed_imports=False)  # gradaug://
+# For gradaug:// and SmallInitMaskHead.
+custom_imports = dict(imports=["gradaug_det.mmdet"], allow_failed_imports=False)
 
 model = dict(
     backbone=dict(
@@ -40,7 +41,13 @@ model = dict(
             ],
         ),
         mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=10),
+        mask_head=dict(
+            type="SmallInitMaskHead",
+            num_convs=2,
+            in_channels=64,
+            conv_out_channels=64,
+            num_classes=10,
+        ),
     ),
     train_cfg=dict(
         rpn=dict(assigner=dict(min_pos_iou=0.0), sampler=dict(num=64)),

@@ -21,10 +21,8 @@ logger = logging.getLogger(__name__)
 METHODS = {"plain": "Plain", "gradaug": "GradAug"}
 REMAINING = (
     "the order of the images and all other random numbers, which come from each framework's own "
-    "generators; the initial weights of the mask predictor (normal with standard deviation 0.001 "
-    "in Detectron2, Kaiming in MMDetection, which has no setting for it); an anchor that is the "
-    "best of an object though another object overlaps it more (Detectron2 gives it to the other, "
-    "MMDetection to the first)"
+    "generators; an anchor that is the best of an object though another object overlaps it more "
+    "(Detectron2 gives it to the other, MMDetection to the first)"
 )
 
 

@@ -105,7 +105,8 @@ def _finish(training: Training, root: Path, threads: int | None) -> float:
     command = [script, *training.framework.arguments(training.job, training.folder)]
     done = training.folder / "done.json"
     # Without the script's path: moving the environment does not change a result.
-    key = hashlib.sha256("\0".join([*command[1:], str(training.data)]).encode()).hexdigest()
+    settings = [*command[1:], str(training.data), _configs(training, root)]
+    key = hashlib.sha256("\0".join(settings).encode()).hexdigest()
     state = json.loads(done.read_text()) if done.is_file() else {}
     if state.get("key") == key and state.get("finished"):
         return state["seconds"]
@@ -123,6 +124,12 @@ def _finish(training: Training, root: Path, threads: int | None) -> float:
         state["seconds"] += time.perf_counter() - start
         _write_json(done, state)
     return state["seconds"]
+
+
+def _configs(training: Training, root: Path) -> str:
+    """All config files beside the training's own: those that it may inherit from among them."""
+    folder = (root / training.framework.config(training.job.method)).parent
+    return "\0".join(file.read_text() for file in sorted(folder.glob("*.[py]*")))
 
 
 def _run(command: list[str], training: Training, root: Path, threads: int | None) -> None:

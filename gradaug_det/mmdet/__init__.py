@@ -14,6 +14,7 @@ from gradaug_det.mmdet.backbone import (  # noqa: E402
     SlimmableResNeXt,
 )
 from gradaug_det.mmdet.hook import GradAugHook  # noqa: E402
+from gradaug_det.mmdet.mask_head import SmallInitMaskHead  # noqa: E402
 from gradaug_det.mmdet.preprocessing import (  # noqa: E402
     check_preprocessing,
     fix_preprocessing,
@@ -24,6 +25,7 @@ __all__ = [
     "SlimmableResNeXt",
     "SlimmableResNet",
     "SlimmableResNetV1d",
+    "SmallInitMaskHead",
     "check_preprocessing",
     "fix_preprocessing",
 ]

@@ -22,7 +22,9 @@ from gradaug_det.core.recording import Modules
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.mmdet.dense import DenseTargets, detached, output, require, unsupported
+from gradaug_det.mmdet.mask_head import SmallInitMaskHead
 
+_MASK_HEADS = (FCNMaskHead, SmallInitMaskHead)
 _BOX_HEADS = (BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead)
 
 
@@ -52,7 +54,7 @@ class TwoStageTargets:
         for stage in range(self.stages):
             _check_box_head(self._stage(heads.bbox_head, stage))
             if heads.with_mask:
-                require(self._stage(heads.mask_head, stage), FCNMaskHead, "the mask head")
+                require(self._stage(heads.mask_head, stage), _MASK_HEADS, "the mask head")
         if heads.with_mask and heads.share_roi_extractor:
             raise unsupported("a mask head that shares the box head's RoI extractor")
 

@@ -120,6 +120,19 @@ def test_other_settings_start_anew(training, tmp_path):
     assert log(other).count("resumed False") == 1 and "resumed True" not in log(other)
 
 
+def test_a_changed_config_starts_anew(training, tmp_path):
+    """Also one that is inherited from: it lies in the same folder."""
+    (tmp_path / "plain.yaml").write_text("_BASE_: base.yaml")
+    (tmp_path / "base.yaml").write_text("lr: 1")
+    one = training("a")
+    run_trainings([one], tmp_path)
+    (one.folder / "checkpoint").touch()
+    (tmp_path / "base.yaml").write_text("lr: 2")
+    run_trainings([one], tmp_path)
+    assert log(one).count("resumed False") == 1 and "resumed True" not in log(one)
+    assert not (one.folder / "checkpoint").exists()
+
+
 def test_a_failure_names_the_log_and_the_next_run_resumes(training, tmp_path, caplog):
     one = training("a", "fail once")
     with pytest.raises(GradAugError, match=r"'a' ended with exit code 3; .*a/train\.log\. Run"):
