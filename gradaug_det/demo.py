@@ -24,7 +24,7 @@ BASELINE, GRADAUG = "gradaug://mini-resnet18-baseline", "gradaug://mini-resnet18
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Size of the demonstration; the defaults train for about 10 minutes on 2 CPU cores.
+    """Size of the demonstration; the defaults train for 10 to 15 minutes on 2 CPU cores.
 
     Args:
         framework: a name of :data:`gradaug_det.finetuning.frameworks.FRAMEWORKS`.
@@ -84,7 +84,7 @@ def run_demo(
     trainings = demo_trainings(out, data, settings)
     say(
         f"{len(trainings)} fine-tunings, {settings.iterations} iterations each, {settings.jobs} at "
-        "a time (7 to 10 minutes on 2 cores)"
+        "a time (10 to 15 minutes on 2 cores)"
     )
     # The longest first: the others together take about as long.
     order = sorted(trainings, key=lambda training: training.job.method != "gradaug")
