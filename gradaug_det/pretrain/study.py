@@ -36,7 +36,7 @@ METHODS = {
 PLAIN = tuple(name for name in METHODS if not name.startswith("gradaug"))
 SPLITS = {"full": (1.0, 10), "tenth": (0.1, 40)}
 """Share of the 4000 training garments, and epochs."""
-COMPUTE_RATIO = 2.4
+COMPUTE_RATIO = 2.7
 """A GradAug step (n = 2) over a plain one, in processor time, as tools/benchmark_pretraining.py
 measures it. At equal compute, plain methods train that many times as long."""
 
