@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradaug_det.core.checks import check_number
+from gradaug_det.core.slimming import Loan
 from gradaug_det.errors import UnslimmableError
 
 _SHORTCUTS = ("downsample", "shortcut")
@@ -68,13 +69,10 @@ def at_depth(module: nn.Module, block_survival: float, seed: int) -> Iterator[nn
     blocks = residual_blocks(module)
     probabilities = survival_probabilities(len(blocks), block_survival)
     skipped = [b for b, keep in zip(blocks, probabilities, strict=True) if rng.random() >= keep]
-    try:
+    with Loan() as loan:
         for block in skipped:
-            block.__dict__["forward"] = _shortcut_only(block)
+            loan.lend(block.__dict__, "forward", _shortcut_only(block))
         yield module
-    finally:
-        for block in skipped:
-            block.__dict__.pop("forward", None)
 
 
 def _shortcut_only(block: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -147,7 +147,7 @@ def at_width(module: nn.Module, width: float, norm: str = "auto") -> Iterator[nn
     plan.check_norm(norm)
     if module.__dict__.get("_gradaug_width") is not None:
         raise UnslimmableError("at_width cannot be nested: the module is already a sub-network")
-    with _Loan() as loan:
+    with Loan() as loan:
         lend = loan.lend
         lend(module.__dict__, "_gradaug_width", width)
         for name in plan.batch_norms:
@@ -179,17 +179,17 @@ def untouched_statistics(module: nn.Module) -> Iterator[None]:
     For the necks and heads that a sub-network shares at full width: running statistics are the
     full network's alone.
     """
-    with _Loan() as loan:
+    with Loan() as loan:
         for layer in module.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
                 loan.lend(layer.__dict__, "track_running_stats", False)
         yield
 
 
-class _Loan:
+class Loan:
     """Entries of dictionaries that are replaced for the length of a ``with`` block."""
 
-    def __enter__(self) -> _Loan:
+    def __enter__(self) -> Loan:
         self._undo: list[tuple[dict[str, Any], str, Any]] = []
         return self
 
