@@ -49,7 +49,7 @@ class GradAugDetector:
         options, losses = self.options, {}
         sub_batch = transform_batch(batch, sub.transform)
         if options.uses_labels:
-            with _features_of(self.module) as kept, _no_traces(self.module):
+            with _features_of(self.module) as kept, no_traces(self.module):
                 own = self.module(sub_batch)
             for name, loss in own.items():
                 losses[f"labels_{name.removeprefix('loss_')}"] = options.labels_weight * loss
@@ -78,7 +78,7 @@ def _features_of(detector: nn.Module) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _no_traces(detector: nn.Module) -> Iterator[None]:
+def no_traces(detector: nn.Module) -> Iterator[None]:
     """Within the block, a training forward leaves no logged scalars and no moving averages.
 
     Detectors write accuracies into the current EventStorage, and RetinaNet keeps the number of

@@ -70,7 +70,7 @@ class GradAugDetector:
         options, losses = self.options, {}
         inputs, samples = transform_batch(batch, sub.transform, self.padding)
         if options.uses_labels:
-            with _features_of(self.module) as kept, _no_traces(self.module, self.backbone):
+            with _features_of(self.module) as kept, no_traces(self.module, self.backbone):
                 own = named_losses(self.module, self.module(inputs, samples, mode="loss"))
             for name, loss in own.items():
                 losses[f"labels_{name.replace('loss_', '')}"] = options.labels_weight * loss
@@ -105,7 +105,7 @@ def _features_of(detector: nn.Module) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _no_traces(detector: nn.Module, backbone: nn.Module) -> Iterator[None]:
+def no_traces(detector: nn.Module, backbone: nn.Module) -> Iterator[None]:
     """Within the block, a training forward leaves no counters behind in necks and heads.
 
     Some heads keep moving averages or class counts as buffers or plain numbers; these are the full

@@ -1,0 +1,105 @@
+"""What a benchmark asks of a detector, whichever framework it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from gradaug_det.benchmark.changes import Change
+from gradaug_det.core.slimming import Loan
+from gradaug_det.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class CocoData:
+    """A COCO-format dataset.
+
+    Args:
+        annotations: its JSON file.
+        images: folder of its images.
+        name: for readers.
+        categories: (id, name) in the order of the ids, which is that of the classes.
+    """
+
+    annotations: Path
+    images: Path
+    name: str
+    categories: tuple[tuple[int, str], ...]
+
+
+class Detector(Protocol):
+    """A detector of one framework with its own preprocessing.
+
+    Attributes:
+        framework: for readers.
+        model: the network, in evaluation mode.
+        backbone: the part of it that can be slimmed.
+    """
+
+    framework: str
+    model: nn.Module
+    backbone: nn.Module
+
+    def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:
+        """The images in that order, prepared as the config's own test pipeline does.
+
+        With a corruption, samples are corrupted; for an attack, they carry the ground truth.
+        """
+
+    def attack(self, sample: Any, change: Any) -> Any:
+        """A sample of ``dataset``, moved by FGSM against the model as it is now."""
+
+    def detect(self, sample: Any) -> list[dict]:
+        """COCO results of a sample: boxes XYWH in pixels of the original image, RLE masks."""
+
+    def description(self) -> str:
+        """All of the config: detections of another one are not taken for this one's."""
+
+
+def check_num_classes(model_classes: int | None, data: CocoData, key: str) -> None:
+    """Raises ConfigError if the detector has not one class for each category of the data.
+
+    Args:
+        model_classes: None if the detector does not say.
+        key: the config's for the number of classes.
+    """
+    if model_classes is not None and model_classes != len(data.categories):
+        names = ", ".join(name for _, name in data.categories[:5])
+        raise ConfigError(
+            key,
+            f"is {model_classes}, but {data.annotations.name} has {len(data.categories)} "
+            f"categories ({names}{', ...' if len(data.categories) > 5 else ''}); benchmark a "
+            "detector on data with the classes that it was trained for",
+        )
+
+
+def category_id(label: int, data: CocoData) -> int:
+    """The dataset's id of a class index."""
+    if not 0 <= label < len(data.categories):
+        raise DataError(
+            f"the detector found class {label}; {data.annotations.name} has the classes 0 to "
+            f"{len(data.categories) - 1}"
+        )
+    return data.categories[label][0]
+
+
+@contextmanager
+def training_losses(model: nn.Module, seed: int, device: torch.device | str) -> Iterator[None]:
+    """Within the block, the model computes its losses: seeded, and nothing of it is changed.
+
+    Norms and dropout stay as in evaluation: the attack is on the network that is tested.
+    """
+    still = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    device = torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), Loan() as loan:
+        torch.manual_seed(seed)
+        for module in model.modules():
+            loan.lend(module.__dict__, "training", not isinstance(module, still))
+        yield

@@ -1,0 +1,161 @@
+"""A Detectron2 detector for the benchmark (see :mod:`gradaug_det.benchmark.detector`)."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from torch.utils.data import Dataset
+
+from gradaug_det.benchmark.changes import FGSM, Change, Corruption
+from gradaug_det.benchmark.detector import (
+    CocoData,
+    category_id,
+    check_num_classes,
+    training_losses,
+)
+from gradaug_det.d2.backbone import slimmable_part
+from gradaug_det.d2.checkpoint import SafeCheckpointer
+from gradaug_det.d2.data import register_coco
+from gradaug_det.d2.detector import no_traces
+from gradaug_det.d2.preprocessing import check_preprocessing
+from gradaug_det.d2.train import load_config
+from gradaug_det.errors import ConfigError
+
+
+class Detectron2Detector:
+    """A yaml config or LazyConfig with weights.
+
+    Args:
+        config: its file.
+        weights: a checkpoint's path or URL; None leaves the config's own.
+        data: to be detected.
+        overrides: ``KEY VALUE`` pairs in one flat list (LazyConfig: ``key=value``).
+        device: of the model.
+
+    Raises:
+        ConfigError: the config cannot be used, or its classes are not the data's.
+        ZooError: the weights cannot be used.
+    """
+
+    framework = "Detectron2"
+
+    def __init__(
+        self,
+        config: str | Path,
+        weights: str | None,
+        data: CocoData,
+        overrides: Sequence[str] = (),
+        device: str = "cpu",
+    ) -> None:
+        self.data = data
+        load = _load_lazy if str(config).endswith(".py") else _load_yaml
+        self.model, self.mapper, self._description = load(config, weights, list(overrides), device)
+        self.model.eval()
+        self.backbone = slimmable_part(self.model.backbone)
+        head = getattr(self.model, "roi_heads", self.model)
+        check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
+        # Detectron2's catalog wants a name for each dataset.
+        name = f"gradaug_{zlib.crc32(f'{data.annotations}:{data.images}'.encode()):08x}"
+        register_coco(name, data.annotations, data.images)
+        self._records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
+
+    def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:
+        mapper = copy.copy(self.mapper)
+        mapper.is_train = isinstance(change, FGSM)  # keeps the annotations, nothing else
+        if isinstance(change, Corruption):
+            return _Corrupted([self._records[i] for i in image_ids], mapper, change)
+        return _Samples([self._records[i] for i in image_ids], mapper)
+
+    def attack(self, sample: dict, change: FGSM) -> dict:
+        pixels = sample["image"].to(torch.float32).requires_grad_()
+        device = self.model.device
+        with (
+            training_losses(self.model, change.seed, device),
+            EventStorage(),
+            no_traces(self.model),
+        ):
+            losses = self.model([{**sample, "image": pixels}])
+        (gradient,) = torch.autograd.grad(sum(losses.values()), pixels)
+        moved = (pixels.detach() + change.epsilon * gradient.sign()).clamp(0, 255)
+        return {**sample, "image": moved}
+
+    @torch.no_grad()
+    def detect(self, sample: dict) -> list[dict]:
+        (output,) = self.model([sample])
+        results = instances_to_coco_json(output["instances"].to("cpu"), sample["image_id"])
+        for result in results:
+            result["category_id"] = category_id(result["category_id"], self.data)
+        return results
+
+    def description(self) -> str:
+        return self._description
+
+
+class _Samples(Dataset):
+    def __init__(self, records: list[dict], mapper: DatasetMapper) -> None:
+        self.records, self.mapper = records, mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.mapper(self.records[index])
+
+
+class _Corrupted(_Samples):
+    """The mapper reads the image itself, so the corruption goes in as its first augmentation."""
+
+    def __init__(self, records: list[dict], mapper: DatasetMapper, change: Corruption) -> None:
+        super().__init__(records, mapper)
+        if mapper.image_format not in ("RGB", "BGR"):
+            raise ConfigError(
+                "INPUT.FORMAT", f"must be RGB or BGR for corruptions, got {mapper.image_format}"
+            )
+        self._corrupt = _Corrupt(change, mapper.image_format)
+        mapper.augmentations = T.AugmentationList([self._corrupt, mapper.augmentations])
+
+    def __getitem__(self, index: int) -> dict:
+        self._corrupt.file_name = Path(self.records[index]["file_name"]).name
+        return super().__getitem__(index)
+
+
+class _Corrupt(T.Augmentation):
+    def __init__(self, change: Corruption, order: str) -> None:
+        super().__init__()
+        self.change, self.order, self.file_name = change, order, ""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return T.ColorTransform(lambda img: self.change.apply(img, self.file_name, self.order))
+
+
+def _load_yaml(config: Any, weights: str | None, overrides: list[str], device: str) -> tuple:
+    cfg = load_config(config, overrides)
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = weights
+    cfg.MODEL.DEVICE = device
+    check_preprocessing(cfg)
+    model = build_model(cfg)
+    SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model, DatasetMapper(cfg, is_train=False), cfg.dump()
+
+
+def _load_lazy(config: Any, weights: str | None, overrides: list[str], device: str) -> tuple:
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), overrides)
+    if weights is not None:
+        cfg.train.init_checkpoint = weights
+    check_preprocessing(cfg)
+    model = instantiate(cfg.model).to(device)
+    SafeCheckpointer(model).load(cfg.train.init_checkpoint)
+    return model, instantiate(cfg.dataloader.test.mapper), LazyConfig.to_py(cfg)

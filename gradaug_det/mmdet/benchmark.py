@@ -1,0 +1,202 @@
+"""An MMDetection detector for the benchmark (see :mod:`gradaug_det.benchmark.detector`)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmcv.transforms import BaseTransform
+from mmdet.registry import DATASETS, MODELS, TRANSFORMS
+from mmdet.structures.mask import encode_mask_results
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from torch.utils.data import Dataset, Subset
+
+from gradaug_det.benchmark.changes import FGSM, Change, Corruption
+from gradaug_det.benchmark.detector import (
+    CocoData,
+    category_id,
+    check_num_classes,
+    training_losses,
+)
+from gradaug_det.core.slimming import Loan
+from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.mmdet.checkpoint import load_files_safely
+from gradaug_det.mmdet.detector import no_traces
+from gradaug_det.mmdet.train import load_config
+
+
+class MMDetectionDetector:
+    """A config with weights.
+
+    Args:
+        config: its file.
+        weights: a checkpoint's path or URL; None takes the config's ``load_from``.
+        data: to be detected.
+        overrides: ``key=value``, as for ``--cfg-options``.
+        device: of the model.
+
+    Raises:
+        ConfigError: the config cannot be used, or its classes are not the data's.
+        ZooError: the weights cannot be used.
+    """
+
+    framework = "MMDetection"
+
+    def __init__(
+        self,
+        config: str | Path,
+        weights: str | None,
+        data: CocoData,
+        overrides: Sequence[str] = (),
+        device: str = "cpu",
+    ) -> None:
+        self.data, self.device = data, device
+        options = dict(part.split("=", 1) for part in overrides)
+        self.config = load_config(config, {key: _value(text) for key, text in options.items()})
+        init_default_scope("mmdet")
+        weights = weights or self.config.get("load_from")
+        if not weights:
+            raise ConfigError("--weights", f"is missing and {config} has no load_from")
+        self._description = f"{self.config.pretty_text}\n{weights}"
+        load_files_safely()
+        self.model = MODELS.build(_without_pretrained(self.config.model)).to(device)
+        load_checkpoint(self.model, str(weights), map_location=device)
+        self.model.eval()
+        self.backbone = self.model.backbone
+        head = getattr(getattr(self.model, "roi_head", self.model), "bbox_head", None)
+        head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
+        check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
+
+    def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:
+        settings = copy.deepcopy(_innermost(self.config.test_dataloader.dataset))
+        pipeline = list(settings.pipeline)
+        if isinstance(change, FGSM):
+            pipeline = _with_ground_truth(pipeline, getattr(self.model, "with_mask", False))
+        if isinstance(change, Corruption):
+            pipeline.insert(_loading(pipeline) + 1, {"type": "GradAugCorruption", "change": change})
+        settings.update(
+            type="CocoDataset",
+            data_root="",
+            ann_file=str(self.data.annotations),
+            data_prefix={"img": str(self.data.images)},
+            metainfo={"classes": [name for _, name in self.data.categories]},
+            pipeline=pipeline,
+            test_mode=True,
+            indices=None,
+        )
+        dataset = DATASETS.build(settings)
+        index = {dataset.get_data_info(i)["img_id"]: i for i in range(len(dataset))}
+        return Subset(dataset, [index[image_id] for image_id in image_ids])
+
+    def attack(self, sample: dict, change: FGSM) -> dict:
+        pixels = sample["inputs"].to(torch.float32).requires_grad_()
+        batch = pseudo_collate([{**sample, "inputs": pixels}])
+        batch["data_samples"] = copy.deepcopy(batch["data_samples"])
+        preprocessor = self.model.data_preprocessor
+        with (
+            training_losses(self.model, change.seed, self.device),
+            no_traces(self.model, self.backbone),
+            Loan() as loan,
+        ):
+            # Ground truth masks are padded as in training; random resizing is left out.
+            loan.lend(preprocessor.__dict__, "batch_augments", None)
+            data = preprocessor(batch, training=True)
+            losses = self.model(**data, mode="loss")
+            total, _ = self.model.parse_losses(losses)
+        (gradient,) = torch.autograd.grad(total, pixels)
+        moved = (pixels.detach() + change.epsilon * gradient.sign()).clamp(0, 255)
+        return {**sample, "inputs": moved}
+
+    @torch.no_grad()
+    def detect(self, sample: dict) -> list[dict]:
+        batch = pseudo_collate([{**sample, "data_samples": copy.deepcopy(sample["data_samples"])}])
+        (found,) = self.model.test_step(batch)
+        predicted = found.pred_instances
+        if "mask_scores" in predicted:
+            raise DataError(
+                "this detector scores masks otherwise than boxes (Mask Scoring R-CNN), for which "
+                "COCO results have no place; use MMDetection's own test.py"
+            )
+        boxes = predicted.bboxes.cpu().double()
+        boxes[:, 2:] -= boxes[:, :2]
+        results = [
+            {
+                "image_id": found.img_id,
+                "category_id": category_id(label, self.data),
+                "bbox": box,
+                "score": score,
+            }
+            for label, box, score in zip(
+                predicted.labels.tolist(), boxes.tolist(), predicted.scores.tolist(), strict=True
+            )
+        ]
+        if "masks" in predicted:
+            for result, mask in zip(
+                results, encode_mask_results(predicted.masks.cpu().numpy()), strict=True
+            ):
+                result["segmentation"] = {**mask, "counts": mask["counts"].decode()}
+        return results
+
+    def description(self) -> str:
+        return self._description
+
+
+@TRANSFORMS.register_module()
+class GradAugCorruption(BaseTransform):
+    """A corruption of the image just read (BGR, as MMCV reads it).
+
+    Args:
+        change: which one.
+    """
+
+    def __init__(self, change: Corruption) -> None:
+        self.change = change
+
+    def transform(self, results: dict) -> dict:
+        file_name = Path(results["img_path"]).name
+        results["img"] = self.change.apply(results["img"], file_name, "BGR")
+        return results
+
+
+def _with_ground_truth(pipeline: list[dict], masks: bool) -> list[dict]:
+    """A test pipeline that loads the ground truth before it resizes: with it, not after it."""
+    kept = [step for step in pipeline if step["type"].rpartition(".")[2] != "LoadAnnotations"]
+    load = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": masks}
+    place = _loading(kept) + 1
+    return [*kept[:place], load, *kept[place:]]
+
+
+def _loading(pipeline: list[dict]) -> int:
+    """Position of the step that reads the image."""
+    for position, step in enumerate(pipeline):
+        if step["type"].rpartition(".")[2] == "LoadImageFromFile":
+            return position
+    raise ConfigError(
+        "test_dataloader.dataset.pipeline", "has no LoadImageFromFile, after which images change"
+    )
+
+
+def _without_pretrained(model: Any) -> Any:
+    """Model settings that load no backbone: the checkpoint's weights replace it anyway."""
+    model = copy.deepcopy(model)
+    if model.get("backbone", {}).get("init_cfg"):
+        model.backbone.init_cfg = None
+    return model
+
+
+def _innermost(dataset: Any) -> Any:
+    while "dataset" in dataset:  # RepeatDataset and its kin
+        dataset = dataset["dataset"]
+    return dataset
+
+
+def _value(text: str) -> Any:
+    """An override's value as MMEngine's own ``--cfg-options`` reads it."""
+    from mmengine.config import DictAction
+
+    return DictAction._parse_iterable(text)
