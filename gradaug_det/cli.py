@@ -36,6 +36,10 @@ COMMANDS: dict[str, Command] = {
         "gradaug_det.datasets.commands.garments",
         "regenerate the embedded subset of Fashion-MNIST from its idx files",
     ),
+    "benchmark": Command(
+        "gradaug_det.benchmark.commands.benchmark",
+        "AP, cost and robustness of detectors on a COCO-format data set",
+    ),
     "zoo": Command(
         "gradaug_det.zoo.commands.zoo",
         "list, download, verify and convert pretrained backbones",

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "mini_zoo")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--splits", choices=SPLITS, nargs="+", default=list(SPLITS))
-    parser.add_argument("--budgets", choices=["epochs", "compute"], nargs="+")
+    parser.add_argument("--budgets", choices=["epochs", "compute", "long"], nargs="+")
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a thread each")
     parser.add_argument("--tables", action="store_true", help="only write the tables anew")

@@ -34,6 +34,8 @@ METHODS = {
     "gradaug_cutmix": "GradAug, width + CutMix",
 }
 PLAIN = tuple(name for name in METHODS if not name.startswith("gradaug"))
+LONG = ("gradaug",)
+"""Also trained for as many epochs as plain methods at equal compute: does it want more of them?"""
 SPLITS = {"full": (1.0, 10), "tenth": (0.1, 40)}
 """Share of the 4000 training garments, and epochs."""
 COMPUTE_RATIO = 2.7
@@ -48,7 +50,8 @@ class Run:
     Args:
         method: key of :data:`METHODS`.
         split: key of :data:`SPLITS`.
-        budget: ``epochs`` (all methods the same) or ``compute`` (plain methods train longer).
+        budget: ``epochs`` (all methods the same), ``compute`` (plain methods train longer), or
+            ``long`` (a GradAug method trains for those epochs too).
         seed: of weights, order, augmentation and sub-networks, and of the images of a share.
     """
 
@@ -68,20 +71,24 @@ class Run:
     @property
     def overrides(self) -> list[str]:
         share, epochs = SPLITS[self.split]
-        if self.budget == "compute":
+        if self.budget != "epochs":
             epochs = round(epochs * COMPUTE_RATIO)
         return [f"data.fraction={share}", f"epochs={epochs}", f"seed={self.seed}"]
 
 
 def all_runs(seeds: Iterable[int]) -> list[Run]:
     """The study's runs, seed by seed, so that what is there when it stops is balanced."""
-    return [
+    seeds = list(seeds)
+    runs = [
         Run(method, split, budget, seed)
         for seed in seeds
         for split in SPLITS
         for budget in ("epochs", "compute")
         for method in METHODS
         if budget == "epochs" or method in PLAIN
+    ]
+    return runs + [
+        Run(method, split, "long", seed) for seed in seeds for split in SPLITS for method in LONG
     ]
 
 

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from gradaug_det.evaluation.agreement import agreement
 from gradaug_det.evaluation.wording import signed
 from gradaug_det.files import atomic_path
-from gradaug_det.pretrain.study import COMPUTE_RATIO, METHODS, PLAIN, SPLITS, Run
+from gradaug_det.pretrain.study import COMPUTE_RATIO, LONG, METHODS, PLAIN, SPLITS, Run
 
 Results = Mapping[str, dict]
 
@@ -35,6 +35,9 @@ def write_tables(file: Path, results: Results, seeds: Iterable[int]) -> Path:
         parts += _section(f"Same epochs ({epochs})", results, split, "epochs", METHODS, seeds)
         heading = f"Same compute (plain methods: {longer} epochs; GradAug: {epochs})"
         parts += _section(heading, results, split, "compute", METHODS, seeds)
+        heading = f"Same epochs, more of them ({longer})"
+        if any(values(results, Run(name, split, "long", 0), seeds, "top1") for name in LONG):
+            parts += _section(heading, results, split, "long", [*PLAIN, *LONG], seeds)
     with atomic_path(file) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
     return file
@@ -43,9 +46,11 @@ def write_tables(file: Path, results: Results, seeds: Iterable[int]) -> Path:
 def values(results: Results, run: Run, seeds: Iterable[int], metric: str) -> list[float]:
     """The metric of each seed that has a result.
 
-    At equal compute, GradAug's rows are those of equal epochs.
+    At equal compute, GradAug's rows are those of equal epochs; when all train long, plain methods'
+    rows are those of equal compute.
     """
-    budget = "epochs" if run.method not in PLAIN else run.budget
+    own = {"compute": "epochs"} if run.method not in PLAIN else {"long": "compute"}
+    budget = own.get(run.budget, run.budget)
     names = (Run(run.method, run.split, budget, seed).name for seed in seeds)
     return [results[name]["metrics"][metric] for name in names if name in results]
 

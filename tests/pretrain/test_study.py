@@ -24,15 +24,17 @@ from tests.pretrain.helpers import ROOT
 
 def test_runs_share_a_budget():
     runs = all_runs([0, 1, 2])
-    assert len({run.name for run in runs}) == len(runs) == 3 * 2 * (7 + 4)
+    assert len({run.name for run in runs}) == len(runs) == 3 * 2 * (7 + 4 + 1)
     for run in runs:
         recipe = load_recipe(ROOT / run.config, run.overrides)
         share, epochs = SPLITS[run.split]
-        longer = run.budget == "compute"
+        longer = run.budget != "epochs"
         assert recipe.epochs == (round(epochs * COMPUTE_RATIO) if longer else epochs)
         assert (recipe.data.fraction, recipe.seed) == (share, run.seed)
-        assert not longer or run.method in PLAIN
-    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+        assert (run.budget != "compute") or run.method in PLAIN
+        assert (run.budget != "long") or run.method == "gradaug"
+    seeds = [run.seed for run in runs if run.budget != "long"]
+    assert seeds == sorted(seeds)  # what is there when it stops is balanced
 
 
 @pytest.mark.integration
@@ -88,6 +90,19 @@ def test_at_equal_compute_gradaugs_row_is_the_same():
     results = {Run("gradaug", "full", "epochs", 0).name: result(70.0)}
     assert values(results, Run("gradaug", "full", "compute", 0), [0], "top1") == [70.0]
     assert values(results, Run("baseline", "full", "compute", 0), [0], "top1") == []
+
+
+def test_long_rows_have_equal_epochs(tmp_path):
+    results = {
+        Run("gradaug", "full", "long", 0).name: result(75.0),
+        Run("gradaug", "full", "epochs", 0).name: result(70.0),
+        Run("baseline", "full", "compute", 0).name: result(71.0),
+    }
+    assert values(results, Run("gradaug", "full", "long", 0), [0], "top1") == [75.0]
+    assert values(results, Run("baseline", "full", "long", 0), [0], "top1") == [71.0]
+    text = write_tables(tmp_path / "README.md", results, [0]).read_text()
+    long = text.split("more of them (27)")[1]
+    assert "| Baseline | 1 | 71.0 |" in long and "| GradAug, width | 1 | 75.0 |" in long
 
 
 def test_committed_results_are_of_todays_recipes_and_in_the_table():
