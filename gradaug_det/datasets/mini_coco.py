@@ -22,7 +22,7 @@ from gradaug_det.datasets.contact_sheet import draw_contact_sheet
 from gradaug_det.datasets.garments import CLASS_NAMES, load_garments
 from gradaug_det.datasets.masks import mask_to_box, mask_to_polygons, mask_to_rle
 from gradaug_det.datasets.render import Instance, render_scene
-from gradaug_det.errors import ConfigError
+from gradaug_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ _FORMAT = 1  # raise it when the same arguments would give other files
 _SPLITS = {"train": 0, "val": 1}  # the number is part of the random stream
 _FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}  # ids are unique over both splits, as in COCO
 _SHEET_TILES = {"train": 12, "val": 8}
+_DEV_SHARE = 0.8  # of each class's train garments, for the train images of a dev build
 
 
 def build_mini_coco(
@@ -42,6 +43,7 @@ def build_mini_coco(
     size: tuple[int, int] = (192, 256),
     *,
     segmentation: str = "polygon",
+    dev: bool = False,
     fashion_mnist: str | Path | None = None,
     jobs: int = 1,
     force: bool = False,
@@ -50,10 +52,10 @@ def build_mini_coco(
 
     Layout: ``annotations/instances_{train,val}.json``, ``{train,val}/<id>.png``,
     ``contact_sheet.png`` and ``build.json``. Categories 1..10 are `CLASS_NAMES`. The train images
-    show garments of Fashion-MNIST's train split only, the val images of its test split only;
-    ``garment_id`` of an annotation (``garment_ids`` of a crowd) is the garment's position in
-    what `load_garments` returns for the split. Ordinary instances have
-    polygons, crowds uncompressed run lengths, as in COCO.
+    show garments of Fashion-MNIST's train split only, the val images (but see ``dev``) of its test
+    split only; ``garment_id`` of an annotation (``garment_ids`` of a crowd) is the garment's
+    position in what `load_garments` returns for that split. Ordinary instances have polygons,
+    crowds uncompressed run lengths, as in COCO.
 
     An image depends on (seed, split, position) only: a build of 100 train images is the
     beginning of a build of 600. The directory appears under its name when it is complete.
@@ -67,6 +69,9 @@ def build_mini_coco(
         segmentation: ``"polygon"`` for ordinary instances, as Detectron2's default needs;
             ``"rle"`` for compressed run lengths (needs pycocotools); ``"mixed"`` for half
             polygons, a quarter compressed, a quarter uncompressed run lengths.
+        dev: for choosing settings: the val images too show garments of Fashion-MNIST's train split,
+            the last fifth of each class, and the train images the others. So nothing is chosen on
+            garments that results are reported on.
         fashion_mnist: the full Fashion-MNIST, see `load_garments`; None: the embedded subset.
         jobs: processes that draw; the result is the same. With more than one, a script must call
             this under ``if __name__ == "__main__"``.
@@ -81,7 +86,7 @@ def build_mini_coco(
     """
     _check_arguments(train, val, seed, size, segmentation, jobs)
     out = Path(out).expanduser().resolve()
-    garments = {split: load_garments(split, fashion_mnist) for split in _SPLITS}
+    garments = _dev_garments(fashion_mnist) if dev else _all_garments(fashion_mnist)
     arguments = {
         "format": _FORMAT,
         "train": train,
@@ -90,6 +95,7 @@ def build_mini_coco(
         "size": list(size),
         "segmentation": segmentation,
         "garments_sha256": _garments_digest(garments),
+        "dev": dev or None,  # not written if it is not one, as before there were dev builds
     }
     if is_finished(out, arguments, force):
         logger.info("%s already holds this build (seed %d); nothing to do.", out, seed)
@@ -97,10 +103,11 @@ def build_mini_coco(
     started = time.perf_counter()
     with new_directory(out, replace=force) as folder:
         for split, count in (("train", train), ("val", val)):
-            painter = _Painter(folder / split, split, seed, tuple(size), *garments[split])
+            painter = _Painter(folder / split, split, seed, tuple(size), garments[split])
             _write_split(folder, painter, count, segmentation, jobs)
         draw_contact_sheet(folder, folder / "contact_sheet.png", _SHEET_TILES, size)
-        write_build_file(folder, arguments)
+        written = {name: value for name, value in arguments.items() if value is not None}
+        write_build_file(folder, written)
     seconds = time.perf_counter() - started
     logger.info("Built %s: %d train and %d val images in %.1f s.", out, train, val, seconds)
     return out
@@ -127,6 +134,46 @@ def _check_arguments(
 
 
 @dataclass(frozen=True)
+class _Garments:
+    """The garments that a split's images show.
+
+    Args:
+        images: (N, 28, 28) uint8.
+        labels: (N,) uint8.
+        positions: (N,) in what `load_garments` returned.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> _Garments:
+        return _Garments(self.images[chosen], self.labels[chosen], self.positions[chosen])
+
+
+def _load(split: str, fashion_mnist: str | Path | None) -> _Garments:
+    images, labels = load_garments(split, fashion_mnist)
+    return _Garments(images, labels, np.arange(len(labels)))
+
+
+def _all_garments(fashion_mnist: str | Path | None) -> dict[str, _Garments]:
+    return {split: _load(split, fashion_mnist) for split in _SPLITS}
+
+
+def _dev_garments(fashion_mnist: str | Path | None) -> dict[str, _Garments]:
+    garments = _load("train", fashion_mnist)
+    ours = np.zeros(len(garments.labels), bool)
+    for label in np.unique(garments.labels):
+        members = np.flatnonzero(garments.labels == label)
+        ours[members[: round(_DEV_SHARE * len(members))]] = True
+    if ours.all() or not ours.any():
+        raise DataError(
+            f"{len(ours)} train garments are too few for a dev build, which splits each class's"
+        )
+    return {"train": garments.take(ours), "val": garments.take(~ours)}
+
+
+@dataclass(frozen=True)
 class _Painter:
     """Draws and saves image ``index`` of a split; called in this process or in others."""
 
@@ -134,15 +181,15 @@ class _Painter:
     split: str
     seed: int
     size: tuple[int, int]
-    images: np.ndarray
-    labels: np.ndarray
+    garments: _Garments
 
     def image_id(self, index: int) -> int:
         return _FIRST_IMAGE_ID[self.split] + index
 
     def __call__(self, index: int) -> list[Instance]:
         rng = np.random.default_rng([self.seed, _SPLITS[self.split], index])
-        image, instances = render_scene(rng, self.images, self.labels, self.size)
+        garments = self.garments
+        image, instances = render_scene(rng, garments.images, garments.labels, self.size)
         # Noise hardly compresses: level 2 takes a quarter of the default's time, for 5 % more.
         path = self.folder / _file_name(self.image_id(index))
         Image.fromarray(image).save(path, compress_level=2)
@@ -171,7 +218,9 @@ def _write_split(folder: Path, painter: _Painter, count: int, segmentation: str,
         )
         for instance in instances:
             number = len(annotations) + 1  # pycocotools takes id 0 for "no match"
-            annotations.append(_annotation(instance, number, image_id, segmentation))
+            annotations.append(
+                _annotation(instance, number, image_id, segmentation, painter.garments.positions)
+            )
     content = {
         "info": {
             "description": f"mini-COCO {painter.split}: Fashion-MNIST garments, gradaug_det",
@@ -207,7 +256,7 @@ def _paint(painter: _Painter, count: int, jobs: int) -> Iterator[list[Instance]]
 
 
 def _annotation(
-    instance: Instance, number: int, image_id: int, segmentation: str
+    instance: Instance, number: int, image_id: int, segmentation: str, positions: np.ndarray
 ) -> dict[str, Any]:
     kind = segmentation
     if instance.crowd:
@@ -219,7 +268,7 @@ def _annotation(
         if kind == "polygon"
         else mask_to_rle(instance.mask, compressed=kind == "rle")
     )
-    ids = instance.garment_ids
+    ids = positions[list(instance.garment_ids)].tolist()
     return {
         "id": number,
         "image_id": image_id,
@@ -228,12 +277,12 @@ def _annotation(
         "bbox": mask_to_box(instance.mask),
         "area": int(np.count_nonzero(instance.mask)),
         "segmentation": shape,
-        **({"garment_ids": list(ids)} if instance.crowd else {"garment_id": ids[0]}),
+        **({"garment_ids": ids} if instance.crowd else {"garment_id": ids[0]}),
     }
 
 
-def _garments_digest(garments: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+def _garments_digest(garments: dict[str, _Garments]) -> str:
     digest = hashlib.sha256()
-    for images, labels in garments.values():
-        digest.update(repr(images.shape).encode() + images.tobytes() + labels.tobytes())
+    for own in garments.values():
+        digest.update(repr(own.images.shape).encode() + own.images.tobytes() + own.labels.tobytes())
     return digest.hexdigest()

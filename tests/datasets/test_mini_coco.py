@@ -145,6 +145,48 @@ def test_garments_come_from_their_own_split(tmp_path):
     assert max(seen["train"]) >= 10
 
 
+def test_a_dev_build_shows_train_garments_only_and_shares_none(tmp_path):
+    """No garment that results are reported on, and none in both of its splits."""
+    source = write_fake_fashion_mnist(tmp_path / "source", train=100, test=50)
+    small = {"train": 40, "val": 40, "size": (96, 128), "fashion_mnist": source}
+    root = build_mini_coco(tmp_path / "dev", dev=True, **small)
+    labels = load_garments("train", source)[1]
+    seen = {}
+    for split in ("train", "val"):
+        content = read_split(root, split)
+        seen[split] = {a["garment_id"] for a in ordinary(content)}
+        seen[split] |= {i for a in content["annotations"] for i in a.get("garment_ids", ())}
+        for annotation in ordinary(content):
+            assert annotation["category_id"] == labels[annotation["garment_id"]] + 1
+        whole = _whole_boxes(content)
+        assert len(whole) >= 3
+        assert all(height > width for _, _, width, height in whole)  # test garments lie
+    # Ten of each of the ten classes, which take turns: the first eight and the last two.
+    assert max(seen["train"]) < 80 <= min(seen["val"])
+    assert {labels[i] for i in seen["val"]} == set(range(10))
+    again = build_mini_coco(tmp_path / "again", dev=True, **small)
+    assert hashes(root) == hashes(again)
+
+
+def test_a_dev_build_is_recorded_and_not_taken_for_another(tmp_path):
+    small = {"train": 2, "val": 2, "size": (64, 64)}
+    root = build_mini_coco(tmp_path / "coco", dev=True, **small)
+    assert json.loads((root / "build.json").read_text("utf-8"))["arguments"]["dev"] is True
+    before = hashes(root)
+    build_mini_coco(root, dev=True, **small)
+    with pytest.raises(DataError, match="dev True instead of None"):
+        build_mini_coco(root, **small)
+    assert hashes(root) == before
+    build_mini_coco(root, force=True, **small)
+    assert "dev" not in json.loads((root / "build.json").read_text("utf-8"))["arguments"]
+
+
+def test_a_dev_build_needs_several_garments_of_a_class(tmp_path):
+    source = write_fake_fashion_mnist(tmp_path / "source", train=10, test=10)
+    with pytest.raises(DataError, match="10 train garments are too few for a dev build"):
+        build_mini_coco(tmp_path / "coco", train=1, val=1, dev=True, fashion_mnist=source)
+
+
 def test_splits_share_no_scenes_even_where_they_share_garments(tmp_path):
     source = write_fake_fashion_mnist(tmp_path / "source", train=20, test=20)
     for kind in ("images-idx3", "labels-idx1"):

@@ -29,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="format of ordinary instances; Detectron2's default reads polygons only (polygon)",
     )
     add(
+        "--dev",
+        action="store_true",
+        help="for choosing settings: val images of train garments that no train image shows",
+    )
+    add(
         "--fashion-mnist",
         type=Path,
         metavar="DIR",
@@ -46,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         size=args.size,
         segmentation=args.segmentation,
+        dev=args.dev,
         fashion_mnist=args.fashion_mnist,
         jobs=args.jobs,
         force=args.force,
