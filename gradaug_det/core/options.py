@@ -29,6 +29,8 @@ class GradAugOptions:
         supervision: what sub-networks learn from: ``soft`` (the full network's outputs, as in the
             paper), ``labels`` (the detector's own losses on the transformed batch) or ``both``.
         soft_weight, labels_weight: factors of the two kinds of losses, at least 0.
+        soft_warmup: iterations in which ``soft_weight`` rises from 0, in equal steps. What a new
+            head gives at first is no target for anything.
         subnet_norm: statistics of BatchNorm in sub-networks: ``auto``, ``batch`` or ``frozen``; see
             :func:`gradaug_det.core.slimming.at_width`.
         seed: of widths, transforms and the sub-networks' own random numbers.
@@ -46,6 +48,7 @@ class GradAugOptions:
     supervision: str = "soft"
     soft_weight: float = 1.0
     labels_weight: float = 1.0
+    soft_warmup: int = 0
     subnet_norm: str = "auto"
     seed: int = 0
     log_period: int = 20
@@ -58,6 +61,7 @@ class GradAugOptions:
                 raise ConfigError(key, f"must be one of {allowed}, got {value!r}")
         check_number("soft_weight", self.soft_weight)
         check_number("labels_weight", self.labels_weight)
+        check_integer("soft_warmup", self.soft_warmup, low=0)
         check_integer("log_period", self.log_period, low=0)
 
     @classmethod
@@ -87,6 +91,12 @@ class GradAugOptions:
     def uses_soft(self) -> bool:
         """Whether soft targets are needed."""
         return self.supervision in ("soft", "both") and self.soft_weight > 0
+
+    def soft_weight_at(self, iteration: int) -> float:
+        """Factor of the losses against soft targets in a step, counted from 0."""
+        if iteration + 1 >= self.soft_warmup:
+            return self.soft_weight
+        return self.soft_weight * (iteration + 1) / self.soft_warmup
 
     @property
     def uses_labels(self) -> bool:

@@ -32,6 +32,8 @@ class SubNetwork:
     """Of the random numbers that the pass itself draws (skipped blocks, proposal sampling)."""
     block_survival: float = 1.0
     """Probability that its last residual branch is kept; see :mod:`gradaug_det.core.depth`."""
+    iteration: int = 0
+    """Of the step, counted from 0."""
 
 
 def stable_seed(*parts: object) -> int:
@@ -92,7 +94,8 @@ class SubNetworkSampler:
             width = self.min_width
         noise = stable_seed("noise", self.seed, iteration, index)
         transform = BatchTransform(float(scale), flip)
-        return SubNetwork(index, float(width), transform, noise, float(self.block_survival))
+        survival = float(self.block_survival)
+        return SubNetwork(index, float(width), transform, noise, survival, iteration)
 
 
 @contextmanager

@@ -33,6 +33,8 @@ def add_gradaug_config(cfg: CN) -> None:
     cfg.GRADAUG.SUPERVISION = defaults.supervision
     # Factor of the losses against soft targets.
     cfg.GRADAUG.SOFT_WEIGHT = defaults.soft_weight
+    # Iterations in which that factor rises from 0: new heads are no targets at first.
+    cfg.GRADAUG.SOFT_WARMUP = defaults.soft_warmup
     # Factor of the losses against labels.
     cfg.GRADAUG.LABELS_WEIGHT = defaults.labels_weight
     # BatchNorm statistics in sub-networks: "batch", "frozen", or "auto" (as the full network).

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from gradaug_det.datasets.check import check_before_training
 from gradaug_det.errors import DataError
 
 MINI_COCO = {"mini_coco_train": "train", "mini_coco_val": "val"}
@@ -44,10 +45,14 @@ def register_coco(name: str, annotations: str | Path, images: str | Path) -> Non
 
 
 def check_datasets(cfg: CfgNode) -> None:
-    """Fails before training if a dataset of the config cannot be read.
+    """Fails before training if a dataset of the config cannot be read or learned from.
+
+    Datasets in COCO format are looked at by
+    :func:`gradaug_det.datasets.check.check_before_training`, which parses the annotation file
+    once more than Detectron2 does, and logs warnings.
 
     Raises:
-        DataError: names the dataset, what is missing and what to do.
+        DataError: names the dataset, what is missing or wrong and what to do.
     """
     for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
         if name not in DatasetCatalog.list():
@@ -66,6 +71,14 @@ def check_datasets(cfg: CfgNode) -> None:
                 else "set DETECTRON2_DATASETS to the folder that holds it, or correct --register"
             )
             raise DataError(f"dataset {name!r}: the annotation file {json_file} is missing; {hint}")
+        # LVIS' and other files that have json_file are not of the same format.
+        if MetadataCatalog.get(name).get("evaluator_type") == "coco":
+            check_before_training(
+                json_file,
+                name=f"dataset {name!r}",
+                num_classes=_num_classes(cfg),
+                masks=cfg.MODEL.MASK_ON,
+            )
         files = [record["file_name"] for record in DatasetCatalog.get(name)]
         missing = [file for file in files if not Path(file).is_file()]
         if missing:
@@ -73,3 +86,12 @@ def check_datasets(cfg: CfgNode) -> None:
                 f"dataset {name!r}: {len(missing)} of {len(files)} image files are missing, the "
                 f"first is {missing[0]}; correct the images folder or the annotations"
             )
+
+
+def _num_classes(cfg: CfgNode) -> int | None:
+    """The classes of the config's detector; None if it is not one of Detectron2's usual ones."""
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        return cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+        return cfg.MODEL.RETINANET.NUM_CLASSES
+    return None

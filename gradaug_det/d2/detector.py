@@ -59,7 +59,7 @@ class GradAugDetector:
             sizes = [tuple(item["image"].shape[-2:]) for item in batch]
             own = self.targets.losses(features, soft_target, sub.transform, sizes)
             for name, loss in own.items():
-                losses[f"soft_{name}"] = options.soft_weight * loss
+                losses[f"soft_{name}"] = options.soft_weight_at(sub.iteration) * loss
         return losses
 
     def _features(self, batch: Batch) -> dict[str, Any]:

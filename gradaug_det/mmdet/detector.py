@@ -79,7 +79,7 @@ class GradAugDetector:
             features = kept[0] if options.uses_labels else self.module.extract_feat(inputs)
             own = self.targets.losses(features, soft_target, sub.transform, image_sizes(batch))
             for name, loss in own.items():
-                losses[f"soft_{name}"] = options.soft_weight * loss
+                losses[f"soft_{name}"] = options.soft_weight_at(sub.iteration) * loss
         return losses
 
 

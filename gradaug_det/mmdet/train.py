@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from gradaug_det.datasets.check import check_before_training
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.mmdet import preprocessing
 from gradaug_det.mmdet.checkpoint import load_files_safely
@@ -41,10 +43,14 @@ def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def check_data(config: Config) -> None:
-    """Fails before anything is built if an annotation file or an image folder is missing.
+    """Fails before anything is built if data is missing or cannot be learned from.
+
+    What is a CocoDataset is looked at by
+    :func:`gradaug_det.datasets.check.check_before_training`, which parses the annotation file
+    once more than MMDetection does, and logs warnings.
 
     Raises:
-        DataError: names the file, the dataset's key in the config and what to do.
+        DataError: names the file, the dataset's key in the config and what is wrong or to do.
     """
     for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
         dataset = (config.get(key) or {}).get("dataset", {})
@@ -60,6 +66,23 @@ def check_data(config: Config) -> None:
                     else f"correct {key}.dataset.data_root"
                 )
                 raise DataError(f"{key}: {path} is missing; {hint}")
+        if _is_coco(dataset) and not any("://" in str(root / path) for path in paths if path):
+            check_before_training(
+                root / dataset["ann_file"],
+                root / paths[1] if paths[1] else None,
+                name=f"{key}.dataset",
+                class_names=(dataset.get("metainfo") or CocoDataset.METAINFO).get("classes"),
+                masks=any(step.get("with_mask") for step in dataset.get("pipeline") or ()),
+                handled=("ignore-set",),  # MMDetection means to leave these out
+            )
+
+
+def _is_coco(dataset: Mapping[str, Any]) -> bool:
+    """Whether a dataset's config is one of a CocoDataset itself: subclasses read other formats."""
+    kind = dataset.get("type")
+    return bool(dataset.get("ann_file")) and (
+        kind is CocoDataset or kind in ("CocoDataset", "mmdet.CocoDataset")
+    )
 
 
 def build_runner(

@@ -85,6 +85,7 @@ def test_bad_settings_name_key_value_and_range(key, value, allowed):
         ("subnet_norm", "bn"),
         ("soft_weight", -1),
         ("labels_weight", float("nan")),
+        ("soft_warmup", -1),
         ("log_period", -5),
     ],
 )
@@ -112,6 +113,13 @@ def test_unknown_option_names_the_nearest():
 )
 def test_active(options, active):
     assert GradAugOptions(**options).active is active
+
+
+def test_soft_weight_rises_in_equal_steps():
+    options = GradAugOptions(soft_weight=2.0, soft_warmup=4)
+    assert [options.soft_weight_at(i) for i in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert GradAugOptions(soft_weight=3.0).soft_weight_at(0) == 3.0
+    assert [sub.iteration for sub in options.sampler.sample(7)] == [7, 7, 7]
 
 
 def test_isolated_rng():

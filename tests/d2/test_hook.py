@@ -155,7 +155,23 @@ def test_soft_gradients_are_full_plus_each_sub_networks(kind, supervision):
                     losses = network.sub_network_pass(data[0], target, sub)
             sum(losses.values()).backward()
         add(expected, part)
-    assert_gradients(step_gradients(model, hook, data), expected, rtol=1e-10)
+    # RetinaNet's boxes are float32: their sums depend on how memory happens to be aligned.
+    rtol = 1e-7 if kind == "retinanet" else 1e-10
+    assert_gradients(step_gradients(model, hook, data), expected, rtol=rtol)
+
+
+def test_soft_weight_warms_up():
+    """The first of four steps has a quarter of the soft losses, and all of the labels'."""
+    logged = []
+    for warmup in (0, 4):
+        hook = GradAugHook(supervision="both", soft_warmup=warmup, **SUBS)
+        scalars = train(tiny_model(), hook, steps=1).storage.latest()
+        logged.append({name: value for name, (value, _) in scalars.items() if "/" in name})
+    assert any("/soft_" in name for name in logged[0])
+    for name, value in logged[0].items():
+        if not name.endswith("/loss"):
+            share = 0.25 if "/soft_" in name else 1.0
+            assert logged[1][name] == pytest.approx(share * value, rel=1e-5), name
 
 
 # ---- exceptions ---------------------------------------------------------------------------------

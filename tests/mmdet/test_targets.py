@@ -2,6 +2,8 @@
 
 # ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
 
+from dataclasses import replace
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -59,6 +61,24 @@ def test_a_full_width_sub_network_of_the_same_images_agrees(kind):
     narrow = sub_network_passes(net, batch, calls, [SubNetwork(0, 0.7, BatchTransform(0.6))])[0]
     positive = {name for name, loss in narrow.losses.items() if loss > 1e-6}
     assert positive == set(narrow.losses), narrow.losses
+
+
+def test_soft_weight_warms_up():
+    losses = []
+    for warmup, iteration in ((0, 0), (4, 0), (4, 3)):
+        net = network("mask_rcnn", "both")
+        net.options = replace(net.options, soft_warmup=warmup)
+        torch.manual_seed(3)
+        batch = batch_of(net.module)
+        _, calls = net.full_pass(batch)
+        sub = SubNetwork(0, 0.8, BatchTransform(0.6), seed=7, iteration=iteration)
+        (result,) = sub_network_passes(net, batch, calls, [sub], lambda loss: None)
+        losses.append(result.losses)
+    assert any(name.startswith("soft_") for name in losses[0])
+    for name, value in losses[0].items():
+        share = 0.25 if name.startswith("soft_") else 1.0
+        assert losses[1][name].item() == pytest.approx(share * value.item(), rel=1e-5), name
+        assert losses[2][name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
 @pytest.mark.parametrize("kind", KINDS)
