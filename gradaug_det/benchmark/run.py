@@ -183,6 +183,7 @@ class _Run:
             detector.dataset(image_ids, change),
             batch_size=None,
             num_workers=self.settings.workers,
+            collate_fn=_as_it_is,  # PyTorch would turn arrays of the frameworks' own into tensors
         )
         bar = tqdm(loader, f"width {width:g}, {change.name}", disable=None if self.rank == 0 else 1)
         for image_id, sample in zip(image_ids, bar, strict=True):
@@ -284,6 +285,10 @@ def run_benchmark(
         environment=describe_environment(),
         command=command,
     )
+
+
+def _as_it_is(sample: Any) -> Any:
+    return sample
 
 
 def _robustness(changed: dict[Change, dict[str, float]]) -> dict[str, dict]:
