@@ -1,0 +1,58 @@
+"""AP over something else than iterations: means over seeds, with what single seeds gave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from gradaug_det.evaluation.plots import METHOD_COLOURS, _render
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a cell stands.
+
+    Args:
+        x: in the axis' unit.
+        values: AP of each seed, in per cent.
+    """
+
+    x: float
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method's points, joined in their order."""
+
+    label: str
+    points: list[Point]
+
+
+def ap_plot(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
+    """SVG text: a line through the means, a small dot for each seed; empty without any point.
+
+    Args:
+        curves: the first has the quiet colour of a baseline.
+    """
+    if not any(curve.points for curve in curves):
+        return ""
+
+    def draw(axes) -> None:
+        for curve, colour in zip(curves, METHOD_COLOURS, strict=False):
+            if not curve.points:
+                continue
+            xs = [point.x for point in curve.points]
+            means = [fmean(point.values) for point in curve.points]
+            axes.plot(xs, means, "-o", color=colour, label=curve.label, linewidth=1.6, markersize=5)
+            for point in curve.points:
+                dots = [point.x] * len(point.values)
+                axes.plot(dots, point.values, "o", color=colour, alpha=0.45, markersize=2.5)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=9.5)
+
+    return _render(draw)

@@ -1,0 +1,353 @@
+"""The study of table 3 in small as Markdown and plots, from the results' files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+
+from gradaug_det.evaluation.agreement import Agreement, agreement
+from gradaug_det.evaluation.comparison import TASK_NAMES
+from gradaug_det.evaluation.wording import signed
+from gradaug_det.files import atomic_path
+from gradaug_det.finetuning.study import (
+    BACKBONES,
+    BUDGETS,
+    COMPUTE_RATIO,
+    METHODS,
+    PARTS,
+    SHARES,
+    Cell,
+    Study,
+    part_cells,
+)
+from gradaug_det.finetuning.study_plots import Curve, Point, ap_plot
+
+Results = Mapping[str, dict]
+
+TARGETS = {"bbox": 1.7, "segm": 2.1}
+"""What GradAug fine-tuning should add to plain, in points of AP: the paper's gain on COCO."""
+ENOUGH_SEEDS = 3
+_GRADAUG = tuple(method for method in METHODS if method != "plain")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the seeds of one cell, and what they are compared with.
+
+    Args:
+        title: first columns, for readers.
+        cell: of any seed.
+        reference: of any seed; None for a row that is only a reference itself.
+    """
+
+    title: tuple[str, ...]
+    cell: Cell
+    reference: Cell | None = None
+
+
+def write_study(folder: Path, study: Study, results: Results, seeds: Iterable[int]) -> Path:
+    """Writes README.md and its plots; rows without any result are left out.
+
+    Args:
+        folder: the study's, e.g. ``studies/table3_mini``.
+        results: by the cells' names.
+
+    Returns:
+        Path of README.md.
+    """
+    seeds = list(seeds)
+    for name in _PLOTS:
+        (folder / name).unlink(missing_ok=True)  # of results that are no longer today's
+    for name, plot in study_plots(study, results, seeds).items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(plot)
+    with atomic_path(folder / "README.md") as temporary:
+        temporary.write_text(study_text(study, results, seeds))
+    return folder / "README.md"
+
+
+def study_text(study: Study, results: Results, seeds: Sequence[int]) -> str:
+    """All tables in Markdown; parts without a training of their own are left out."""
+    plots = study_plots(study, results, seeds)
+    parts = [_introduction(study), _progress(results, seeds)]
+    for part, title in PARTS.items():
+        if not any(c.name in results for seed in seeds for c in part_cells(part, seed)):
+            continue
+        parts += [f"## {title}", _NOTES[part], _table(part, study, results, seeds)]
+        if part in ("main", "compute"):
+            parts += ["\n".join(lines)] if (lines := _verdicts(part, results, seeds)) else []
+        parts += [
+            f"![{caption}]({name})"
+            for name, (owner, caption) in _PLOTS.items()
+            if owner == part and name in plots
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def part_rows(part: str) -> list[Row]:
+    """The rows of a part's table, also those that are cells of an earlier part."""
+    baseline, plain = Cell("baseline", "plain", 0), Cell("gradaug", "plain", 0)
+    if part == "main":
+        rows = [
+            Row((name, METHODS["plain"]), replace(plain, backbone=backbone), baseline)
+            for backbone, name in BACKBONES.items()
+        ]
+        return rows + [
+            Row((BACKBONES["gradaug"], METHODS[m]), replace(plain, method=m), plain)
+            for m in _GRADAUG
+        ]
+    if part == "compute":
+        rows = [
+            Row(
+                (name, f"plain, {BUDGETS['as-labels']:g}x"),
+                Cell(backbone, "plain", 0, "as-labels"),
+                replace(baseline, budget="as-labels"),
+            )
+            for backbone, name in BACKBONES.items()
+        ]
+        for method in ("labels", "soft", "both"):
+            budget = f"as-{method}"
+            long, title = replace(plain, budget=budget), f"plain, {BUDGETS[budget]:g}x"
+            if method != "labels":  # whose plain row is above
+                rows.append(Row((BACKBONES["gradaug"], title), long))
+            gradaug = replace(plain, method=method)
+            rows.append(Row((BACKBONES["gradaug"], f"{METHODS[method]}, 1x"), gradaug, long))
+        return rows
+    if part == "low-data":
+        return [
+            Row((f"{100 * share:g} %", METHODS[method]), cell, reference)
+            for share in (*SHARES, 1.0)
+            for method in ("plain", "labels")
+            for cell in [replace(plain, method=method, share=share)]
+            for reference in [replace(plain, share=share)]
+        ]
+    cells = part_cells(part, 0)
+    chosen = next(c for c in cells if c.method == "labels" and not c.changed)
+    return [Row((METHODS[c.method], _settings(c)), c, chosen) for c in cells]
+
+
+def values(results: Results, cell: Cell, seeds: Iterable[int], task: str) -> list[float]:
+    """AP of each seed that has a result, in per cent."""
+    found = (results.get(replace(cell, seed=seed).name) for seed in seeds)
+    return [result["metrics"][task]["AP"] for result in found if result]
+
+
+def step_seconds(results: Results, cell: Cell, seeds: Iterable[int]) -> float | None:
+    """Mean duration of a step over the seeds that have a result; None if none has."""
+    found = (results.get(replace(cell, seed=seed).name) for seed in seeds)
+    return fmean(times) if (times := [r["step_seconds"] for r in found if r]) else None
+
+
+def verdict(differences: Mapping[str, Agreement | None]) -> str:
+    """Whether the target is reached, from the differences of box and mask AP.
+
+    Args:
+        differences: by task; None where one of the two has too few seeds.
+    """
+    if any(found is None for found in differences.values()):
+        return f"not enough seeds yet (at least {ENOUGH_SEEDS} of each)"
+    problems = []
+    for task, found in differences.items():
+        name = f"{TASK_NAMES[task]} AP {_interval(found)}"
+        if found.difference < TARGETS[task]:
+            problems.append(f"{name} is below {signed(TARGETS[task], 1)}")
+        elif found.low <= 0:
+            problems.append(f"{name} has an interval that contains 0")
+    if problems:
+        return f"target not reached: {'; '.join(problems)}"
+    shown = (f"{TASK_NAMES[task]} AP {_interval(found)}" for task, found in differences.items())
+    return f"**target reached**: {', '.join(shown)}"
+
+
+def study_plots(study: Study, results: Results, seeds: Sequence[int]) -> dict[str, str]:
+    """SVG text by file name; a plot without points is left out."""
+    plain = Cell("gradaug", "plain", 0)
+
+    def points(cells: list[Cell], xs: list[float | None]) -> list[Point]:
+        aps = [values(results, cell, seeds, "bbox") for cell in cells]
+        return [Point(x, ap) for x, ap in zip(xs, aps, strict=True) if ap and x]
+
+    shares = (*SHARES, 1.0)
+    low_data = [
+        Curve(
+            METHODS[method],
+            points(
+                [replace(plain, method=method, share=share) for share in shares],
+                [round(share * study.train) for share in shares],
+            ),
+        )
+        for method in ("plain", "labels")
+    ]
+    by_method = {"plain": [replace(plain, budget=budget) for budget in BUDGETS]}
+    by_method |= {method: [replace(plain, method=method)] for method in _GRADAUG}
+    compute = [
+        Curve(METHODS[method], points(cells, [_compute(study, results, c, seeds) for c in cells]))
+        for method, cells in by_method.items()
+    ]
+    plots = {
+        "low_data.svg": ap_plot(low_data, "training images", "box AP, %"),
+        "compute.svg": ap_plot(compute, "compute, in plain 1x schedules", "box AP, %"),
+    }
+    return {name: plot for name, plot in plots.items() if plot}
+
+
+def _compute(study: Study, results: Results, cell: Cell, seeds: Sequence[int]) -> float | None:
+    """Measured time of all steps over that of the plain 1x schedule; None without results."""
+    ours, theirs = (step_seconds(results, c, seeds) for c in (cell, cell.plain))
+    if not ours or not theirs:
+        return None
+    return study.cell_iterations(cell) * ours / (study.iterations * theirs)
+
+
+def _table(part: str, study: Study, results: Results, seeds: Sequence[int]) -> str:
+    head, reference = _HEADS[part]
+    columns = (
+        *head,
+        *("iterations", "seeds", "box AP", "mask AP"),
+        *(f"{TASK_NAMES[task]} AP minus {reference}" for task in TARGETS),
+        "step time / plain's",
+    )
+    lines = [
+        f"| {' | '.join(columns)} |",
+        "|" + ":--|" * len(head) + "--:|" * (len(columns) - len(head)),
+    ]
+    for row in part_rows(part):
+        aps = {task: values(results, row.cell, seeds, task) for task in TARGETS}
+        if not aps["bbox"]:
+            continue
+        cells = [
+            *row.title,
+            str(study.cell_iterations(row.cell)),
+            str(len(aps["bbox"])),
+            *(_mean(own) for own in aps.values()),
+            *(_difference(results, row, seeds, task) for task in TARGETS),
+            _step_ratio(results, row.cell, seeds),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _verdicts(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
+    lines = []
+    for row in part_rows(part):
+        if row.cell.method == "plain" or not values(results, row.cell, seeds, "bbox"):
+            continue
+        found = {task: _compared(results, row, seeds, task, ENOUGH_SEEDS) for task in TARGETS}
+        lines.append(f"- {METHODS[row.cell.method]}: {verdict(found)}.")
+    return lines
+
+
+def _compared(
+    results: Results, row: Row, seeds: Sequence[int], task: str, least: int
+) -> Agreement | None:
+    """The row against its reference; None with fewer than ``least`` seeds of either."""
+    if row.reference is None or row.reference == row.cell:
+        return None
+    ours, theirs = (values(results, cell, seeds, task) for cell in (row.cell, row.reference))
+    return agreement(ours, theirs) if min(len(ours), len(theirs)) >= least else None
+
+
+def _difference(results: Results, row: Row, seeds: Sequence[int], task: str) -> str:
+    found = _compared(results, row, seeds, task, least=2)
+    return _interval(found) if found else ""
+
+
+def _interval(found: Agreement) -> str:
+    return f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
+
+
+def _step_ratio(results: Results, cell: Cell, seeds: Sequence[int]) -> str:
+    ours, theirs = (step_seconds(results, c, seeds) for c in (cell, cell.plain))
+    return f"{ours / theirs:.2f}" if ours and theirs else ""
+
+
+def _mean(numbers: list[float]) -> str:
+    text = f"{fmean(numbers):.1f}"
+    return f"{text} ± {stdev(numbers):.1f}" if len(numbers) > 1 else text
+
+
+def _settings(cell: Cell) -> str:
+    if not cell.uses_gradaug:
+        return ""
+    changed = {"soft_warmup": cell.soft_warmup} if cell.method != "labels" else cell.changed
+    if not changed:
+        return "as everywhere"
+    names = {"num_subnets": "n", "min_width": "alpha", "soft_warmup": "warm-up"}
+    return "; ".join(f"{names.get(key, key)} {_listed(value)}" for key, value in changed.items())
+
+
+def _listed(value: object) -> str:
+    return ", ".join(f"{x:g}" for x in value) if isinstance(value, tuple) else f"{value:g}"
+
+
+def _progress(results: Results, seeds: Sequence[int]) -> str:
+    done = {
+        part: (sum(cell.name in results for cell in cells), len(cells))
+        for part in PARTS
+        for cells in [[cell for seed in seeds for cell in part_cells(part, seed)]]
+    }
+    texts = [f"{part} {have} of {all_}" for part, (have, all_) in done.items()]
+    state = "Finished" if all(have == all_ for have, all_ in done.values()) else "Unfinished"
+    return f"{state}: {', '.join(texts)} trainings done."
+
+
+def _introduction(study: Study) -> str:
+    default = Cell("gradaug", "labels", 0)
+    scales = ", ".join(f"{scale:g}" for scale in default.scales)
+    ratios = ", ".join(f"{ratio:g} (`{method}`)" for method, ratio in COMPUTE_RATIO.items())
+    return f"""# Table 3 of the paper in small: fine-tuning on mini-COCO
+
+Mask R-CNN with ResNet-18-FPN in Detectron2 (`configs/detectron2/mini_mask_rcnn_R_18_FPN_*.yaml`),
+{study.train} training and {study.val} validation images, 1x = {study.iterations} iterations of 4 \
+images. Written by `make study`
+(`tools/study_table3.py`) from `results/`, one file a training with its command, commit, all box and
+mask metrics and final losses. `tools/study_table3.py --redo NAME` trains one of them from nothing
+and compares: on one thread of the same kind of machine every digit is the same.
+
+- Backbones are those of the mini zoo's study (`studies/mini_zoo`): same garments, same epochs,
+  pretraining seed 0. Seeds here are of new layers, image order and sub-networks.
+- GradAug: n = {default.num_subnets}, alpha = {default.min_width:g}, scales {scales}, unless a \
+table says otherwise.
+  `soft`: sub-networks learn from the full network's outputs, `labels`: from ground truth, `both`:
+  from both.
+- Pretrained backbones keep their BatchNorm frozen, as the config says. Random weights have no
+  statistics to freeze: the rows without a backbone train theirs (`MODEL.RESNETS.NORM BN`), so they
+  differ from the others in more than their weights.
+- AP in per cent, ± standard deviation over seeds; in brackets Welch's 95 % interval.
+- Settings are chosen on a dev build of mini-COCO (`gradaug-det build-mini-coco --dev`), whose
+  images show garments of Fashion-MNIST's train split alone. All parts but the last report on the
+  test split's garments.
+- Equal compute: a GradAug step takes {ratios} times a
+  plain one's processor time, so plain fine-tuning gets that many times the iterations. The last
+  column has the ratio of the mean step times of these very trainings."""
+
+
+_HEADS = {
+    "main": (("backbone", "fine-tuning"), "reference"),
+    "compute": (("backbone", "fine-tuning, length"), "reference"),
+    "low-data": (("images", "fine-tuning"), "plain"),
+    "sweep": (("fine-tuning", "settings"), "GradAug, labels"),
+}
+"""First columns of a part's table, and what its rows are compared with."""
+_NOTES = {
+    "main": (
+        "Plain rows are compared with the plain row of the baseline backbone, GradAug's with the "
+        "plain row of the same backbone. Target: "
+        f"{signed(TARGETS['bbox'], 1)} box AP and {signed(TARGETS['segm'], 1)} mask AP."
+    ),
+    "compute": (
+        "Plain rows are compared with the baseline's, each GradAug row (the same trainings as "
+        "above) with the plain row of its own compute."
+    ),
+    "low-data": (
+        "From the GradAug backbone, the same number of iterations on the first images of the "
+        "training set."
+    ),
+    "sweep": "On the dev split: these numbers choose settings and are no result.",
+}
+_PLOTS = {
+    "compute.svg": ("compute", "Box AP by compute, from the GradAug backbone"),
+    "low_data.svg": ("low-data", "Box AP by number of training images"),
+}
