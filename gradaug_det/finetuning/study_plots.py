@@ -24,25 +24,27 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """A method's points, joined in their order."""
+    """A method's points, joined in their order.
+
+    Args:
+        colour: position in :data:`gradaug_det.evaluation.plots.METHOD_COLOURS`.
+    """
 
     label: str
     points: list[Point]
+    colour: int
 
 
 def ap_plot(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
-    """SVG text: a line through the means, a small dot for each seed; empty without any point.
-
-    Args:
-        curves: the first has the quiet colour of a baseline.
-    """
+    """SVG text: a line through the means, a small dot for each seed; empty without any point."""
     if not any(curve.points for curve in curves):
         return ""
 
     def draw(axes) -> None:
-        for curve, colour in zip(curves, METHOD_COLOURS, strict=False):
+        for curve in curves:
             if not curve.points:
                 continue
+            colour = METHOD_COLOURS[curve.colour]
             xs = [point.x for point in curve.points]
             means = [fmean(point.values) for point in curve.points]
             axes.plot(xs, means, "-o", color=colour, label=curve.label, linewidth=1.6, markersize=5)

@@ -165,25 +165,24 @@ def study_plots(study: Study, results: Results, seeds: Sequence[int]) -> dict[st
     """SVG text by file name; a plot without points is left out."""
     plain = Cell("gradaug", "plain", 0)
 
-    def points(cells: list[Cell], xs: list[float | None]) -> list[Point]:
+    def curve(method: str, cells: list[Cell], xs: list[float | None]) -> Curve:
         aps = [values(results, cell, seeds, "bbox") for cell in cells]
-        return [Point(x, ap) for x, ap in zip(xs, aps, strict=True) if ap and x]
+        points = [Point(x, ap) for x, ap in zip(xs, aps, strict=True) if ap and x]
+        return Curve(METHODS[method], points, colour=list(METHODS).index(method))
 
     shares = (*SHARES, 1.0)
     low_data = [
-        Curve(
-            METHODS[method],
-            points(
-                [replace(plain, method=method, share=share) for share in shares],
-                [round(share * study.train) for share in shares],
-            ),
+        curve(
+            method,
+            [replace(plain, method=method, share=share) for share in shares],
+            [round(share * study.train) for share in shares],
         )
         for method in ("plain", "labels")
     ]
     by_method = {"plain": [replace(plain, budget=budget) for budget in BUDGETS]}
     by_method |= {method: [replace(plain, method=method)] for method in _GRADAUG}
     compute = [
-        Curve(METHODS[method], points(cells, [_compute(study, results, c, seeds) for c in cells]))
+        curve(method, cells, [_compute(study, results, cell, seeds) for cell in cells])
         for method, cells in by_method.items()
     ]
     plots = {

@@ -96,6 +96,12 @@ def test_the_parts_are_the_study():
     assert {cell.split for cell in sweep} == {"dev"}, "settings are not chosen on what is reported"
 
 
+def test_a_warm_up_is_for_soft_targets_alone():
+    for method in METHODS:
+        has = "GRADAUG.SOFT_WARMUP" in replace(PLAIN, method=method, soft_warmup=150).overrides
+        assert has == (method in ("soft", "both"))
+
+
 def test_compute_is_counted_in_plain_steps(study):
     assert study.cell_iterations(PLAIN) == study.cell_iterations(LABELS) == 300
     assert study.cell_iterations(replace(PLAIN, budget="as-labels")) == round(300 * 2.7)
@@ -201,13 +207,15 @@ def test_only_what_is_missing_is_trained(study, monkeypatch):
     stale = result(study, LABELS) | {"hash": "of other settings"}
     (study.results / f"{LABELS.name}.json").write_text(json.dumps(stale))
     started = []
-    monkeypatch.setattr(Study, "_data", lambda *_: Path("data") / "mini_coco")
+    built = []
+    monkeypatch.setattr(module, "build_mini_coco", lambda folder, **_: built.append(folder))
     monkeypatch.setattr(
         module, "run_trainings", lambda trainings, *_, **__: started.extend(trainings)
     )
     study.run(cells)
     assert [training.name for training in started] == [cell.name for cell in cells[1:]]
     assert started[0].depends_on == study.hash(LABELS)
+    assert built == [study.out / "datasets" / "test-400-200" / "mini_coco"]
 
 
 @pytest.mark.integration
