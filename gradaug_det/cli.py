@@ -40,6 +40,10 @@ COMMANDS: dict[str, Command] = {
         "gradaug_det.benchmark.commands.benchmark",
         "AP, cost and robustness of detectors on a COCO-format data set",
     ),
+    "check-data": Command(
+        "gradaug_det.datasets.commands.check_data",
+        "find what is wrong with a COCO-format data set or class folders",
+    ),
     "zoo": Command(
         "gradaug_det.zoo.commands.zoo",
         "list, download, verify and convert pretrained backbones",
