@@ -6,7 +6,7 @@ data's files before the model is built, and checkpoints that are read without ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def check_data(config: Config) -> None:
                 root / dataset["ann_file"],
                 root / paths[1] if paths[1] else None,
                 name=f"{key}.dataset",
-                class_names=(dataset.get("metainfo") or CocoDataset.METAINFO).get("classes"),
+                class_names=_class_names(dataset),
                 masks=any(step.get("with_mask") for step in dataset.get("pipeline") or ()),
                 handled=("ignore-set",),  # MMDetection means to leave these out
             )
@@ -83,6 +83,12 @@ def _is_coco(dataset: Mapping[str, Any]) -> bool:
     return bool(dataset.get("ann_file")) and (
         kind is CocoDataset or kind in ("CocoDataset", "mmdet.CocoDataset")
     )
+
+
+def _class_names(dataset: Mapping[str, Any]) -> Sequence[str] | None:
+    """The classes of a CocoDataset's config, COCO's own by default; None for a file of names."""
+    classes = (dataset.get("metainfo") or {}).get("classes") or CocoDataset.METAINFO["classes"]
+    return None if isinstance(classes, str) else classes
 
 
 def build_runner(
