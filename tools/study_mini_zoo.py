@@ -2,16 +2,26 @@
 """Trains and measures every method of the mini zoo over seeds; goes on where it was stopped."""
 
 import argparse
+import json
 import logging
 import sys
 from pathlib import Path
 
 from gradaug_det.errors import GradAugError
-from gradaug_det.pretrain.study import METHODS, SPLITS, all_runs, read_result, run_study
+from gradaug_det.files import atomic_path
+from gradaug_det.pretrain.study import (
+    METHODS,
+    SPLITS,
+    all_runs,
+    read_result,
+    run_study,
+    train_accuracies,
+)
 from gradaug_det.pretrain.study_table import write_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "studies" / "mini_zoo"
+FIT = STUDY / "fit.json"
 SEEDS = [0, 1, 2]
 
 
@@ -24,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a thread each")
     parser.add_argument("--tables", action="store_true", help="only write the tables anew")
+    parser.add_argument(
+        "--fit", action="store_true", help="measure how well backbones fit their training images"
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     runs = [
@@ -34,7 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         and (not args.budgets or run.budget in args.budgets)
     ]
     try:
-        if not args.tables:
+        if args.fit:
+            with atomic_path(FIT) as temporary:
+                measured = train_accuracies(runs, args.out)
+                temporary.write_text(json.dumps(measured, indent=1) + "\n")
+        elif not args.tables:
             run_study(runs, ROOT, args.out, STUDY / "results", jobs=args.jobs)
     except GradAugError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -44,7 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         everything = all_runs(seeds)
         found = {run.name: read_result(run, ROOT, STUDY / "results") for run in everything}
         done = {name: result for name, result in found.items() if result}
-        write_tables(STUDY / "README.md", done, seeds)
+        fit = json.loads(FIT.read_text()) if FIT.is_file() else None
+        write_tables(STUDY / "README.md", done, seeds, fit)
         print(f"{len(done)} of {len(everything)} runs done; tables in studies/mini_zoo/README.md")
     return 0
 

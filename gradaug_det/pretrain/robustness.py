@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -20,6 +19,12 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from gradaug_det.errors import DataError
+from gradaug_det.evaluation.corruptions import (
+    SEVERITIES,
+    SMALLEST_SIDE,
+    corruption_names,
+    seeded,
+)
 from gradaug_det.files import atomic_path
 from gradaug_det.pretrain.data import normalize
 from gradaug_det.zoo.backbone import read_backbone
@@ -29,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 EPSILONS = (1, 2, 4)
 """Of FGSM, in steps of the 0-255 scale."""
-SEVERITIES = (1, 2, 3, 4, 5)
 BATCH = 200
 
 
@@ -79,19 +83,12 @@ def fgsm_accuracy(model: nn.Module, images: Tensor, labels: Tensor, epsilon: flo
     return accuracy(model, torch.cat(moved), labels)
 
 
-def corruption_names() -> list[str]:
-    """ImageNet-C's fifteen."""
-    from imagecorruptions import get_corruption_names
-
-    return get_corruption_names("common")
-
-
 def corrupt_images(images: Tensor, name: str, severity: int) -> Tensor:
     """uint8 (N, 3, H, W) images, corrupted; the same every time.
 
     Args:
         images: at least 32 pixels wide and high.
-        name: one of :func:`corruption_names`.
+        name: one of :func:`gradaug_det.evaluation.corruptions.corruption_names`.
         severity: 1 to 5.
 
     Raises:
@@ -99,37 +96,16 @@ def corrupt_images(images: Tensor, name: str, severity: int) -> Tensor:
     """
     from imagecorruptions import corrupt
 
-    if min(images.shape[-2:]) < 32:
-        raise DataError(f"corruptions need images of 32 pixels, these are {images.shape[-2:]}")
-    with _seeded(zlib.crc32(f"{name}/{severity}".encode())):
+    if min(images.shape[-2:]) < SMALLEST_SIDE:
+        raise DataError(
+            f"corruptions need images of {SMALLEST_SIDE} pixels, these are {images.shape[-2:]}"
+        )
+    with seeded(zlib.crc32(f"{name}/{severity}".encode())):
         corrupted = [
             corrupt(image, corruption_name=name, severity=severity)
             for image in images.permute(0, 2, 3, 1).contiguous().numpy()
         ]
     return torch.from_numpy(np.stack(corrupted)).permute(0, 3, 1, 2)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Within the block, all that the corruptions draw from is seeded; they take no generator.
-
-    That is NumPy's global generator, numba's own (glass blur), and a fresh ``default_rng()`` in
-    scikit-image (impulse noise).
-    """
-    from numba import njit
-
-    state, default_rng = np.random.get_state(), np.random.default_rng  # noqa: NPY002
-    generator = default_rng(seed)
-    try:
-        np.random.seed(seed)  # noqa: NPY002
-        njit(lambda value: np.random.seed(value))(seed)  # noqa: NPY002
-        np.random.default_rng = lambda given=None: (
-            generator if given is None else default_rng(given)
-        )
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-        np.random.default_rng = default_rng
 
 
 def corrupted_sets(

@@ -122,6 +122,24 @@ def run_study(
     return {run.name: result for run, result in zip(runs, found, strict=True)}
 
 
+def train_accuracies(runs: Iterable[Run], out: Path) -> dict[str, float]:
+    """Per cent of its own training images that each trained backbone classifies right, without
+    augmentation; runs whose backbone is not in ``out`` are left out."""
+    from gradaug_det.pretrain.data import load_images
+    from gradaug_det.pretrain.recipe import DataSettings
+    from gradaug_det.pretrain.robustness import accuracy, load_classifier
+
+    found = {}
+    for run in runs:
+        file = out / run.name / "backbone.safetensors"
+        if file.is_file():
+            model, info = load_classifier(file)
+            chosen = load_images(DataSettings(**info.recipe["data"]), info.recipe["seed"]).train
+            images, labels = (tensor[chosen.indices] for tensor in chosen.dataset.tensors)
+            found[run.name] = round(accuracy(model, images, labels), 2)
+    return found
+
+
 def recipe_hash(run: Run, root: Path) -> str:
     """Of everything in the recipe: a result of other settings is not taken for this run's."""
     recipe = load_recipe(root / run.config, run.overrides).as_dict()

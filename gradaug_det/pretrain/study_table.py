@@ -24,8 +24,14 @@ COLUMNS = {
 _TITLES = {"full": "All 4000 training garments", "tenth": "A tenth of them (400)"}
 
 
-def write_tables(file: Path, results: Results, seeds: Iterable[int]) -> Path:
-    """Writes all tables; rows without any result are left out."""
+def write_tables(
+    file: Path, results: Results, seeds: Iterable[int], fit: Mapping[str, float] | None = None
+) -> Path:
+    """Writes all tables; rows without any result are left out.
+
+    Args:
+        fit: accuracy on their own training images by the runs' names, for another table.
+    """
     seeds = list(seeds)
     parts = [_HEAD]
     for split, title in _TITLES.items():
@@ -38,6 +44,8 @@ def write_tables(file: Path, results: Results, seeds: Iterable[int]) -> Path:
         heading = f"Same epochs, more of them ({longer})"
         if any(values(results, Run(name, split, "long", 0), seeds, "top1") for name in LONG):
             parts += _section(heading, results, split, "long", [*PLAIN, *LONG], seeds)
+    if fit:
+        parts += ["## How well they fit their own training images", _FIT, _fit_table(fit, seeds)]
     with atomic_path(file) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n")
     return file
@@ -79,6 +87,31 @@ def _section(
     return [f"### {heading}", "\n".join(lines)] if len(lines) > 2 else []
 
 
+def _fit_table(fit: Mapping[str, float], seeds: list) -> str:
+    columns = [
+        (
+            f"{share}, {round(epochs * (COMPUTE_RATIO if budget != 'epochs' else 1))} epochs",
+            s,
+            budget,
+        )
+        for s, share in (("full", "all"), ("tenth", "a tenth"))
+        for _, epochs in [SPLITS[s]]
+        for budget in ("epochs", "long")
+    ]
+    lines = [
+        "| method | " + " | ".join(title for title, *_ in columns) + " |",
+        "|:--|" + "--:|" * len(columns),
+    ]
+    results = {name: {"metrics": {"train": value}} for name, value in fit.items()}
+    for method, title in METHODS.items():
+        cells = []
+        for _, split, budget in columns:
+            found = values(results, Run(method, split, budget, 0), seeds, "train")
+            cells.append(_cell(found, spread=True) if found else "")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _cell(numbers: list[float], spread: bool) -> str:
     text = f"{fmean(numbers):.1f}"
     return f"{text} ± {stdev(numbers):.1f}" if spread and len(numbers) > 1 else text
@@ -91,6 +124,8 @@ def _difference(method: str, top1: list[float], reference: list[float]) -> str:
     return f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
 
 
+_FIT = """Per cent right without augmentation: near 100, a network has learned its images by heart,
+and a regularizer has something to do; far below, it has not finished learning."""
 _HEAD = f"""# The mini zoo: seven ways of pretraining, one budget
 
 ResNet-18 on 32x32 pictures of garments (`configs/pretrain/mini_resnet18_*.yaml`), from random

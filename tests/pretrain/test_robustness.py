@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from gradaug_det.errors import DataError
+from gradaug_det.evaluation.corruptions import corruption_names
 from gradaug_det.pretrain.data import load_images, normalize
 from gradaug_det.pretrain.recipe import DataSettings
 from gradaug_det.pretrain.robustness import (
     accuracy,
     corrupt_images,
     corrupted_sets,
-    corruption_names,
     fgsm,
     load_classifier,
     measure,

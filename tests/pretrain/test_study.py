@@ -17,6 +17,7 @@ from gradaug_det.pretrain.study import (
     read_result,
     recipe_hash,
     run_study,
+    train_accuracies,
 )
 from gradaug_det.pretrain.study_table import COLUMNS, values, write_tables
 from tests.pretrain.helpers import ROOT
@@ -48,6 +49,10 @@ def test_a_run_for_real_and_again(tmp_path, monkeypatch):
     assert all(0 <= value <= 100 for value in metrics.values())
     assert read_result(run, ROOT, results) == found[run.name]
     assert str(tmp_path) not in (results / f"{run.name}.json").read_text()
+
+    other = Run("baseline", "tenth", "epochs", 5)
+    fitted = train_accuracies([run, other], tmp_path / "out")
+    assert list(fitted) == [run.name] and 0 < fitted[run.name] <= 100
 
     monkeypatch.setattr(study, "_call", lambda *_: pytest.fail("it was done"))
     assert run_study([run], ROOT, tmp_path / "out", results, evaluation=few) == found
@@ -103,6 +108,18 @@ def test_long_rows_have_equal_epochs(tmp_path):
     text = write_tables(tmp_path / "README.md", results, [0]).read_text()
     long = text.split("more of them (27)")[1]
     assert "| Baseline | 1 | 71.0 |" in long and "| GradAug, width | 1 | 75.0 |" in long
+
+
+def test_how_well_they_fit_is_a_table(tmp_path):
+    fit = {
+        Run("baseline", "tenth", "epochs", 0).name: 99.0,
+        Run("baseline", "tenth", "epochs", 1).name: 97.0,
+        Run("baseline", "tenth", "compute", 0).name: 100.0,
+    }
+    text = write_tables(tmp_path / "README.md", {}, [0, 1], fit).read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| Baseline"))
+    assert row == "| Baseline |  |  | 98.0 ± 1.4 | 100.0 |"
+    assert "| method | all, 10 epochs | all, 27 epochs | a tenth, 40 epochs |" in text
 
 
 def test_committed_results_are_of_todays_recipes_and_in_the_table():
