@@ -18,6 +18,7 @@ custom_hooks = [
         supervision="soft",  # soft: outputs of the full network; labels: ground truth; both
         soft_weight=1.0,
         labels_weight=1.0,
+        soft_warmup=0,
         subnet_norm="auto",  # BatchNorm statistics in sub-networks: as in the full network
         seed=0,
         log_period=20,  # iterations between log lines that name widths and scales

@@ -22,7 +22,7 @@ from gradaug_det.evaluation.records import Report
 from gradaug_det.evaluation.wording import signed, summarise
 
 SCHEMA_VERSION = 1  # of report.json; raised when a key changes its meaning or goes away
-_MISSING = "–"  # noqa: RUF001
+MISSING = "–"  # noqa: RUF001
 
 
 def report_content(report: Report, ground_truth: dict, methods: Sequence[Method]) -> dict:
@@ -37,7 +37,7 @@ def report_content(report: Report, ground_truth: dict, methods: Sequence[Method]
         A dict with ``schema_version``; numbers that do not exist are None, paths are file names.
     """
     baseline = methods[0]
-    return _plain(
+    return plain(
         {
             "schema_version": SCHEMA_VERSION,
             "title": report.title,
@@ -112,7 +112,7 @@ def table_rows(methods: Sequence[Method]) -> list[dict]:
                 }
                 if position:
                     delta = difference(method, methods[0], task, metric)
-                    cell["difference"] = _MISSING if delta is None else signed(delta)
+                    cell["difference"] = MISSING if delta is None else signed(delta)
                     cell["better"] = delta is not None and delta > 0
                 cells.append(cell)
             rows.append({"task": task, "metric": metric, "cells": cells})
@@ -141,7 +141,7 @@ def category_bars(methods: Sequence[Method]) -> dict[str, list[dict]]:
 
 
 def number_text(value: float | None, digits: int = 2) -> str:
-    return _MISSING if value is None else f"{value:.{digits}f}"
+    return MISSING if value is None else f"{value:.{digits}f}"
 
 
 def _tasks(methods: Sequence[Method]) -> list[str]:
@@ -157,12 +157,12 @@ def _metric_names(methods: Sequence[Method], task: str) -> list[str]:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON data: NaN becomes None (JSON has no NaN), a path its file name, NumPy a number."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return Path(value).name
     if value is None or isinstance(value, (bool, str)):

@@ -144,7 +144,7 @@ def _plot(
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.legend(frameon=False, fontsize=9.5)
 
-    return Plot(title, _describe(title, lines), _render(draw))
+    return Plot(title, _describe(title, lines), render_svg(draw))
 
 
 def _describe(title: str, lines: list[_Line]) -> str:
@@ -157,7 +157,8 @@ def _describe(title: str, lines: list[_Line]) -> str:
     return f"{title}: {ends}."
 
 
-def _render(draw: Callable) -> str:
+def render_svg(draw: Callable) -> str:
+    """What ``draw(axes)`` draws as SVG text."""
     # The object interface: pyplot would keep figures in a global list and pick a GUI backend.
     import matplotlib
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from gradaug_det.evaluation.plots import METHOD_COLOURS, _render
+from gradaug_det.evaluation.plots import METHOD_COLOURS, render_svg
 
 
 @dataclass(frozen=True)
@@ -57,4 +57,4 @@ def ap_plot(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=9.5)
 
-    return _render(draw)
+    return render_svg(draw)

@@ -17,6 +17,7 @@ from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation import report as report_module
 from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.evaluation.comparison import TABLE_METRICS
+from gradaug_det.evaluation.rendering import write_files
 from gradaug_det.evaluation.report import Report, RunRecord, write_report
 from gradaug_det.evaluation.wording import signed
 from tests.evaluation.helpers import (
@@ -266,7 +267,7 @@ def test_a_failing_template_leaves_the_old_report(report, tmp_path, monkeypatch)
     broken = {"report.md.j2": "{{ title }}", "report.html.j2": "{{ title }} {{ no_such_number }}"}
     monkeypatch.setattr(
         report_module,
-        "_jinja",
+        "templates",
         lambda: jinja2.Environment(
             loader=jinja2.DictLoader(broken), undefined=jinja2.StrictUndefined
         ),
@@ -280,10 +281,10 @@ def test_a_failing_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "index.html"
     path.write_text("old")
     with pytest.raises(UnicodeEncodeError):
-        report_module._write_atomically(path, "x" * 100_000 + "\ud800")
+        write_files(tmp_path, {path.name: "x" * 100_000 + "\ud800"})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    report_module._write_atomically(path, "new")
+    write_files(tmp_path, {path.name: "new"})
     assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o644
 
 
