@@ -54,7 +54,7 @@ setup(
         ],
         "pretrain": ["lightning-fabric>=2.2", "omegaconf", "imagecorruptions-imaug", "tensorboard"],
         "gdrive": ["gdown>=6.5"],  # the authors' published weights
-        "dev": ["pytest", "pytest-timeout", "ruff", "pre-commit"],
+        "dev": ["pytest", "pytest-timeout", "playwright", "ruff", "pre-commit"],
     },
     entry_points={"console_scripts": ["gradaug-det = gradaug_det.cli:main"]},
 )

@@ -27,6 +27,7 @@ from install_detectron2 import cache_dir, configured_index
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = (3, 11)  # what the locks were made for
 NEEDED_GB = {"demo": 10, "test": 12}  # 7 and 8 GB when done; the rest is uv's cache and the build
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # names on PATH; the tests use one
 HEARTBEAT = 60.0
 LAST_LINES = 15
 
@@ -41,7 +42,7 @@ REMEDIES = (
     (
         r"error sending request|dns error|Failed to fetch|Connection(Error| refused| reset)"
         r"|timed out|NewConnectionError|Temporary failure in name resolution",
-        "check the network and the package index that pip or uv is set up to use",
+        "check the network and the package index that pip, uv or apt is set up to use",
     ),
     (r"(fatal error: \S+|cannot find \S+): No such file", "install the header that the log names"),
     (
@@ -66,6 +67,7 @@ class Step:
         inputs: files whose content decides whether the step must run again.
         env: added to the environment of the commands.
         hint: what to do when it fails and the log tells no more.
+        there: finds what the step makes outside the environment, where a stamp knows nothing of it.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Step:
     inputs: Sequence[Path] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     hint: str = "read the log"
+    there: Callable[[], object] | None = None
 
     def key(self) -> str:
         """Hash of everything that decides what the step does (paths too: projects are moved)."""
@@ -175,6 +178,25 @@ def build_env(torch_version: str, env: Mapping[str, str] = os.environ) -> dict[s
     return {"MMCV_WITH_OPS": "1", **cpu_only, "MAX_JOBS": jobs, "UV_CACHE_DIR": str(cache)}
 
 
+def find_browser() -> str | None:
+    """The browser in which the tests open the reports, if the machine has one."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def browser_step() -> Step:
+    """Installs Debian's Chromium: Playwright's own browsers are not on the package indexes."""
+    # Through `env`, because sudo does not pass the variable on.
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]
+    return Step(
+        "browser",
+        "installing Debian's Chromium, in which the tests open the reports (about a minute)",
+        [[*apt, "update"], [*apt, "install", "-y", "--no-install-recommends", "chromium"]],
+        hint="install Chromium or Google Chrome yourself (Debian: `sudo apt-get install chromium`)",
+        there=find_browser,
+    )
+
+
 def pinned(lock: Path) -> dict[str, str]:
     """The version of each package in a lock."""
     return dict(re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(), flags=re.MULTILINE))
@@ -204,6 +226,7 @@ def plan(kind: str, root: Path, python: Path) -> list[Step]:
         ),
     ]
     if kind == "test":
+        steps.insert(0, browser_step())  # the one that may be forbidden, so before the long ones
         env = build_env(demo["torch"])
         steps.append(
             Step(
@@ -266,7 +289,9 @@ def remedy(log_text: str, hint: str) -> str:
 
 
 def is_done(step: Step, venv: Path) -> bool:
-    """Whether the step succeeded with the inputs of today."""
+    """Whether the step succeeded with the inputs of today, or what it makes is there."""
+    if step.there:
+        return bool(step.there())
     stamp = venv / ".stamps" / step.name
     return stamp.is_file() and stamp.read_text() == step.key()
 
@@ -325,7 +350,7 @@ def setup(kind: str, root: Path = ROOT) -> None:
     check_platform()
     venv = root / ".venv"
     python = venv / "bin" / "python"
-    total = 6 if kind == "test" else 5
+    total = 7 if kind == "test" else 5
     if not works(python):
         check_disk(NEEDED_GB[kind], shutil.disk_usage(root).free)
         if kind == "test":

@@ -43,6 +43,12 @@ def runs(tmp_path) -> int:
     return len(path.read_text()) if path.exists() else 0
 
 
+def program(path, *lines) -> None:
+    """A shell script that can be run."""
+    path.write_text("\n".join(["#!/bin/sh", *lines]) + "\n")
+    path.chmod(0o755)
+
+
 def test_python_of_another_version_is_a_sentence():
     with pytest.raises(setup_env.SetupError) as info:
         setup_env.check_python((3, 13, 1))
@@ -189,9 +195,9 @@ def test_demo_needs_no_mmdetection(tmp_path, monkeypatch):
     demo = setup_env.plan("demo", ROOT, python)
     test = setup_env.plan("test", ROOT, python)
     assert [step.name for step in demo] == ["tools", "packages", "detectron2", "project"]
-    assert [step.name for step in test if step not in demo] == ["mmdetection"]
+    assert [step.name for step in test if step not in demo] == ["browser", "mmdetection"]
     # MMCV's build imports torch, so the packages come first.
-    assert [step.name for step in test][:3] == ["tools", "packages", "mmdetection"]
+    assert [step.name for step in test][:4] == ["browser", "tools", "packages", "mmdetection"]
     for step in test:
         from_locks = [command for command in step.commands if "-r" in command]
         assert all("--require-hashes" in command for command in from_locks)
@@ -203,6 +209,63 @@ def test_mmcv_is_built_for_the_cpu_in_a_cache_for_this_torch(tmp_path):
     assert (env["FORCE_CUDA"], env["CUDA_VISIBLE_DEVICES"]) == ("0", "")
     assert env["MAX_JOBS"] == "7"
     assert env["UV_CACHE_DIR"] == str(tmp_path / "gradaug_det" / "uv-torch-2.9.1")
+
+
+@pytest.mark.parametrize("name", setup_env.BROWSERS)
+def test_any_browser_on_path_will_do(tmp_path, venv, monkeypatch, name):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    step = setup_env.browser_step()
+    assert not setup_env.is_done(step, venv)
+    program(tmp_path / name, "exit 0")
+    assert setup_env.find_browser() == str(tmp_path / name)
+    assert setup_env.is_done(step, venv)
+
+
+@pytest.mark.parametrize(("user", "prefix"), [(0, ""), (1000, "sudo -n ")])
+def test_browser_is_installed_by_apt_and_looked_for_each_time(
+    tmp_path, venv, machine, monkeypatch, capsys, user, prefix
+):
+    program(tmp_path / "sudo", 'test $1 = -n && shift && SUDO="sudo -n " exec "$@"')
+    program(tmp_path / "env", 'export "$1"; shift; exec "$@"')
+    program(
+        tmp_path / "apt-get",
+        f'echo "$SUDO$DEBIAN_FRONTEND $@" >> {tmp_path}/calls',
+        f"test $1 = update || {shutil.which('cp')} -p $0 {tmp_path}/chromium",
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(setup_env.os, "geteuid", lambda: user)
+    machine(setup_env.browser_step())
+    setup_env.setup("test", tmp_path)
+    assert "[2/7] installing Debian's Chromium" in capsys.readouterr().out
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        f"{prefix}noninteractive update",
+        f"{prefix}noninteractive install -y --no-install-recommends chromium",
+    ]
+    setup_env.setup("test", tmp_path)
+    assert capsys.readouterr().out == ""
+    (tmp_path / "chromium").unlink()  # as on another machine with the same .venv
+    setup_env.setup("test", tmp_path)
+    assert len((tmp_path / "calls").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("programs", "status"),
+    [
+        ({}, 127),  # neither sudo nor apt-get
+        ({"sudo": "echo 'sudo: a password is required' >&2; exit 1"}, 1),
+    ],
+)
+def test_forbidden_browser_says_what_to_do(tmp_path, venv, monkeypatch, programs, status):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(setup_env.os, "geteuid", lambda: 1000)
+    for name, line in programs.items():
+        program(tmp_path / name, line)
+    with pytest.raises(
+        setup_env.SetupError,
+        match=rf"`browser` failed with status {status}: install Chromium or Google Chrome yourself"
+        r" \(Debian: `sudo apt-get install chromium`\), then run the same command again",
+    ):
+        setup_env.run_step(setup_env.browser_step(), venv, os.environ)
 
 
 def test_commands_are_not_disturbed_by_another_environment(tmp_path):
@@ -219,7 +282,8 @@ def test_locks_agree_and_have_hashes():
     assert pins["build"].items() <= pins["demo"].items() <= pins["test"].items()
     assert {"uv", "setuptools", "ninja"} <= set(pins["build"])
     assert {"torch", "pypi-simple", "pytest"} <= set(pins["demo"])
-    assert {"onedl-mmcv", "onedl-mmdetection"} <= set(pins["test"]) - set(pins["demo"])
+    only_test = {"onedl-mmcv", "onedl-mmdetection", "playwright"}
+    assert only_test <= set(pins["test"]) - set(pins["demo"])
     assert "opencv-python" not in pins["test"]
     for lock in LOCKS.values():
         blocks = re.split(r"\n(?=\S)", lock.read_text().split("\n", 2)[2].strip())
