@@ -10,7 +10,7 @@ COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --no-emit-in
 	--no-annotate --quiet --override requirements/overrides.txt $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test study-zoo compare-frameworks lint env-demo env-test lock clean
+.PHONY: help demo test study study-zoo compare-frameworks lint env-demo env-test lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ test: env-test  ## lint, then run all tests (the first time compiles MMCV: 15 to
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest -q $(ARGS)
+
+study: env-demo  ## train what is missing of the study of table 3 (hours), write its tables
+	$(PY) -W ignore tools/study_table3.py $(ARGS)
 
 study-zoo: env-demo  ## train what is missing of the mini zoo's study (hours), write its tables
 	$(PY) -W ignore tools/study_mini_zoo.py $(ARGS)
