@@ -39,6 +39,7 @@ def opened(
         height: of the viewport.
         colour_scheme: what ``prefers-color-scheme`` says, "light" or "dark".
     """
+    executable = _executable()
     # A browser for each page: Playwright's event loop runs as long as it does, and would be in the
     # way of other tests' loops.
     url = Path(path).resolve(strict=True).as_uri()
@@ -50,7 +51,7 @@ def opened(
             problems.append(f"request for {address}")
 
     with _playwright() as playwright:
-        with playwright.chromium.launch(executable_path=_executable(), args=FLAGS) as browser:
+        with playwright.chromium.launch(executable_path=executable, args=FLAGS) as browser:
             context = browser.new_context(
                 viewport={"width": width, "height": height},
                 color_scheme=colour_scheme,
