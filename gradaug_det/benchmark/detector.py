@@ -34,8 +34,31 @@ class CocoData:
     categories: tuple[tuple[int, str], ...]
 
 
+@dataclass(frozen=True)
+class DetectorFiles:
+    """A detector to benchmark.
+
+    Args:
+        config: file of a Detectron2 yaml config or LazyConfig, or of an MMDetection config.
+        weights: checkpoint's path or URL; None leaves the config's own.
+        label: for readers.
+        framework: ``detectron2`` or ``mmdet``; by default what the config's file looks like.
+        overrides: of the config: ``KEY VALUE`` pairs in one flat list for yaml, else ``key=value``.
+    """
+
+    config: Path
+    weights: str | None
+    label: str
+    framework: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
 class Detector(Protocol):
-    """A detector of one framework with its own preprocessing.
+    """A detector of one framework with its own preprocessing, made of (files, data, device).
+
+    Raises (when it is made):
+        ConfigError: the config cannot be used, or its classes are not the data's.
+        ZooError: the weights cannot be used.
 
     Attributes:
         framework: for readers.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gradaug_det.benchmark.changes import FGSM, Change, Clean, Corruption
 from gradaug_det.benchmark.cost import at_detector_width, measure_costs
-from gradaug_det.benchmark.detector import CocoData, Detector
+from gradaug_det.benchmark.detector import CocoData, Detector, DetectorFiles
 from gradaug_det.benchmark.processes import from_first, gather
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, Metrics, WidthResult
 from gradaug_det.benchmark.store import DetectionStore
@@ -28,25 +28,6 @@ from gradaug_det.evaluation.coco_data import load_ground_truth
 from gradaug_det.evaluation.environment import describe_environment
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DetectorFiles:
-    """A detector to benchmark.
-
-    Args:
-        config: file of a Detectron2 yaml config or LazyConfig, or of an MMDetection config.
-        weights: checkpoint's path or URL; None leaves the config's own.
-        label: for readers.
-        framework: ``detectron2`` or ``mmdet``; by default what the config's file looks like.
-        overrides: of the config, as the framework's own scripts take them.
-    """
-
-    config: Path
-    weights: str | None
-    label: str
-    framework: str | None = None
-    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +106,7 @@ def load_detector(files: DetectorFiles, data: CocoData, device: str) -> Detector
         from gradaug_det.mmdet.benchmark import MMDetectionDetector as Adapter
     else:
         raise ConfigError("--framework", f"must be detectron2 or mmdet, got {framework!r}")
-    return Adapter(files.config, files.weights, data, files.overrides, device)
+    return Adapter(files, data, device)
 
 
 def guess_framework(config: Path) -> str:

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
 from gradaug_det.benchmark.detector import (
     CocoData,
+    DetectorFiles,
     category_id,
     check_num_classes,
     training_losses,
@@ -35,33 +36,14 @@ from gradaug_det.errors import ConfigError
 
 
 class Detectron2Detector:
-    """A yaml config or LazyConfig with weights.
-
-    Args:
-        config: its file.
-        weights: a checkpoint's path or URL; None leaves the config's own.
-        data: to be detected.
-        overrides: ``KEY VALUE`` pairs in one flat list (LazyConfig: ``key=value``).
-        device: of the model.
-
-    Raises:
-        ConfigError: the config cannot be used, or its classes are not the data's.
-        ZooError: the weights cannot be used.
-    """
+    """A yaml config or LazyConfig with weights."""
 
     framework = "Detectron2"
 
-    def __init__(
-        self,
-        config: str | Path,
-        weights: str | None,
-        data: CocoData,
-        overrides: Sequence[str] = (),
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, files: DetectorFiles, data: CocoData, device: str) -> None:
         self.data = data
-        load = _load_lazy if str(config).endswith(".py") else _load_yaml
-        self.model, self.mapper, self._description = load(config, weights, list(overrides), device)
+        load = _load_lazy if files.config.suffix == ".py" else _load_yaml
+        self.model, self.mapper, self._description = load(files, device)
         self.model.eval()
         self.backbone = slimmable_part(self.model.backbone)
         head = getattr(self.model, "roi_heads", self.model)
@@ -140,10 +122,10 @@ class _Corrupt(T.Augmentation):
         return T.ColorTransform(lambda img: self.change.apply(img, self.file_name, self.order))
 
 
-def _load_yaml(config: Any, weights: str | None, overrides: list[str], device: str) -> tuple:
-    cfg = load_config(config, overrides)
-    if weights is not None:
-        cfg.MODEL.WEIGHTS = weights
+def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, str]:
+    cfg = load_config(files.config, list(files.overrides))
+    if files.weights is not None:
+        cfg.MODEL.WEIGHTS = files.weights
     cfg.MODEL.DEVICE = device
     check_preprocessing(cfg)
     model = build_model(cfg)
@@ -151,10 +133,10 @@ def _load_yaml(config: Any, weights: str | None, overrides: list[str], device: s
     return model, DatasetMapper(cfg, is_train=False), cfg.dump()
 
 
-def _load_lazy(config: Any, weights: str | None, overrides: list[str], device: str) -> tuple:
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(config)), overrides)
-    if weights is not None:
-        cfg.train.init_checkpoint = weights
+def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, str]:
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(files.config)), list(files.overrides))
+    if files.weights is not None:
+        cfg.train.init_checkpoint = files.weights
     check_preprocessing(cfg)
     model = instantiate(cfg.model).to(device)
     SafeCheckpointer(model).load(cfg.train.init_checkpoint)

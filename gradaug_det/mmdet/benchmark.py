@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.structures.mask import encode_mask_results
+from mmengine.config import DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
@@ -19,6 +21,7 @@ from torch.utils.data import Dataset, Subset
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
 from gradaug_det.benchmark.detector import (
     CocoData,
+    DetectorFiles,
     category_id,
     check_num_classes,
     training_losses,
@@ -31,37 +34,17 @@ from gradaug_det.mmdet.train import load_config
 
 
 class MMDetectionDetector:
-    """A config with weights.
-
-    Args:
-        config: its file.
-        weights: a checkpoint's path or URL; None takes the config's ``load_from``.
-        data: to be detected.
-        overrides: ``key=value``, as for ``--cfg-options``.
-        device: of the model.
-
-    Raises:
-        ConfigError: the config cannot be used, or its classes are not the data's.
-        ZooError: the weights cannot be used.
-    """
+    """A config with weights; without them, with the config's ``load_from``."""
 
     framework = "MMDetection"
 
-    def __init__(
-        self,
-        config: str | Path,
-        weights: str | None,
-        data: CocoData,
-        overrides: Sequence[str] = (),
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, files: DetectorFiles, data: CocoData, device: str) -> None:
         self.data, self.device = data, device
-        options = dict(part.split("=", 1) for part in overrides)
-        self.config = load_config(config, {key: _value(text) for key, text in options.items()})
+        self.config = load_config(files.config, _options(files.overrides))
         init_default_scope("mmdet")
-        weights = weights or self.config.get("load_from")
+        weights = files.weights or self.config.get("load_from")
         if not weights:
-            raise ConfigError("--weights", f"is missing and {config} has no load_from")
+            raise ConfigError("--weights", f"is missing and {files.config} has no load_from")
         self._description = f"{self.config.pretty_text}\n{weights}"
         load_files_safely()
         self.model = MODELS.build(_without_pretrained(self.config.model)).to(device)
@@ -195,8 +178,11 @@ def _innermost(dataset: Any) -> Any:
     return dataset
 
 
-def _value(text: str) -> Any:
-    """An override's value as MMEngine's own ``--cfg-options`` reads it."""
-    from mmengine.config import DictAction
-
-    return DictAction._parse_iterable(text)
+def _options(overrides: Sequence[str]) -> dict[str, Any]:
+    """Overrides as MMEngine's own ``--cfg-options`` reads them."""
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError("--opts", f"must be key=value for {override!r}")
+    parser = ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="*", action=DictAction, default={})
+    return parser.parse_args(["--cfg-options", *overrides]).cfg_options

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,9 @@ from mmengine.runner import Runner
 
 from gradaug_det.benchmark.changes import FGSM, Clean, Corruption
 from gradaug_det.benchmark.cost import at_detector_width, count_parameters, measure_costs
-from gradaug_det.benchmark.detector import training_losses
+from gradaug_det.benchmark.detector import DetectorFiles, training_losses
 from gradaug_det.benchmark.run import (
     BenchmarkSettings,
-    DetectorFiles,
     load_data,
     load_detector,
     run_benchmark,
@@ -314,6 +314,17 @@ def test_the_command_in_two_processes(world, tmp_path):
         for file in sorted((tmp_path / "two").glob("detections/*/*/*/rank*.jsonl"))
     ]
     assert counts == [3, 3]
+
+
+def test_overrides_are_the_frameworks_own(world):
+    none = {"detectron2": ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")}
+    none["mmdet"] = ("model.test_cfg.rcnn.score_thr=1.0", "model.test_cfg.rcnn.max_per_img=5")
+    for framework in FRAMEWORKS:
+        changed = replace(files(world, framework), overrides=none[framework])
+        detector = load_detector(changed, world[1], "cpu")
+        assert detector.detect(detector.dataset([1_000_001], Clean())[0]) == []
+    with pytest.raises(ConfigError, match=r"--opts must be key=value for 'a.b'"):
+        load_detector(replace(files(world, "mmdet"), overrides=("a.b",)), world[1], "cpu")
 
 
 def test_data_with_other_classes_is_refused(world, tmp_path):

@@ -8,11 +8,11 @@ import os
 import shlex
 from pathlib import Path
 
+from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.benchmark.processes import processes
 from gradaug_det.benchmark.report import write_benchmark
 from gradaug_det.benchmark.run import (
     BenchmarkSettings,
-    DetectorFiles,
     load_data,
     run_benchmark,
 )
