@@ -9,18 +9,18 @@ from typing import Any
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
+from gradaug_det.core.detector import SlimmableDetector
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
-from gradaug_det.core.slimming import slim_plan
 from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.batch import Batch, transform_batch
 from gradaug_det.d2.targets import Calls, soft_targets
 
 
-class GradAugDetector:
-    """A detector in training (see :class:`gradaug_det.core.regularizer.Trainable`).
+class GradAugDetector(SlimmableDetector):
+    """A Detectron2 model in training.
 
     Args:
         detector: a Detectron2 model with a slimmable ``backbone``, not wrapped for distribution.
@@ -32,11 +32,7 @@ class GradAugDetector:
     """
 
     def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:
-        self.module, self.options = detector, options
-        self.backbone = detector_backbone(detector)
-        self.subnet_norm = options.subnet_norm
-        slim_plan(self.backbone).check_norm(options.subnet_norm)
-        self.targets = soft_targets(detector) if options.uses_soft else None
+        super().__init__(detector, detector_backbone(detector), options, soft_targets)
         self.recorder = ForwardRecorder(self.targets.record() if self.targets else {})
 
     def full_pass(self, batch: Batch) -> tuple[Losses, Calls]:
@@ -46,21 +42,17 @@ class GradAugDetector:
 
     def sub_network_pass(self, batch: Batch, soft_target: Calls, sub: SubNetwork) -> Losses:
         """Losses of the sub-network, by name: ``soft_*`` and ``labels_*``, weighted."""
-        options, losses = self.options, {}
+        labels, soft = {}, {}
         sub_batch = transform_batch(batch, sub.transform)
-        if options.uses_labels:
+        if self.options.uses_labels:
             with _features_of(self.module) as kept, no_traces(self.module):
-                own = self.module(sub_batch)
-            for name, loss in own.items():
-                losses[f"labels_{name.removeprefix('loss_')}"] = options.labels_weight * loss
+                labels = self.module(sub_batch)
         if self.targets:
             # `both` runs the backbone once.
-            features = kept[0] if options.uses_labels else self._features(sub_batch)
+            features = kept[0] if labels else self._features(sub_batch)
             sizes = [tuple(item["image"].shape[-2:]) for item in batch]
-            own = self.targets.losses(features, soft_target, sub.transform, sizes)
-            for name, loss in own.items():
-                losses[f"soft_{name}"] = options.soft_weight_at(sub.iteration) * loss
-        return losses
+            soft = self.targets.losses(features, soft_target, sub.transform, sizes)
+        return self.weighted(labels, soft, sub)
 
     def _features(self, batch: Batch) -> dict[str, Any]:
         return self.module.backbone(self.module.preprocess_image(batch).tensor)

@@ -8,18 +8,18 @@ from typing import Any
 
 from torch import nn
 
+from gradaug_det.core.detector import SlimmableDetector
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
-from gradaug_det.core.slimming import slim_plan
 from gradaug_det.mmdet.backbone import detector_backbone
 from gradaug_det.mmdet.batch import Batch, Padding, image_sizes, transform_batch
 from gradaug_det.mmdet.targets import Calls, soft_targets
 
 
-class GradAugDetector:
-    """A detector in training (see :class:`gradaug_det.core.regularizer.Trainable`).
+class GradAugDetector(SlimmableDetector):
+    """An MMDetection model in training.
 
     Args:
         detector: an MMDetection model with a slimmable ``backbone``, not wrapped for distribution.
@@ -34,11 +34,7 @@ class GradAugDetector:
     """
 
     def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:
-        self.module, self.options = detector, options
-        self.backbone = detector_backbone(detector)
-        self.subnet_norm = options.subnet_norm
-        slim_plan(self.backbone).check_norm(options.subnet_norm)
-        self.targets = soft_targets(detector) if options.uses_soft else None
+        super().__init__(detector, detector_backbone(detector), options, soft_targets)
         self.padding = Padding.of(getattr(detector, "data_preprocessor", None))
         self.autocast: AbstractContextManager = nullcontext()
 
@@ -67,20 +63,16 @@ class GradAugDetector:
             return self._sub_network_pass(batch, soft_target, sub)
 
     def _sub_network_pass(self, batch: Batch, soft_target: Calls, sub: SubNetwork) -> Losses:
-        options, losses = self.options, {}
+        labels, soft = {}, {}
         inputs, samples = transform_batch(batch, sub.transform, self.padding)
-        if options.uses_labels:
+        if self.options.uses_labels:
             with _features_of(self.module) as kept, no_traces(self.module, self.backbone):
-                own = named_losses(self.module, self.module(inputs, samples, mode="loss"))
-            for name, loss in own.items():
-                losses[f"labels_{name.replace('loss_', '')}"] = options.labels_weight * loss
+                labels = named_losses(self.module, self.module(inputs, samples, mode="loss"))
         if self.targets:
             # `both` runs the backbone once.
-            features = kept[0] if options.uses_labels else self.module.extract_feat(inputs)
-            own = self.targets.losses(features, soft_target, sub.transform, image_sizes(batch))
-            for name, loss in own.items():
-                losses[f"soft_{name}"] = options.soft_weight_at(sub.iteration) * loss
-        return losses
+            features = kept[0] if labels else self.module.extract_feat(inputs)
+            soft = self.targets.losses(features, soft_target, sub.transform, image_sizes(batch))
+        return self.weighted(labels, soft, sub)
 
 
 def named_losses(detector: nn.Module, output: dict[str, Any]) -> Losses:
