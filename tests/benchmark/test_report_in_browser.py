@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from tests.benchmark.test_report import benchmark, folder, truth, written  # noqa: F401 (fixtures)
 from tests.browser import assert_fits, assert_pictures_load, opened
 
 pytestmark = pytest.mark.integration
@@ -14,7 +13,7 @@ pytestmark = pytest.mark.integration
     ("width", "height", "scheme"),
     [(360, 780, "light"), (390, 844, "dark"), (1280, 900, "light")],
 )
-def test_opens(written, width, height, scheme):  # noqa: F811
+def test_opens(written, width, height, scheme):
     content = json.loads((written / "report.json").read_text())
     with opened(written / "index.html", width, height, scheme) as page:
         assert_pictures_load(page)
