@@ -16,7 +16,7 @@ _TARGET_SIDE = 512  # small images are enlarged to about this long side, so that
 _LARGEST_SIDE = 800
 _FONT_SIZE = 18
 _MASK_OPACITY = 0.42
-_MAX_DRAWN = 30
+MAX_DRAWN = 30
 _CROWD_COLOUR = (150, 150, 150)
 
 
@@ -95,7 +95,7 @@ def predicted_instances(
             p.get("segmentation"),
             p["score"],
         )
-        for p in found[:_MAX_DRAWN]
+        for p in found[:MAX_DRAWN]
     ]
 
 
