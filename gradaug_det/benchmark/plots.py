@@ -1,28 +1,41 @@
-"""Plots of a benchmark."""
+"""Plots of a benchmark: a colour each detector, explained beside the plot and not in it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-import numpy as np
-
-from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
-from gradaug_det.evaluation.coco import run_evaluator
+from gradaug_det.benchmark.measured import (
+    PrecisionCurves,
+    ap_by_epsilon,
+    ap_by_severity,
+    clean_ap,
+    tasks_of,
+    widest,
+)
+from gradaug_det.benchmark.records import Benchmark
 from gradaug_det.evaluation.comparison import TASK_NAMES
 from gradaug_det.evaluation.plots import METHOD_COLOURS, Plot, render_svg
 
-DASHES = {"bbox": "-", "segm": "--"}
+_STYLES = {"-": "Solid", "--": "Dashed", ":": "Dotted"}
+_OF_TASK = {"bbox": "-", "segm": "--"}
+_OF_IOU = {0.5: "-", 0.75: ":"}
+
+
+@dataclass
+class StyledPlot(Plot):
+    """A plot with words for its line styles, e.g. ``Solid: box. Dashed: mask.``"""
+
+    styles: str = ""
 
 
 @dataclass
 class _Line:
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    detector: str
+    meaning: str  # of its style
+    points: Sequence[tuple[float, float]]
     colour: str
-    style: str = "-"
+    style: str
 
 
 def colour(position: int) -> str:
@@ -30,152 +43,125 @@ def colour(position: int) -> str:
     return METHOD_COLOURS[position % len(METHOD_COLOURS)]
 
 
-def tasks_of(detector: DetectorResult) -> list[str]:
-    """``bbox`` and, if the detector gives masks, ``segm``."""
-    return [task for task in TASK_NAMES if task in detector.widths[0].metrics]
+def cost_plot(benchmark: Benchmark) -> StyledPlot | None:
+    """AP over multiply-adds, a line for each detector and task.
 
-
-def widest(detector: DetectorResult) -> WidthResult:
-    """The detector at its largest width."""
-    return max(detector.widths, key=lambda result: result.width)
-
-
-def cost_plot(benchmark: Benchmark) -> Plot | None:
-    """AP over multiply-adds, a line for each detector and task; None with fewer than 2 points."""
+    None with fewer than 2 networks (detectors and widths) whose multiply-adds are known.
+    """
+    measured = [r for d in benchmark.detectors for r in d.widths if r.cost.gflops is not None]
+    if len(measured) < 2:
+        return None
     lines = []
     for position, detector in enumerate(benchmark.detectors):
-        results = [r for r in detector.widths if r.cost.gflops is not None]
-        results.sort(key=lambda r: r.cost.gflops)
         for task in tasks_of(detector):
-            lines.append(
-                _Line(
-                    f"{detector.label}, {TASK_NAMES[task]}",
-                    [r.cost.gflops for r in results],
-                    [r.metrics[task]["AP"] for r in results],
-                    colour(position),
-                    DASHES[task],
-                )
+            points = sorted(
+                (result.cost.gflops, ap)
+                for result in detector.widths
+                if result.cost.gflops is not None and (ap := clean_ap(result, task)) is not None
             )
-    if max((len(line.x) for line in lines), default=0) < 2 and len(benchmark.detectors) < 2:
-        return None
+            lines.append(_task_line(detector.label, task, points, position))
     return _plot("AP and cost", "GFLOPs an image", "AP, %", lines, marker="o")
 
 
-def recall_plots(benchmark: Benchmark, ground_truth: dict) -> list[Plot]:
-    """Precision over recall, mean over categories, at IoU 0.5 and 0.75, of the largest widths."""
+def recall_plots(
+    benchmark: Benchmark, curves: Mapping[str, Mapping[str, PrecisionCurves]]
+) -> list[StyledPlot]:
+    """Precision over recall, a plot for each task.
+
+    Args:
+        curves: label of a detector -> task -> what
+            :func:`gradaug_det.benchmark.measured.precision_curves` returns.
+    """
     plots = []
-    for task in TASK_NAMES:
-        lines = []
-        for position, detector in enumerate(benchmark.detectors):
-            if task not in tasks_of(detector):
-                continue
-            curves = precision_curves(
-                ground_truth, widest(detector).predictions, task, benchmark.image_ids
-            )
-            for style, (iou, (recall, precision)) in zip("-:", curves.items(), strict=True):
-                label = f"{detector.label}, IoU {iou:g}"
-                lines.append(_Line(label, recall, precision, colour(position), style))
-        if any(len(line.x) for line in lines):
-            title = f"{TASK_NAMES[task].capitalize()} precision and recall"
-            plots.append(_plot(title, "recall, %", "precision, %", lines))
-    return plots
+    for task, name in TASK_NAMES.items():
+        lines = [
+            _Line(detector.label, f"IoU {iou:g}", points, colour(position), _OF_IOU[iou])
+            for position, detector in enumerate(benchmark.detectors)
+            for iou, points in curves[detector.label].get(task, {}).items()
+        ]
+        title = f"{name.capitalize()} precision and recall"
+        plots.append(_plot(title, "recall, %", "precision, %", lines, top=100))
+    return [plot for plot in plots if plot is not None]
 
 
-def precision_curves(
-    ground_truth: dict,
-    predictions: Sequence[dict],
-    task: str,
-    image_ids: Sequence[int] | None = None,
-) -> dict[float, tuple[np.ndarray, np.ndarray]]:
-    """IoU (0.5 and 0.75) -> recall and precision in per cent: COCO's 101 points, mean over the
-    categories that have objects."""
-    evaluator = run_evaluator(ground_truth, predictions, task, image_ids=image_ids)
-    precision = evaluator.eval["precision"][..., 0, -1]  # (IoU, recall, category)
-    existing = (precision > -1).all(axis=(0, 1))
-    recall = 100 * np.asarray(evaluator.params.recThrs)
-    curves = {}
-    for iou in (0.5, 0.75):
-        row = int(np.flatnonzero(np.isclose(evaluator.params.iouThrs, iou))[0])
-        values = precision[row][:, existing]
-        curves[iou] = (recall, 100 * values.mean(axis=1)) if existing.any() else ([], [])
-    return curves
-
-
-def corruption_plot(benchmark: Benchmark) -> Plot | None:
+def corruption_plot(benchmark: Benchmark) -> StyledPlot | None:
     """AP over severity, mean over the corruptions; 0 is clean."""
     lines = []
     for position, detector in enumerate(benchmark.detectors):
         result = widest(detector)
         for task in tasks_of(detector):
-            by_severity = mean_by_severity(result.corruptions, task)
-            if by_severity:
-                lines.append(
-                    _Line(
-                        f"{detector.label}, {TASK_NAMES[task]}",
-                        [0, *by_severity],
-                        [result.metrics[task]["AP"], *by_severity.values()],
-                        colour(position),
-                        DASHES[task],
-                    )
-                )
-    return _plot("Corrupted images", "severity (0: clean)", "AP, %", lines, marker="o")
+            points = _from_clean(clean_ap(result, task), ap_by_severity(result, task))
+            lines.append(_task_line(detector.label, task, points, position))
+    severities = sorted({x for line in lines for x, _ in line.points})
+    return _plot(
+        *("AP and severity", "severity (0: clean)", "AP, %", lines), marker="o", ticks=severities
+    )
 
 
-def fgsm_plot(benchmark: Benchmark) -> Plot | None:
+def fgsm_plot(benchmark: Benchmark) -> StyledPlot | None:
     """AP over FGSM's epsilon; 0 is clean."""
     lines = []
     for position, detector in enumerate(benchmark.detectors):
         result = widest(detector)
         for task in tasks_of(detector):
-            points = sorted((e, found[task]) for e, found in result.fgsm.items() if task in found)
-            if points:
-                lines.append(
-                    _Line(
-                        f"{detector.label}, {TASK_NAMES[task]}",
-                        [0, *(e for e, _ in points)],
-                        [result.metrics[task]["AP"], *(ap for _, ap in points)],
-                        colour(position),
-                        DASHES[task],
-                    )
-                )
-    return _plot("Attacked images (FGSM)", "epsilon, of 255", "AP, %", lines, marker="o")
+            points = _from_clean(clean_ap(result, task), ap_by_epsilon(result, task))
+            lines.append(_task_line(detector.label, task, points, position))
+    return _plot("AP and epsilon", "epsilon, of 255 (0: clean)", "AP, %", lines, marker="o")
 
 
-def mean_by_severity(
-    corruptions: Mapping[str, Mapping[int, Mapping[str, float]]], task: str
-) -> dict[int, float]:
-    """Severity -> mean AP over the corruptions that have it."""
-    values: dict[int, list[float]] = {}
-    for severities in corruptions.values():
-        for severity, found in severities.items():
-            if task in found:
-                values.setdefault(severity, []).append(found[task])
-    return {severity: fmean(values[severity]) for severity in sorted(values)}
+def _from_clean(clean: float | None, changed: Mapping[float, float]) -> list[tuple[float, float]]:
+    """The points of a line from the clean AP on; none if nothing was changed."""
+    if not changed:
+        return []
+    return [*([] if clean is None else [(0, clean)]), *changed.items()]
 
 
-def _plot(title: str, x: str, y: str, lines: Sequence[_Line], marker: str = "") -> Plot | None:
-    lines = [line for line in lines if len(line.x)]
+def _task_line(
+    label: str, task: str, points: Sequence[tuple[float, float]], position: int
+) -> _Line:
+    return _Line(label, TASK_NAMES[task], points, colour(position), _OF_TASK[task])
+
+
+def _plot(
+    title: str,
+    x: str,
+    y: str,
+    lines: Sequence[_Line],
+    *,
+    marker: str = "",
+    top: float | None = None,
+    ticks: Sequence[float] | None = None,
+) -> StyledPlot | None:
+    lines = [line for line in lines if line.points]
     if not lines:
         return None
+    highest = top or max(value for line in lines for _, value in line.points) or 1.0
 
     def draw(axes) -> None:
         for line in lines:
             axes.plot(
-                *(line.x, line.y, line.style),
+                *zip(*line.points, strict=True),
+                line.style,
                 color=line.colour,
-                label=line.label,
                 linewidth=1.6,
                 marker=marker,
                 markersize=4,
             )
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, fontsize=8.5)
+        axes.set_ylim(0, 1.05 * highest)
+        if ticks is not None:
+            axes.set_xticks(ticks)
 
+    styles = {line.style: line.meaning for line in lines}
     ends = "; ".join(
-        f"{line.label} from {line.y[0]:.3g} at {line.x[0]:.3g} to {line.y[-1]:.3g} at "
-        f"{line.x[-1]:.3g}"
+        f"{line.detector}, {line.meaning} from {line.points[0][1]:.3g} at {line.points[0][0]:.3g} "
+        f"to {line.points[-1][1]:.3g} at {line.points[-1][0]:.3g}"
         for line in lines
     )
-    return Plot(title, f"{title}, {y} over {x}: {ends}.", render_svg(draw))
+    return StyledPlot(
+        title,
+        f"{title}, {y} over {x}: {ends}.",
+        render_svg(draw),
+        styles=" ".join(f"{_STYLES[style]}: {meaning}." for style, meaning in styles.items()),
+    )

@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
+from gradaug_det.benchmark.measured import (
+    PrecisionCurves,
+    ap_by_corruption,
+    ap_by_epsilon,
+    ap_by_severity,
+    clean_ap,
+    finite,
+    precision_curves,
+    tasks_of,
+    time_ratio,
+    widest,
+)
 from gradaug_det.benchmark.plots import (
+    StyledPlot,
     colour,
     corruption_plot,
     cost_plot,
     fgsm_plot,
-    mean_by_severity,
     recall_plots,
-    tasks_of,
-    widest,
 )
 from gradaug_det.benchmark.ranking import image_scores
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
 from gradaug_det.benchmark.wording import summarise
+from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import COCO_METRICS
-from gradaug_det.evaluation.coco_data import load_ground_truth, load_predictions
+from gradaug_det.evaluation.coco_data import (
+    check_scorable,
+    load_ground_truth,
+    load_predictions,
+)
 from gradaug_det.evaluation.comparison import CATEGORY_PREFIX, TASK_NAMES
 from gradaug_det.evaluation.content import number_text, plain
 from gradaug_det.evaluation.environment import machine_line
-from gradaug_det.evaluation.pictures import predicted_instances, read_image, truth_instances
+from gradaug_det.evaluation.pictures import (
+    MAX_DRAWN,
+    predicted_instances,
+    read_image,
+    truth_instances,
+)
 from gradaug_det.evaluation.rendering import (
     counted,
     data_url,
@@ -54,15 +71,20 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
         Path of ``index.html``, which needs no other file and no network.
 
     Raises:
+        ConfigError: ``image_ids`` is empty.
         DataError: ground truth, predictions or images that cannot be used.
     """
     truth = load_ground_truth(benchmark.gt_json)
-    for detector in benchmark.detectors:
-        for result in detector.widths:
-            result.predictions = load_predictions(result.predictions)
-    ids = benchmark.image_ids or [image["id"] for image in truth["images"]]
-    best, worst = _ranked(benchmark, truth, ids) if benchmark.image_root else ([], [])
-    content = _content(benchmark, truth, ids, best, worst)
+    benchmark = _loaded(benchmark, truth)
+    best, worst = _ranked(benchmark, truth) if benchmark.image_root else ([], [])
+    curves = {
+        detector.label: {
+            task: precision_curves(truth, widest(detector).predictions, task, benchmark.image_ids)
+            for task in tasks_of(detector)
+        }
+        for detector in benchmark.detectors
+    }
+    content = _content(benchmark, truth, curves, best, worst)
     view = {
         **content,
         "machine": machine_line(benchmark.environment),
@@ -80,20 +102,13 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
         ],
         "colours": {d.label: colour(i) for i, d in enumerate(benchmark.detectors)},
         "tasks": TASK_NAMES,
+        "max_drawn": MAX_DRAWN,
     }
-    plots = [
-        cost_plot(benchmark),
-        *recall_plots(benchmark, truth),
-        corruption_plot(benchmark),
-        fgsm_plot(benchmark),
-    ]
     html_view = {
         **view,
-        "plots": [
-            {**asdict(plot), "source": data_url("image/svg+xml", plot.svg.encode())}
-            for plot in plots
-            if plot is not None
-        ],
+        "plots": _shown([cost_plot(benchmark), *recall_plots(benchmark, curves)]),
+        "corruption_plots": _shown([corruption_plot(benchmark)]),
+        "fgsm_plots": _shown([fgsm_plot(benchmark)]),
         "size_bars": _bars(benchmark, _SIZES),
         "category_bars": _bars(benchmark, _categories(benchmark)),
         "picture_groups": [
@@ -114,11 +129,51 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
     return Path(out_dir) / "index.html"
 
 
+def _loaded(benchmark: Benchmark, truth: dict) -> Benchmark:
+    """The benchmark with its images' ids, and with predictions read, checked and of them only."""
+    known = [image["id"] for image in truth["images"]]
+    ids = known if benchmark.image_ids is None else list(dict.fromkeys(benchmark.image_ids))
+    if not ids:
+        raise ConfigError("image_ids", "is empty; name at least one image, or None for all")
+    if unknown := sorted(set(ids) - set(known)):
+        raise DataError(
+            f"image_ids has {len(unknown)} ids that {Path(benchmark.gt_json).name} does not have, "
+            f"the first is {unknown[0]}"
+        )
+    chosen = set(ids)
+
+    def loaded(result: WidthResult) -> WidthResult:
+        predictions = load_predictions(result.predictions)
+        check_scorable(predictions, truth, "bbox")
+        return replace(result, predictions=[p for p in predictions if p["image_id"] in chosen])
+
+    return replace(
+        benchmark,
+        image_ids=ids,
+        detectors=[
+            replace(detector, widths=[loaded(result) for result in detector.widths])
+            for detector in benchmark.detectors
+        ],
+    )
+
+
+def _shown(plots: Sequence[StyledPlot | None]) -> list[dict]:
+    return [
+        {**asdict(plot), "source": data_url("image/svg+xml", plot.svg.encode())}
+        for plot in plots
+        if plot is not None
+    ]
+
+
 def _content(
-    benchmark: Benchmark, truth: dict, ids: Sequence[int], best: list, worst: list
+    benchmark: Benchmark,
+    truth: dict,
+    curves: Mapping[str, Mapping[str, PrecisionCurves]],
+    best: list,
+    worst: list,
 ) -> dict:
     """Everything numeric as JSON data: what ``report.json`` holds."""
-    chosen = set(ids)
+    chosen = set(benchmark.image_ids)
     return plain(
         {
             "schema_version": SCHEMA_VERSION,
@@ -127,7 +182,7 @@ def _content(
             "dataset": {
                 "name": benchmark.dataset,
                 "annotation_file": Path(benchmark.gt_json).name,
-                "images": len(ids),
+                "images": len(chosen),
                 "of_images": len(truth["images"]),
                 "objects": sum(a["image_id"] in chosen for a in truth["annotations"]),
                 "categories": [category["name"] for category in truth["categories"]],
@@ -135,19 +190,8 @@ def _content(
             "detectors": [
                 {
                     **{k: getattr(d, k) for k in ("label", "framework", "config", "weights")},
-                    "widths": [
-                        {
-                            "width": result.width,
-                            "metrics": result.metrics,
-                            "detections": len(result.predictions),
-                            "cost": asdict(result.cost),
-                            "mPC": {task: result.mpc(task) for task in tasks_of(d)},
-                            "rPC": {task: result.rpc(task) for task in tasks_of(d)},
-                            "corruptions": result.corruptions,
-                            "fgsm": {f"{e:g}": found for e, found in result.fgsm.items()},
-                        }
-                        for result in d.widths
-                    ],
+                    "widths": [_width_content(benchmark, d, result) for result in d.widths],
+                    "precision_recall": curves[d.label],
                 }
                 for d in benchmark.detectors
             ],
@@ -162,14 +206,26 @@ def _content(
     )
 
 
+def _width_content(benchmark: Benchmark, detector: DetectorResult, result: WidthResult) -> dict:
+    tasks = tasks_of(detector)
+    return {
+        "width": result.width,
+        "metrics": result.metrics,
+        "detections": len(result.predictions),
+        "cost": {**asdict(result.cost), "time_ratio": time_ratio(benchmark, result)},
+        "mPC": {task: result.mpc(task) for task in tasks},
+        "rPC": {task: result.rpc(task) for task in tasks},
+        "corruptions": result.corruptions,
+        "AP_by_severity": {task: ap_by_severity(result, task) for task in tasks},
+        "AP_by_corruption": {task: ap_by_corruption(result, task) for task in tasks},
+        "fgsm": {f"{epsilon:g}": found for epsilon, found in result.fgsm.items()},
+    }
+
+
 def _column_label(detector: DetectorResult, result: WidthResult) -> str:
     if len(detector.widths) == 1 and result.width == 1:
         return detector.label
     return f"{detector.label}, width {result.width:g}"
-
-
-def _results(benchmark: Benchmark) -> list[WidthResult]:
-    return [result for detector in benchmark.detectors for result in detector.widths]
 
 
 def _ap_rows(benchmark: Benchmark) -> list[dict]:
@@ -177,30 +233,25 @@ def _ap_rows(benchmark: Benchmark) -> list[dict]:
         {
             "task": task,
             "metric": metric,
-            "cells": [_text(r.metrics.get(task, {}).get(metric)) for r in _results(benchmark)],
+            "cells": [
+                _text(result.metrics[task].get(metric) if task in tasks_of(detector) else None)
+                for detector in benchmark.detectors
+                for result in detector.widths
+            ],
         }
-        for task in TASK_NAMES
-        if any(task in r.metrics for r in _results(benchmark))
+        for task in _tasks(benchmark)
         for metric in COCO_METRICS
     ]
 
 
 def _cost_rows(benchmark: Benchmark) -> list[dict]:
-    """Durations also as multiples of the first detector's at its largest width."""
-    costs = [result.cost for result in _results(benchmark)]
-    reference = widest(benchmark.detectors[0]).cost.milliseconds
+    results = [result for detector in benchmark.detectors for result in detector.widths]
     rows = [
-        {"name": "parameters", "cells": [f"{cost.parameters:,}" for cost in costs]},
-        {"name": "GFLOPs", "cells": [_text(cost.gflops) for cost in costs]},
-        {"name": "ms an image", "cells": [_text(cost.milliseconds, 1) for cost in costs]},
-        {
-            "name": "time ratio",
-            "cells": [
-                _text(cost.milliseconds / reference if reference and cost.milliseconds else None)
-                for cost in costs
-            ],
-        },
-        {"name": "peak MB", "cells": [_text(cost.peak_megabytes, 1) for cost in costs]},
+        {"name": "parameters", "cells": [f"{r.cost.parameters:,}" for r in results]},
+        {"name": "GFLOPs", "cells": [_text(r.cost.gflops) for r in results]},
+        {"name": "ms an image", "cells": [_text(r.cost.milliseconds, 1) for r in results]},
+        {"name": "time ratio", "cells": [_text(time_ratio(benchmark, r)) for r in results]},
+        {"name": "peak MB", "cells": [_text(r.cost.peak_megabytes, 1) for r in results]},
     ]
     return [row for row in rows if any(cell != _text(None) for cell in row["cells"])]
 
@@ -208,57 +259,67 @@ def _cost_rows(benchmark: Benchmark) -> list[dict]:
 def _corruption_rows(benchmark: Benchmark) -> list[dict]:
     """For each task: clean, mPC, rPC, each severity (mean over corruptions), each corruption."""
     rows = []
-    measured = [widest(d) for d in benchmark.detectors]
-    for task in TASK_NAMES:
-        if not any(result.mpc(task) is not None for result in measured):
+    for task in _tasks(benchmark):
+        measured = [widest(d) if task in tasks_of(d) else None for d in benchmark.detectors]
+        by_severity = [ap_by_severity(r, task) if r else {} for r in measured]
+        by_corruption = [ap_by_corruption(r, task) if r else {} for r in measured]
+        if not any(by_severity):
             continue
-        severities = [mean_by_severity(result.corruptions, task) for result in measured]
-
-        def row(name: str, values: list, main: bool = False, task: str = task) -> dict:
-            cells = [_text(value) for value in values]
-            return {"task": task, "name": name, "cells": cells, "main": main}
-
-        rows.append(row("clean AP", [r.metrics.get(task, {}).get("AP") for r in measured], True))
-        rows.append(row("mPC", [r.mpc(task) for r in measured]))
-        rows.append(row("rPC, %", [r.rpc(task) for r in measured]))
-        for severity in sorted({s for found in severities for s in found}):
-            rows.append(row(f"severity {severity}", [found.get(severity) for found in severities]))
-        for kind in dict.fromkeys(kind for r in measured for kind in r.corruptions):
-            values = [_mean_of(r.corruptions.get(kind, {}), task) for r in measured]
-            rows.append(row(kind.replace("_", " "), values))
+        columns = {
+            "clean AP": [clean_ap(r, task) if r else None for r in measured],
+            "mPC": [r.mpc(task) if r else None for r in measured],
+            "rPC, %": [r.rpc(task) if r else None for r in measured],
+        }
+        for severity in sorted({s for found in by_severity for s in found}):
+            columns[f"severity {severity}"] = [found.get(severity) for found in by_severity]
+        for kind in dict.fromkeys(kind for found in by_corruption for kind in found):
+            columns[kind.replace("_", " ")] = [found.get(kind) for found in by_corruption]
+        rows += _robustness_rows(task, columns)
     return rows
 
 
 def _fgsm_rows(benchmark: Benchmark) -> list[dict]:
-    measured = [widest(d) for d in benchmark.detectors]
+    """For each task: clean, each epsilon."""
+    rows = []
+    for task in _tasks(benchmark):
+        measured = [widest(d) if task in tasks_of(d) else None for d in benchmark.detectors]
+        found = [ap_by_epsilon(r, task) if r else {} for r in measured]
+        if not any(found):
+            continue
+        columns = {"clean AP": [clean_ap(r, task) if r else None for r in measured]}
+        for epsilon in sorted({e for aps in found for e in aps}):
+            columns[f"epsilon {epsilon:g}/255"] = [aps.get(epsilon) for aps in found]
+        rows += _robustness_rows(task, columns)
+    return rows
+
+
+def _robustness_rows(task: str, columns: dict[str, list[float | None]]) -> list[dict]:
     return [
         {
             "task": task,
-            "name": f"epsilon {epsilon:g}/255",
-            "cells": [_text(r.fgsm.get(epsilon, {}).get(task)) for r in measured],
-            "main": False,
+            "name": name,
+            "cells": [_text(value) for value in values],
+            "main": name == "clean AP",
         }
-        for task in TASK_NAMES
-        for epsilon in sorted({e for r in measured for e in r.fgsm})
-        if any(task in r.fgsm.get(epsilon, {}) for r in measured)
+        for name, values in columns.items()
     ]
 
 
-def _mean_of(severities: Any, task: str) -> float | None:
-    values = [found[task] for found in severities.values() if task in found]
-    return fmean(values) if values else None
+def _tasks(benchmark: Benchmark) -> list[str]:
+    present = {task for detector in benchmark.detectors for task in tasks_of(detector)}
+    return [task for task in TASK_NAMES if task in present]
 
 
 def _bars(benchmark: Benchmark, names: dict[str, str]) -> dict[str, list[dict]]:
     """For each task: a row for each metric (key of ``names``) with every detector's number."""
     bars = {}
-    for task in TASK_NAMES:
+    for task in _tasks(benchmark):
         detectors = [d for d in benchmark.detectors if task in tasks_of(d)]
         rows = [
             {
                 "category": title,
                 "values": [
-                    {"method": d.label, "value": _finite(widest(d).metrics[task].get(metric))}
+                    {"method": d.label, "value": finite(widest(d).metrics[task].get(metric))}
                     for d in detectors
                 ],
             }
@@ -271,20 +332,22 @@ def _bars(benchmark: Benchmark, names: dict[str, str]) -> dict[str, list[dict]]:
 
 
 def _categories(benchmark: Benchmark) -> dict[str, str]:
-    """Metric -> category, by falling box AP of the first detector."""
-    metrics = widest(benchmark.detectors[0]).metrics["bbox"]
+    """Metric -> category, by falling AP of the first detector."""
+    first = benchmark.detectors[0]
+    metrics = widest(first).metrics[tasks_of(first)[0]] if tasks_of(first) else {}
     names = [name for name in metrics if name.startswith(CATEGORY_PREFIX)]
-    names.sort(key=lambda name: -(_finite(metrics[name]) or 0.0))
+    names.sort(key=lambda name: -(finite(metrics[name]) or 0.0))
     return {name: name.removeprefix(CATEGORY_PREFIX) for name in names}
 
 
-def _ranked(benchmark: Benchmark, truth: dict, ids: Sequence[int]) -> tuple[list, list]:
+def _ranked(benchmark: Benchmark, truth: dict) -> tuple[list, list]:
     """(image id, F1) of the best and of the worst images; no image is both."""
-    first = widest(benchmark.detectors[0])
-    scores = image_scores(truth, first.predictions, ids, benchmark.score_threshold)
-    ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-    count = min(benchmark.num_pictures, len(ranked) // 2)
-    return ranked[:count], ranked[::-1][:count]
+    predictions = widest(benchmark.detectors[0]).predictions
+    scores = image_scores(truth, predictions, benchmark.image_ids, benchmark.score_threshold)
+    ranked = sorted(scores.items(), key=lambda item: (item[1], item[0]))
+    worst = ranked[: min(benchmark.num_pictures, (len(ranked) + 1) // 2)]
+    best = sorted(ranked[len(worst) :], key=lambda item: (-item[1], item[0]))
+    return best[: benchmark.num_pictures], worst
 
 
 def _picture_row(benchmark: Benchmark, truth: dict, image_id: int, score: float) -> dict:
@@ -301,9 +364,5 @@ def _picture_row(benchmark: Benchmark, truth: dict, image_id: int, score: float)
     return {"image_id": image_id, "score": score, "columns": columns}
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
 def _text(value: float | None, digits: int = 2) -> str:
-    return number_text(_finite(value), digits)
+    return number_text(finite(value), digits)

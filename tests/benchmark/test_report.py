@@ -1,7 +1,9 @@
 """The benchmark's report: the records' numbers in three files, never half written."""
 
+import copy
 import dataclasses
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -10,7 +12,13 @@ import numpy as np
 import pytest
 
 from gradaug_det.benchmark import report as report_module
-from gradaug_det.benchmark.plots import mean_by_severity, precision_curves
+from gradaug_det.benchmark.measured import (
+    ap_by_corruption,
+    ap_by_severity,
+    precision_curves,
+    tasks_of,
+)
+from gradaug_det.benchmark.plots import corruption_plot, cost_plot, fgsm_plot, recall_plots
 from gradaug_det.benchmark.ranking import image_scores
 from gradaug_det.benchmark.records import Benchmark, Cost, DetectorResult, WidthResult
 from gradaug_det.benchmark.report import write_benchmark
@@ -25,15 +33,31 @@ def table(html, name):
     body = re.search(rf'<table id="{name}">.*?</table>', html, re.DOTALL)[0]
     rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
     return [
-        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row)]
         for row in rows
     ]
+
+
+def read_json(folder):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads((folder / "report.json").read_text(), parse_constant=refuse)
+
+
+def width_result(metrics, predictions, width=1.0, cost=None, **more):
+    return WidthResult(width, metrics, predictions, cost or Cost(1, 2.0 * width), **more)
+
+
+def one_detector(folder, *widths, **more):
+    detector = DetectorResult("only", "Detectron2", "a.yaml", "a.pth", widths)
+    return Benchmark("t", [detector], folder / "truth.json", "d", folder / "images", **more)
 
 
 def test_every_number_is_in_all_three_files(benchmark, written):
     html = (written / "index.html").read_text()
     text = (written / "report.md").read_text()
-    content = json.loads((written / "report.json").read_text())
+    content = read_json(written)
     results = [r for d in benchmark.detectors for r in d.widths]
     rows = {row[0]: row[1:] for row in table(html, "ap")[1:]}
     assert len(rows) == 24
@@ -60,13 +84,17 @@ def test_costs_are_ratios_too(written):
     assert rows["time ratio"] == ["1.00", "0.90", "1.00"]
     assert rows["parameters"] == ["1,000", "900", "1,000"]
     assert "peak MB" not in rows  # nobody measured it
+    widths = [w for d in read_json(written)["detectors"] for w in d["widths"]]
+    assert [w["cost"]["time_ratio"] for w in widths] == [1.0, 0.9, 1.0]
+    assert [w["cost"]["peak_megabytes"] for w in widths] == [None] * 3
 
 
 def test_robustness(benchmark, written):
     full = benchmark.detectors[0].widths[0]
     assert full.mpc("bbox") == 12.0 and full.mpc("segm") == 6.0
     assert full.rpc("bbox") == pytest.approx(1200 / full.metrics["bbox"]["AP"])
-    assert mean_by_severity(full.corruptions, "bbox") == {1: 18.0, 5: 6.0}
+    assert ap_by_severity(full, "bbox") == {1: 18.0, 5: 6.0}
+    assert ap_by_corruption(full, "bbox") == {"fog": 15.0, "snow": 9.0}
     html = (written / "index.html").read_text()
     rows = {row[0]: row[1:] for row in table(html, "corruptions")[1:]}
     assert rows["box, mPC"] == ["12.00", "–"]  # noqa: RUF001
@@ -75,22 +103,27 @@ def test_robustness(benchmark, written):
     assert rows["box, rPC, %"][0] == f"{full.rpc('bbox'):.2f}"
     rows = {row[0]: row[1:] for row in table(html, "fgsm")[1:]}
     assert rows["box, epsilon 4/255"] == ["1.50", "–"]  # noqa: RUF001
-    content = json.loads((written / "report.json").read_text())["detectors"][0]["widths"][0]
+    content = read_json(written)["detectors"][0]["widths"][0]
     assert content["mPC"] == {"bbox": 12.0, "segm": 6.0}
     assert content["fgsm"]["4"] == {"bbox": 1.5, "segm": 0.5}
+    assert content["AP_by_severity"]["segm"] == {"1": 9.0, "5": 3.0}
+    assert content["AP_by_corruption"]["segm"] == {"fog": 8.0, "snow": 4.0}
 
 
 def test_the_summary_says_it_in_words(benchmark, written):
-    first, second = json.loads((written / "report.json").read_text())["summary"]
+    first, second = read_json(written)["summary"]
     full, narrow = benchmark.detectors[0].widths
     other = benchmark.detectors[1].widths[0]
     assert f"plain reaches {full.metrics['bbox']['AP']:.1f} box AP" in first
     assert f"At width 0.9 it has {narrow.metrics['bbox']['AP']:.1f} box AP" in first
     assert "81 % of the multiply-adds" in first
-    assert "Under corruption, box AP is 12.0" in first
+    assert "Under corruption, box AP is 12.0 (mPC)" in first
+    assert f"{full.rpc('bbox'):.0f} % of the clean AP (rPC)" in first
     assert "FGSM of epsilon 4/255 it has 1.5 box AP and 0.5 mask AP" in first
     delta = other.metrics["bbox"]["AP"] - full.metrics["bbox"]["AP"]
-    assert delta > 1 and f"(+{delta:.1f} to plain)" in second
+    assert delta > 1 and f"box AP (+{delta:.1f} against plain)" in second
+    delta = other.metrics["segm"]["AP"] - full.metrics["segm"]["AP"]
+    assert delta > 1 and f"mask AP (+{delta:.1f})." in second
 
 
 def test_the_page_needs_nothing_else_and_escapes(written):
@@ -103,18 +136,63 @@ def test_the_page_needs_nothing_else_and_escapes(written):
     assert html.count("data:image/svg+xml") == 5 and html.count("data:image/jpeg") == 12
 
 
-def test_plots_are_xml_whatever_the_labels(benchmark, truth):
-    from gradaug_det.benchmark import plots
-
-    made = [
-        plots.cost_plot(benchmark),
-        *plots.recall_plots(benchmark, truth),
-        plots.corruption_plot(benchmark),
-        plots.fgsm_plot(benchmark),
+def all_plots(benchmark, truth):
+    curves = {
+        d.label: {t: precision_curves(truth, d.widths[0].predictions, t) for t in tasks_of(d)}
+        for d in benchmark.detectors
+    }
+    return [
+        cost_plot(benchmark),
+        *recall_plots(benchmark, curves),
+        corruption_plot(benchmark),
+        fgsm_plot(benchmark),
     ]
-    for plot in made:
+
+
+# Mathematics that matplotlib cannot parse, what it hides from legends, what would fill the plot.
+@pytest.mark.parametrize("label", [r"a$\foo{$", "_hidden", "x" * 90, HOSTILE])
+def test_plots_are_the_same_whatever_the_labels(benchmark, truth, label):
+    first, second = benchmark.detectors
+    detectors = dataclasses.replace(first, label=label), dataclasses.replace(second, label="b")
+    other = dataclasses.replace(benchmark, detectors=detectors)
+    plain, named = all_plots(benchmark, truth), all_plots(other, truth)
+    assert [plot.svg for plot in plain] == [plot.svg for plot in named]
+    for plot in named:
         ElementTree.fromstring(plot.svg)
-        assert "plain" in plot.svg and "plain" in plot.description
+        assert label in plot.description
+    assert [plot.styles for plot in named] == [
+        "Solid: box. Dashed: mask.",
+        *["Solid: IoU 0.5. Dotted: IoU 0.75."] * 2,
+        *["Solid: box. Dashed: mask."] * 2,
+    ]
+
+
+def test_a_plot_tells_its_line_ends(benchmark, truth):
+    ap = benchmark.detectors[0].widths[0].metrics["bbox"]["AP"]
+    narrow = benchmark.detectors[0].widths[1].metrics["bbox"]["AP"]
+    cost, _, _, corruption, fgsm = (plot.description for plot in all_plots(benchmark, truth))
+    assert f"plain, box from {narrow:.3g} at 2.43 to {ap:.3g} at 3;" in cost
+    assert f"plain, box from {ap:.3g} at 0 to 6 at 5;" in corruption
+    assert f"plain, box from {ap:.3g} at 0 to 1.5 at 4;" in fgsm
+
+
+def test_ap_over_cost_needs_two_networks(benchmark):
+    full, narrow = benchmark.detectors[0].widths
+    unknown = dataclasses.replace(narrow, cost=Cost(1))
+    first, second = benchmark.detectors
+
+    def with_widths(*widths):
+        return dataclasses.replace(first, widths=widths)
+
+    for detectors, drawn in (
+        ([with_widths(full)], False),
+        ([with_widths(full, unknown)], False),
+        ([with_widths(full, narrow)], True),
+        ([with_widths(unknown), second], False),
+        ([with_widths(full), second], True),
+    ):
+        plot = cost_plot(dataclasses.replace(benchmark, detectors=detectors))
+        assert (plot is not None) is drawn
 
 
 def box(x, category=1, score=0.9, image_id=1, **more):
@@ -149,27 +227,34 @@ def test_ranking_counts_matches():
 
 
 def test_best_and_worst_pictures(truth, folder, tmp_path):
-    """A detector that is perfect on one image and blind on another."""
+    """A detector that is perfect on one image, blind on another, and wrong once on the rest."""
     with_objects = sorted(
         {a["image_id"] for a in truth["annotations"] if not a["iscrowd"]},
         key=lambda i: -sum(a["image_id"] == i for a in truth["annotations"]),
     )
     perfect, blind = with_objects[:2]
     predictions = [
-        p for p in make_predictions(truth, noise=0.2) if p["image_id"] not in (perfect, blind)
-    ] + [
         {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 1.0}
         for a in truth["annotations"]
-        if a["image_id"] == perfect and not a["iscrowd"]
+        if a["image_id"] != blind and not a["iscrowd"]
+    ] + [
+        {
+            "image_id": image["id"],
+            "category_id": 13,
+            "bbox": [0, 0, image["width"], image["height"]],
+            "score": 0.9,
+        }
+        for image in truth["images"]
+        if image["id"] != perfect
     ]
     metrics = evaluate_coco(truth, predictions, ("bbox",))
     result = WidthResult(1.0, metrics, predictions, Cost(1))
     detector = DetectorResult("only", "Detectron2", "a.yaml", "a.pth", [result])
     made = Benchmark("t", [detector], folder / "truth.json", "d", folder / "images")
     index = write_benchmark(tmp_path, dataclasses.replace(made, num_pictures=1))
-    pictures = json.loads((tmp_path / "report.json").read_text())["pictures"]
+    pictures = read_json(tmp_path)["pictures"]
     assert pictures["best"] == [{"image_id": perfect, "f1": 1.0}]
-    assert pictures["worst"][0]["f1"] == 0.0
+    assert pictures["worst"] == [{"image_id": blind, "f1": 0.0}]
     html = index.read_text()
     assert f"Image {perfect}, F1 1.00" in html
     assert html.index("<h2>Worst images") < html.index("<h2>Best images")
@@ -188,24 +273,44 @@ def test_precision_curves_by_hand():
     }
     found = [box(0), box(70, score=0.8), box(24, score=0.7)]
     curves = precision_curves(truth, found, "bbox")
-    recall, precision = curves[0.5]
+    recall, precision = zip(*curves[0.5], strict=True)
+    assert len(recall) == 101 and recall[-1] == 100
     assert recall[50] == 50 and precision[50] == pytest.approx(100)  # one of two found
     assert precision[0] == pytest.approx(100) and precision[-1] == 0  # IoU 0.43 is no match
     found[2]["bbox"][0] = 22  # IoU 0.67
     curves = precision_curves(truth, found, "bbox")
-    assert curves[0.5][1][-1] == pytest.approx(200 / 3)
-    assert curves[0.75][1][-1] == 0
+    assert curves[0.5][-1][1] == pytest.approx(200 / 3)
+    assert curves[0.75][-1][1] == 0
+    truth["annotations"] = []
+    assert precision_curves(truth, found, "bbox") == {0.5: [], 0.75: []}
+
+
+def test_the_curves_are_in_the_json(benchmark, written):
+    stored = [d["precision_recall"] for d in read_json(written)["detectors"]]
+    for curves, detector in zip(stored, benchmark.detectors, strict=True):
+        metrics = detector.widths[0].metrics
+        for task in ("bbox", "segm"):
+            for iou, name in (("0.5", "AP50"), ("0.75", "AP75")):
+                # AP is the mean precision over the recalls.
+                precision = [point[1] for point in curves[task][iou]]
+                assert sum(precision) / 101 == pytest.approx(metrics[task][name])
 
 
 def test_a_part_of_the_images(benchmark, truth, tmp_path):
     ids = [image["id"] for image in truth["images"][:6]]
     part = dataclasses.replace(benchmark, image_ids=ids)
     write_benchmark(tmp_path, part)
-    content = json.loads((tmp_path / "report.json").read_text())
+    content = read_json(tmp_path)
     assert content["dataset"]["images"] == 6 and content["dataset"]["of_images"] == 20
     assert content["dataset"]["objects"] == sum(a["image_id"] in ids for a in truth["annotations"])
     shown = content["pictures"]["best"] + content["pictures"]["worst"]
     assert len(shown) == 4 and {picture["image_id"] for picture in shown} <= set(ids)
+    for stored, detector in zip(content["detectors"], benchmark.detectors, strict=True):
+        found = [p for p in detector.widths[0].predictions if p["image_id"] in ids]
+        assert stored["widths"][0]["detections"] == len(found)
+        scored = evaluate_coco(truth, found, ("bbox",), image_ids=ids)["bbox"]["AP50"]
+        precision = [point[1] for point in stored["precision_recall"]["bbox"]["0.5"]]
+        assert sum(precision) / 101 == pytest.approx(scored)
     assert "6 of 20 images" in (tmp_path / "report.md").read_text()
 
 
@@ -219,6 +324,95 @@ def test_a_failure_leaves_the_old_report(benchmark, folder, tmp_path, monkeypatc
     with pytest.raises(jinja2.UndefinedError, match="name"):
         write_benchmark(tmp_path, dataclasses.replace(benchmark, title="changed"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_records_stay_as_they_are(benchmark, folder, tmp_path):
+    file = folder / "predictions.json"
+    file.write_text(json.dumps(benchmark.detectors[0].widths[0].predictions))
+    part = one_detector(folder, width_result(benchmark.detectors[0].widths[0].metrics, file))
+    before = copy.deepcopy(part)
+    write_benchmark(tmp_path, part)
+    assert part == before and part.detectors[0].widths[0].predictions == file
+
+
+def test_images_that_are_not_there(benchmark, tmp_path):
+    for ids, error, message in (
+        ([], ConfigError, "image_ids is empty"),
+        ([5, 6, 7], DataError, r"2 ids that truth.json does not have, the first is 6"),
+    ):
+        with pytest.raises(error, match=message):
+            write_benchmark(tmp_path, dataclasses.replace(benchmark, image_ids=ids))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predictions_of_every_width_are_checked(benchmark, folder, tmp_path):
+    metrics, found = (
+        getattr(benchmark.detectors[0].widths[0], n) for n in ("metrics", "predictions")
+    )
+    broken = [{**found[0], "bbox": [0, 0, math.nan, 1]}]
+    widths = width_result(metrics, found), width_result(metrics, broken, 0.5)
+    with pytest.raises(DataError, match="boxes that are not finite"):
+        write_benchmark(tmp_path, one_detector(folder, *widths))
+
+
+def test_nothing_to_find(truth, folder, tmp_path):
+    """All AP is NaN where the images, as a small limit may choose them, have no objects."""
+    with_objects = {annotation["image_id"] for annotation in truth["annotations"]}
+    ids = [image["id"] for image in truth["images"] if image["id"] not in with_objects]
+    metrics = evaluate_coco(truth, [], image_ids=ids)
+    assert ids and math.isnan(metrics["bbox"]["AP"])
+    nothing = {"bbox": math.nan, "segm": math.nan}
+    robust = {"corruptions": {"fog": {1: nothing}}, "fgsm": {2.0: nothing}}
+    widths = width_result(metrics, [], **robust), width_result(metrics, [], 0.5)
+    index = write_benchmark(tmp_path, one_detector(folder, *widths, image_ids=ids))
+    content = read_json(tmp_path)
+    assert content["summary"] == ["only has no AP: there is no object to find."]
+    width = content["detectors"][0]["widths"][0]
+    assert width["mPC"] == width["rPC"] == {"bbox": None, "segm": None}
+    html = index.read_text()
+    assert all(cells == ["–", "–"] for _, *cells in table(html, "ap")[1:])  # noqa: RUF001
+    assert "<svg" not in html and "<img" not in html and 'id="fgsm"' not in html
+    for name in ("report.md", "index.html"):
+        assert not re.search(r"\bnan\b", (tmp_path / name).read_text(), re.IGNORECASE)
+
+
+def test_a_narrow_detector_of_boxes_that_finds_nothing(truth, folder, tmp_path):
+    """Nothing found is scored on masks too, as nobody can tell; that makes it no mask detector."""
+    boxes = [{k: v for k, v in p.items() if k != "segmentation"} for p in make_predictions(truth)]
+    empty = evaluate_coco(truth, [])
+    robust = {"corruptions": {"fog": {5: {"bbox": 0.0, "segm": 0.0}}}}
+    full = width_result(evaluate_coco(truth, boxes, ("bbox",)), boxes, **robust)
+    for widths in ((full, width_result(empty, [], 0.5)), (width_result(empty, [], 0.5), full)):
+        html = write_benchmark(tmp_path, one_detector(folder, *widths)).read_text()
+        (summary,) = read_json(tmp_path)["summary"]
+        assert "At width 0.5 it has 0.0 box AP" in summary and "mask" not in summary
+        names = [row[0] for row in table(html, "ap")[1:] + table(html, "corruptions")[1:]]
+        assert "box, mPC" in names and not any("mask" in name for name in names)
+
+
+def test_masks_alone(benchmark, folder, tmp_path):
+    result = benchmark.detectors[0].widths[0]
+    masks = width_result({"segm": result.metrics["segm"]}, result.predictions)
+    html = write_benchmark(tmp_path, one_detector(folder, masks)).read_text()
+    assert [row[0].split()[0] for row in table(html, "ap")[1:]] == ["mask"] * 12
+    assert "<h2>AP by category" in html
+
+
+def test_few_images_are_worst_or_best_and_not_both(benchmark, truth, folder, tmp_path):
+    result = benchmark.detectors[0].widths[0]
+    objects = [a["image_id"] for a in truth["annotations"] if not a["iscrowd"]]
+    ids = list(dict.fromkeys(objects))
+    for count, worst, best in ((1, 1, 0), (3, 2, 1), (9, 3, 3)):
+        part = one_detector(folder, result, image_ids=ids[:count])
+        write_benchmark(tmp_path, part)
+        pictures = read_json(tmp_path)["pictures"]
+        assert (len(pictures["worst"]), len(pictures["best"])) == (worst, best)
+        shown = [p["image_id"] for p in pictures["worst"] + pictures["best"]]
+        assert len(set(shown)) == len(shown)
+        scores = image_scores(truth, result.predictions, ids[:count], 0.5)
+        ranked = sorted(scores.values())
+        assert [p["f1"] for p in pictures["worst"]] == ranked[:worst]
+        assert [p["f1"] for p in pictures["best"]] == ranked[::-1][:best]
 
 
 def test_records_that_cannot_be_shown(benchmark):
