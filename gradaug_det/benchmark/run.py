@@ -173,9 +173,8 @@ class _Run:
                     sample = detector.attack(sample, change)
                 yield image_id, detector.detect(sample)
 
-    def score(self, results: list[dict]) -> Metrics:
-        """All of COCO's numbers; only of boxes if the detector gives no masks."""
-        tasks = IOU_TYPES if all("segmentation" in r for r in results) else IOU_TYPES[:1]
+    def score(self, results: list[dict], tasks: Sequence[str]) -> Metrics:
+        """All of COCO's numbers."""
         return evaluate_coco(self.truth, results, tasks, image_ids=self.image_ids)
 
 
@@ -218,15 +217,18 @@ def run_benchmark(
         results = {
             width: run.detections(detector, folder, width, Clean()) for width in settings.widths
         }
+        # Once for a detector: a change under which it finds nothing says nothing about its masks.
+        masks = any("segmentation" in r for of_width in results.values() for r in of_width)
+        tasks = IOU_TYPES if masks else IOU_TYPES[:1]
         largest = max(settings.widths)
         changed = {}
         for change in settings.changes():
             detections = run.detections(detector, folder, largest, change)
             if rank == 0:
                 changed[change] = {
-                    task: metrics["AP"] for task, metrics in run.score(detections).items()
+                    task: metrics["AP"] for task, metrics in run.score(detections, tasks).items()
                 }
-        found.append((results, changed))
+        found.append((results, changed, tasks))
     if rank:
         return None
     measured = run.image_ids[: settings.cost_images]
@@ -247,7 +249,7 @@ def run_benchmark(
                 widths=[
                     WidthResult(
                         width=width,
-                        metrics=run.score(results[width]),
+                        metrics=run.score(results[width], tasks),
                         predictions=results[width],
                         cost=cost,
                         **(_robustness(changed) if width == max(settings.widths) else {}),
@@ -255,7 +257,7 @@ def run_benchmark(
                     for width, cost in zip(settings.widths, of_detector, strict=True)
                 ],
             )
-            for files, detector, (results, changed), of_detector in zip(
+            for files, detector, (results, changed, tasks), of_detector in zip(
                 detectors, built, found, costs, strict=True
             )
         ],

@@ -327,6 +327,21 @@ def test_overrides_are_the_frameworks_own(world):
         load_detector(replace(files(world, "mmdet"), overrides=("a.b",)), world[1], "cpu")
 
 
+def test_nothing_found_under_a_change_on_data_without_masks(world, tmp_path):
+    """A detector of boxes: what it does not find has no mask AP of 0."""
+    content = json.loads(Path(world[1].annotations).read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    data = load_data(tmp_path / "boxes.json", world[1].images, "boxes")
+    opts = ("MODEL.MASK_ON", "False", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.999")
+    detector = replace(files(world, "detectron2"), overrides=opts)
+    settings = BenchmarkSettings(epsilons=(1.0,), limit=2, cost_images=1, repeats=0)
+    result = run_benchmark([detector], data, tmp_path, settings).detectors[0].widths[0]
+    assert result.predictions == [] and result.metrics["bbox"]["AP"] == 0
+    assert set(result.metrics) == set(result.fgsm[1.0]) == {"bbox"}
+
+
 def test_data_with_other_classes_is_refused(world, tmp_path):
     content = json.loads(Path(world[1].annotations).read_text())
     content["categories"].append({"id": 11, "name": "hat"})
