@@ -21,6 +21,7 @@ COLUMNS = {
     "corruption": "corrupted",
     **{f"corruption{severity}": f"sev. {severity}" for severity in (1, 2, 3, 4, 5)},
 }
+COMPARED = ("top1", "fgsm1")
 _TITLES = {"full": "All 4000 training garments", "tenth": "A tenth of them (400)"}
 
 
@@ -67,11 +68,13 @@ def _section(
     heading: str, results: Results, split: str, budget: str, methods: Iterable[str], seeds: list
 ) -> list[str]:
     lines = [
-        "| method | seeds | " + " | ".join(COLUMNS.values()) + " | top-1 minus baseline |",
-        "|:--|--:|" + "--:|" * len(COLUMNS) + "--:|",
+        f"| method | seeds | {' | '.join(COLUMNS.values())} | "
+        + " | ".join(f"{COLUMNS[metric]} minus baseline" for metric in COMPARED)
+        + " |",
+        "|:--|--:|" + "--:|" * (len(COLUMNS) + len(COMPARED)),
     ]
-    reference = values(results, Run("baseline", split, budget, 0), seeds, "top1")
-    if budget == "compute" and not reference:
+    baseline = Run("baseline", split, budget, 0)
+    if budget == "compute" and not values(results, baseline, seeds, "top1"):
         return []  # GradAug's rows are those of equal epochs: there is nothing to compare yet
     for method in methods:
         run = Run(method, split, budget, 0)
@@ -82,7 +85,15 @@ def _section(
             _cell(values(results, run, seeds, metric), spread=metric == "top1")
             for metric in COLUMNS
         ]
-        row = [METHODS[method], str(len(top1)), *cells, _difference(method, top1, reference)]
+        differences = [
+            _difference(
+                method,
+                values(results, run, seeds, metric),
+                values(results, baseline, seeds, metric),
+            )
+            for metric in COMPARED
+        ]
+        row = [METHODS[method], str(len(top1)), *cells, *differences]
         lines.append(f"| {' | '.join(row)} |")
     return [f"### {heading}", "\n".join(lines)] if len(lines) > 2 else []
 
@@ -117,10 +128,10 @@ def _cell(numbers: list[float], spread: bool) -> str:
     return f"{text} ± {stdev(numbers):.1f}" if spread and len(numbers) > 1 else text
 
 
-def _difference(method: str, top1: list[float], reference: list[float]) -> str:
-    if method == "baseline" or min(len(top1), len(reference)) < 2:
+def _difference(method: str, numbers: list[float], reference: list[float]) -> str:
+    if method == "baseline" or min(len(numbers), len(reference)) < 2:
         return ""
-    found = agreement(top1, reference)
+    found = agreement(numbers, reference)
     return f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
 
 
