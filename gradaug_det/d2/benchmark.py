@@ -140,4 +140,9 @@ def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, s
     check_preprocessing(cfg)
     model = instantiate(cfg.model).to(device)
     SafeCheckpointer(model).load(cfg.train.init_checkpoint)
-    return model, instantiate(cfg.dataloader.test.mapper), LazyConfig.to_py(cfg)
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    # For attacks, whose losses need the masks that only the config's training mapper reads.
+    training = cfg.dataloader.train.mapper
+    mapper.use_instance_mask = training.get("use_instance_mask", mapper.use_instance_mask)
+    mapper.instance_mask_format = training.get("instance_mask_format", mapper.instance_mask_format)
+    return model, mapper, LazyConfig.to_py(cfg)

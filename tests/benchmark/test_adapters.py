@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
@@ -325,6 +326,25 @@ def test_overrides_are_the_frameworks_own(world):
         assert detector.detect(detector.dataset([1_000_001], Clean())[0]) == []
     with pytest.raises(ConfigError, match=r"--opts must be key=value for 'a.b'"):
         load_detector(replace(files(world, "mmdet"), overrides=("a.b",)), world[1], "cpu")
+
+
+def test_a_lazy_config(world, tmp_path):
+    config = ROOT / "configs/detectron2/mask_rcnn_R_50_FPN_1x_gradaug.py"
+    overrides = (
+        "model.roi_heads.num_classes=10",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=96",
+    )
+    model = instantiate(
+        LazyConfig.apply_overrides(LazyConfig.load(str(config)), [overrides[0]]).model
+    )
+    torch.save({"model": model.state_dict()}, tmp_path / "lazy.pth")
+    lazy = DetectorFiles(config, str(tmp_path / "lazy.pth"), "lazy", overrides=overrides)
+    settings = BenchmarkSettings(
+        widths=(1.0, 0.9), epsilons=(1.0,), limit=1, cost_images=1, repeats=0
+    )
+    full, narrow = run_benchmark([lazy], world[1], tmp_path, settings).detectors[0].widths
+    assert narrow.cost.parameters < full.cost.parameters
+    assert full.fgsm[1.0].keys() == full.metrics.keys()
 
 
 def test_nothing_found_under_a_change_on_data_without_masks(world, tmp_path):
