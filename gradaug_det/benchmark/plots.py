@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gradaug_det.benchmark.measured import (
@@ -13,7 +13,7 @@ from gradaug_det.benchmark.measured import (
     tasks_of,
     widest,
 )
-from gradaug_det.benchmark.records import Benchmark
+from gradaug_det.benchmark.records import Benchmark, WidthResult
 from gradaug_det.evaluation.comparison import TASK_NAMES
 from gradaug_det.evaluation.plots import METHOD_COLOURS, Plot, render_svg
 
@@ -86,12 +86,7 @@ def recall_plots(
 
 def corruption_plot(benchmark: Benchmark) -> StyledPlot | None:
     """AP over severity, mean over the corruptions; 0 is clean."""
-    lines = []
-    for position, detector in enumerate(benchmark.detectors):
-        result = widest(detector)
-        for task in tasks_of(detector):
-            points = _from_clean(clean_ap(result, task), ap_by_severity(result, task))
-            lines.append(_task_line(detector.label, task, points, position))
+    lines = _lines_from_clean(benchmark, ap_by_severity)
     severities = sorted({x for line in lines for x, _ in line.points})
     return _plot(
         *("AP and severity", "severity (0: clean)", "AP, %", lines), marker="o", ticks=severities
@@ -100,20 +95,26 @@ def corruption_plot(benchmark: Benchmark) -> StyledPlot | None:
 
 def fgsm_plot(benchmark: Benchmark) -> StyledPlot | None:
     """AP over FGSM's epsilon; 0 is clean."""
+    lines = _lines_from_clean(benchmark, ap_by_epsilon)
+    return _plot("AP and epsilon", "epsilon, of 255 (0: clean)", "AP, %", lines, marker="o")
+
+
+def _lines_from_clean(
+    benchmark: Benchmark, aps: Callable[[WidthResult, str], Mapping[float, float]]
+) -> list[_Line]:
+    """A line for each detector (at its largest width) and task from the clean AP, at 0, on.
+
+    Args:
+        aps: what was done to the images -> AP, of a result and a task.
+    """
     lines = []
     for position, detector in enumerate(benchmark.detectors):
         result = widest(detector)
         for task in tasks_of(detector):
-            points = _from_clean(clean_ap(result, task), ap_by_epsilon(result, task))
-            lines.append(_task_line(detector.label, task, points, position))
-    return _plot("AP and epsilon", "epsilon, of 255 (0: clean)", "AP, %", lines, marker="o")
-
-
-def _from_clean(clean: float | None, changed: Mapping[float, float]) -> list[tuple[float, float]]:
-    """The points of a line from the clean AP on; none if nothing was changed."""
-    if not changed:
-        return []
-    return [*([] if clean is None else [(0, clean)]), *changed.items()]
+            clean, changed = clean_ap(result, task), aps(result, task)
+            points = [] if clean is None or not changed else [(0, clean)]
+            lines.append(_task_line(detector.label, task, [*points, *changed.items()], position))
+    return lines
 
 
 def _task_line(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from gradaug_det.benchmark.measured import (
     widest,
 )
 from gradaug_det.benchmark.plots import (
-    StyledPlot,
     colour,
     corruption_plot,
     cost_plot,
@@ -47,7 +46,7 @@ from gradaug_det.evaluation.pictures import (
 )
 from gradaug_det.evaluation.rendering import (
     counted,
-    data_url,
+    embedded,
     json_text,
     picture_column,
     templates,
@@ -106,9 +105,9 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
     }
     html_view = {
         **view,
-        "plots": _shown([cost_plot(benchmark), *recall_plots(benchmark, curves)]),
-        "corruption_plots": _shown([corruption_plot(benchmark)]),
-        "fgsm_plots": _shown([fgsm_plot(benchmark)]),
+        "plots": embedded([cost_plot(benchmark), *recall_plots(benchmark, curves)]),
+        "corruption_plots": embedded([corruption_plot(benchmark)]),
+        "fgsm_plots": embedded([fgsm_plot(benchmark)]),
         "size_bars": _bars(benchmark, _SIZES),
         "category_bars": _bars(benchmark, _categories(benchmark)),
         "picture_groups": [
@@ -155,14 +154,6 @@ def _loaded(benchmark: Benchmark, truth: dict) -> Benchmark:
             for detector in benchmark.detectors
         ],
     )
-
-
-def _shown(plots: Sequence[StyledPlot | None]) -> list[dict]:
-    return [
-        {**asdict(plot), "source": data_url("image/svg+xml", plot.svg.encode())}
-        for plot in plots
-        if plot is not None
-    ]
 
 
 def _content(

@@ -6,12 +6,14 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gradaug_det.evaluation.content import number_text
 from gradaug_det.evaluation.pictures import Shown, draw_instances
+from gradaug_det.evaluation.plots import Plot
 from gradaug_det.files import atomic_path
 
 
@@ -60,6 +62,15 @@ def json_text(content: dict) -> str:
 def data_url(media_type: str, content: bytes) -> str:
     """Content as a URL that needs no file."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def embedded(plots: Iterable[Plot | None]) -> list[dict]:
+    """Plots for a page: their fields and a data URL as ``source``; those that are None left out."""
+    return [
+        {**asdict(plot), "source": data_url("image/svg+xml", plot.svg.encode())}
+        for plot in plots
+        if plot is not None
+    ]
 
 
 def write_files(folder: str | Path, files: Mapping[str, str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth, load_predictions
@@ -24,7 +23,7 @@ from gradaug_det.evaluation.plots import METHOD_COLOURS, training_plots
 from gradaug_det.evaluation.records import Report, RunRecord
 from gradaug_det.evaluation.rendering import (
     counted,
-    data_url,
+    embedded,
     json_text,
     picture_column,
     templates,
@@ -71,10 +70,7 @@ def write_report(out_dir: str | Path, report: Report) -> Path:
     }
     html_view = {
         **view,
-        "plots": [
-            {**asdict(plot), "source": data_url("image/svg+xml", plot.svg.encode())}
-            for plot in training_plots(methods)
-        ],
+        "plots": embedded(training_plots(methods)),
         "picture_rows": _picture_rows(report, ground_truth, methods, images),
     }
     files = {
