@@ -12,9 +12,6 @@ import hashlib
 import json
 import logging
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +26,7 @@ from gradaug_det.files import atomic_path
 from gradaug_det.finetuning.frameworks import FRAMEWORKS, FineTuning
 from gradaug_det.finetuning.training import Training, run_trainings
 from gradaug_det.pretrain.recipe import load_recipe
-from gradaug_det.pretrain.study import Run
+from gradaug_det.pretrain.study import Run, call_tool
 
 logger = logging.getLogger(__name__)
 
@@ -382,21 +379,8 @@ class Study:
         run, file = _pretraining(backbone), self.root / _backbone_file(backbone)
         if not file.is_file():
             logger.info("pretraining %s", run.name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            log = file.parent / "train.log"
-            command = ["tools/pretrain.py", "--config", run.config, "--out", str(file.parent)]
-            with log.open("a", encoding="utf-8") as stream:
-                status = subprocess.run(
-                    [sys.executable, "-W", "ignore", *command, *run.overrides],
-                    cwd=self.root,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                    stdout=stream,
-                    stderr=subprocess.STDOUT,
-                ).returncode
-            if status:
-                raise GradAugError(
-                    f"pretraining {run.name} ended with exit code {status}; its output is in {log}"
-                )
+            command = ["tools/pretrain.py", "--config", run.config, "--out", file.parent]
+            call_tool([*command, *run.overrides], self.root, file.parent / "train.log")
         if dict(read_info(file).recipe) != self._recipe(backbone):
             raise GradAugError(
                 f"{file} was trained by another recipe than {run.config} is today; remove its "

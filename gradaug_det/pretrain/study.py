@@ -162,8 +162,10 @@ def _finish(run: Run, root: Path, folder: Path, results: Path, evaluation: Seque
     logger.info("%s: started", run.name)
     weights, measured = folder / "backbone.safetensors", folder / "robustness.json"
     log = folder / "train.log"
-    _call(["tools/pretrain.py", "--config", run.config, "--out", folder, *run.overrides], root, log)
-    _call(["tools/evaluate_backbone.py", weights, "--out", measured, *evaluation], root, log)
+    call_tool(
+        ["tools/pretrain.py", "--config", run.config, "--out", folder, *run.overrides], root, log
+    )
+    call_tool(["tools/evaluate_backbone.py", weights, "--out", measured, *evaluation], root, log)
     metrics = json.loads(measured.read_text())
     content = {
         "run": run.name,
@@ -178,7 +180,15 @@ def _finish(run: Run, root: Path, folder: Path, results: Path, evaluation: Seque
     return content
 
 
-def _call(command: Sequence[object], root: Path, log: Path) -> None:
+def call_tool(command: Sequence[object], root: Path, log: Path) -> None:
+    """Runs one of the project's tools on one thread, its output appended to ``log``.
+
+    Args:
+        command: the tool's path from ``root``, then its arguments.
+
+    Raises:
+        GradAugError: it failed; names the log.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file:
         status = subprocess.run(

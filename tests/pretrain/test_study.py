@@ -54,7 +54,7 @@ def test_a_run_for_real_and_again(tmp_path, monkeypatch):
     fitted = train_accuracies([run, other], tmp_path / "out")
     assert list(fitted) == [run.name] and 0 < fitted[run.name] <= 100
 
-    monkeypatch.setattr(study, "_call", lambda *_: pytest.fail("it was done"))
+    monkeypatch.setattr(study, "call_tool", lambda *_: pytest.fail("it was done"))
     assert run_study([run], ROOT, tmp_path / "out", results, evaluation=few) == found
     monkeypatch.setitem(study.SPLITS, "tenth", (0.02, 2))
     assert read_result(run, ROOT, results) is None  # another recipe's result
