@@ -67,7 +67,7 @@ _SWEEP: dict[str, tuple] = {
     "min_width": (0.8, 0.9),
     "scales": ((1.0,), (1.0, 0.857, 0.714, 0.571), (1.0, 0.75, 0.5), (1.25, 1.0, 0.8)),
 }
-_WARMUPS = (0, 150)
+_WARMUPS = (300, 0)
 _SCRATCH_NORM = ("MODEL.RESNETS.NORM", "BN")
 _PRETRAINED = Path("output") / "mini_zoo"
 
@@ -199,13 +199,15 @@ def part_cells(part: str, seed: int) -> list[Cell]:
             for method in ("plain", "labels")
         ]
     chosen = Cell("gradaug", "labels", seed, split="dev")
+    plain = replace(chosen, method="plain")
     varied = [replace(chosen, **{key: value}) for key, own in _SWEEP.items() for value in own]
     soft = [
         replace(chosen, method=method, soft_warmup=warmup)
         for method in ("soft", "both")
         for warmup in _WARMUPS
     ]
-    return list(dict.fromkeys([replace(chosen, method="plain"), chosen, *varied, *soft]))
+    compared = [plain, chosen, *soft[::2], replace(plain, budget="as-labels")]
+    return list(dict.fromkeys([*compared, *varied, *soft]))
 
 
 @dataclass(frozen=True)
@@ -225,8 +227,8 @@ class Study:
     root: Path
     out: Path
     results: Path
-    iterations: int = 300
-    train: int = 400
+    iterations: int = 600
+    train: int = 100
     val: int = 200
     data_seeds: tuple[tuple[str, int], ...] = (("test", 1), ("dev", 2))
     opts: tuple[str, ...] = ()

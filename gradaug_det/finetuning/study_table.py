@@ -269,7 +269,7 @@ def _mean(numbers: list[float]) -> str:
 
 def _settings(cell: Cell) -> str:
     if not cell.uses_gradaug:
-        return ""
+        return "" if cell.budget == "1x" else f"{BUDGETS[cell.budget]:g}x"
     changed = {"soft_warmup": cell.soft_warmup} if cell.method != "labels" else cell.changed
     if not changed:
         return "as everywhere"
@@ -300,7 +300,11 @@ def _introduction(study: Study) -> str:
 
 Mask R-CNN with ResNet-18-FPN in Detectron2 (`configs/detectron2/mini_mask_rcnn_R_18_FPN_*.yaml`),
 {study.train} training and {study.val} validation images, 1x = {study.iterations} iterations of 4 \
-images. Written by `make study`
+images: each image is seen
+{study.iterations * 4 / study.train:g} times, enough to begin to learn it by heart, which is what \
+a regularizer is against.
+
+Written by `make study`
 (`tools/study_table3.py`) from `results/`, one file a training with its command, commit, all box and
 mask metrics and final losses. `tools/study_table3.py --redo NAME` trains one of them from nothing
 and compares: on one thread of the same kind of machine every digit is the same.

@@ -103,8 +103,8 @@ def test_a_warm_up_is_for_soft_targets_alone():
 
 
 def test_compute_is_counted_in_plain_steps(study):
-    assert study.cell_iterations(PLAIN) == study.cell_iterations(LABELS) == 300
-    assert study.cell_iterations(replace(PLAIN, budget="as-labels")) == round(300 * 2.7)
+    assert study.cell_iterations(PLAIN) == study.cell_iterations(LABELS) == 600
+    assert study.cell_iterations(replace(PLAIN, budget="as-labels")) == round(600 * 2.7)
 
 
 def test_the_configs_take_all_overrides(study):
@@ -215,7 +215,7 @@ def test_only_what_is_missing_is_trained(study, monkeypatch):
     study.run(cells)
     assert [training.name for training in started] == [cell.name for cell in cells[1:]]
     assert started[0].depends_on == study.hash(LABELS)
-    assert built == [study.out / "datasets" / "test-400-200" / "mini_coco"]
+    assert built == [study.out / "datasets" / "test-100-200" / "mini_coco"]
 
 
 @pytest.mark.integration
@@ -285,7 +285,7 @@ def test_a_table_has_means_spreads_differences_and_step_ratios(study):
     )
     text = study_text(study, results, SEEDS)
     rows = {tuple(row[:2]): row[2:] for row in rows_of(text)}
-    assert rows["Baseline", "plain"][:4] == ["300", "1", "9.0", "7.0"]
+    assert rows["Baseline", "plain"][:4] == ["600", "1", "9.0", "7.0"]
     assert rows["GradAug", "plain"][1:4] == ["3", "11.0 ± 1.0", "9.0 ± 1.0"]
     labels = rows["GradAug", "GradAug, labels"]
     assert labels[3] == "13.0 ± 1.0"
