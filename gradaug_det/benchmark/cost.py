@@ -6,15 +6,16 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradaug_det.benchmark.detector import Detector
+from gradaug_det.benchmark.memory import peak_growth
 from gradaug_det.benchmark.records import Cost
 from gradaug_det.core.slimming import at_width, slim_plan
 
@@ -106,28 +107,6 @@ def _gflops(detector: Detector, width: float, samples: Sequence[Any]) -> float:
 def _peak_megabytes(detector: Detector, width: float, samples: Sequence[Any]) -> float | None:
     """Most tensor memory beyond what was there before, over the samples, in 10^6 bytes."""
     device = next(detector.model.parameters()).device
-    peaks = []
-    for sample in samples:
-        with at_detector_width(detector, width):
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-                before = torch.cuda.memory_allocated(device)
-                detector.detect(sample)
-                peaks.append((torch.cuda.max_memory_allocated(device) - before) / 1e6)
-            elif device.type == "cpu":
-                peaks.append(_cpu_peak(detector, sample) / 1e6)
-            else:
-                return None
-    return max(peaks)
-
-
-def _cpu_peak(detector: Detector, sample: Any) -> int:
-    """The allocator's own records, in bytes: unlike the process's size, the same every time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        detector.detect(sample)
-    size = peak = 0
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        size += event.nbytes()
-        peak = max(peak, size)
-    return peak
+    with at_detector_width(detector, width):
+        peaks = [peak_growth(partial(detector.detect, sample), device) for sample in samples]
+    return None if None in peaks else max(peaks) / 1e6
