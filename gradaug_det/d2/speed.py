@@ -1,0 +1,75 @@
+"""Detectron2's training step for the benchmark (see :mod:`gradaug_det.speed.workload`)."""
+
+from __future__ import annotations
+
+from itertools import repeat
+
+import numpy as np
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+
+from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.d2.batch import Batch
+from gradaug_det.d2.hook import GradAugHook
+from gradaug_det.d2.train import load_config
+from gradaug_det.speed.scenes import Scene, polygons, random_scenes
+from gradaug_det.speed.workload import Variant, Workload
+
+_CONFIGS = {False: "mask_rcnn_R_50_FPN_1x_plain.yaml", True: "mini_mask_rcnn_R_18_FPN_plain.yaml"}
+
+
+class Detectron2Training:
+    """Detectron2's SimpleTrainer with the GradAug hook, on Mask R-CNN with random weights."""
+
+    def __init__(self, workload: Workload, variant: Variant) -> None:
+        overrides = {"MODEL.WEIGHTS": "", "MODEL.DEVICE": workload.device, "SOLVER.BASE_LR": 0.0}
+        cfg = load_config(
+            workload.configs / "detectron2" / _CONFIGS[workload.small],
+            [part for pair in overrides.items() for part in pair],
+        )
+        torch.manual_seed(0)
+        self.model = workload.placed(build_model(cfg))
+        self.optimizer = build_optimizer(cfg, self.model)
+        scenes = random_scenes(workload, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+        batch = make_batch(scenes, cfg.INPUT.MASK_FORMAT)
+        self._trainer = SimpleTrainer(self.model, repeat(batch), self.optimizer)
+        options = variant.detector_options(workload.options)
+        self._sampler = options.sampler
+        if options.active:
+            self._trainer.register_hooks([GradAugHook(**vars(options))])
+        self._trainer.before_train()
+
+    def sub_networks(self, iteration: int) -> list[SubNetwork]:
+        return self._sampler.sample(iteration)
+
+    def step(self, iteration: int) -> None:
+        trainer = self._trainer
+        trainer.iter = iteration
+        with EventStorage(iteration) as trainer.storage:
+            trainer.before_step()
+            trainer.run_step()
+            trainer.after_step()
+
+
+def make_batch(scenes: list[Scene], mask_format: str) -> Batch:
+    """What Detectron2's mapper and loader make of the scenes."""
+    batch = []
+    for scene in scenes:
+        size = tuple(scene.image.shape[1:])
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(scene.boxes)
+        instances.gt_classes = scene.classes
+        drawn = [[polygon.astype(np.float64)] for polygon in polygons(scene)]
+        instances.gt_masks = (
+            PolygonMasks(drawn)
+            if mask_format == "polygon"
+            else BitMasks.from_polygon_masks(drawn, *size)
+        )
+        batch.append(
+            {"image": scene.image, "height": size[0], "width": size[1], "instances": instances}
+        )
+    return batch
