@@ -124,10 +124,7 @@ def run_evaluator(
             {
                 "images": ground_truth["images"],
                 "categories": ground_truth["categories"],
-                "annotations": [
-                    _as_annotation(prediction, number, iou_type)
-                    for number, prediction in enumerate(predictions, start=1)
-                ],
+                "annotations": _as_annotations(predictions, iou_type),
             }
         )
         evaluator = evaluator_type(truth_api, result_api, iou_type)
@@ -161,27 +158,34 @@ def _backend(name: str) -> tuple[Any, Any]:
     return make_api, COCOeval
 
 
-def _as_annotation(prediction: dict, number: int, iou_type: str) -> dict:
-    """What ``COCO.loadRes`` makes of a result; the area decides what counts as small or large."""
-    annotation = {
-        "id": number,
-        "image_id": prediction["image_id"],
-        "category_id": prediction["category_id"],
-        "score": float(prediction["score"]),
-        "iscrowd": 0,
-    }
+def _as_annotations(predictions: Sequence[dict], iou_type: str) -> list[dict]:
+    """What ``COCO.loadRes`` makes of results; the area decides what counts as small or large."""
+    annotations = [
+        {
+            "id": number,
+            "image_id": prediction["image_id"],
+            "category_id": prediction["category_id"],
+            "score": float(prediction["score"]),
+            "iscrowd": 0,
+        }
+        for number, prediction in enumerate(predictions, start=1)
+    ]
     if iou_type == "bbox":
-        x, y, width, height = (float(value) for value in prediction["bbox"])
-        annotation["bbox"] = [x, y, width, height]
-        annotation["area"] = width * height
-    else:
+        for annotation, prediction in zip(annotations, predictions, strict=True):
+            x, y, width, height = map(float, prediction["bbox"])
+            annotation["bbox"] = [x, y, width, height]
+            annotation["area"] = width * height
+    elif predictions:
         import pycocotools.mask
 
         # A mask is small or large by its own area, whatever box was predicted with it.
-        annotation["segmentation"] = prediction["segmentation"]
-        annotation["area"] = float(pycocotools.mask.area(prediction["segmentation"]))
-        annotation["bbox"] = pycocotools.mask.toBbox(prediction["segmentation"]).tolist()
-    return annotation
+        masks = [prediction["segmentation"] for prediction in predictions]
+        boxes = pycocotools.mask.toBbox(masks).tolist()
+        for annotation, mask, box in zip(annotations, masks, boxes, strict=True):
+            # One by one: of more than 255 masks pycocotools' area overflows (2.0.11, NumPy 2).
+            area = float(pycocotools.mask.area(mask))
+            annotation |= {"segmentation": mask, "area": area, "bbox": box}
+    return annotations
 
 
 def _summarise(evaluator: Any, categories: list[dict]) -> dict[str, float]:

@@ -140,12 +140,12 @@ def check_scorable(predictions: list[dict], ground_truth: dict, iou_type: str) -
             "be mapped back to the dataset's category ids."
         )
 
-    broken = [p for p in predictions if not _finite([p["score"]], 1)]
-    if broken:
+    if not _finite([p["score"] for p in predictions], (len(predictions),)):
+        broken = [p for p in predictions if not _finite(p["score"], ())]
         raise DataError(_not_finite("scores", broken, predictions))
     if iou_type == "bbox":
-        broken = [p for p in predictions if not _finite(p["bbox"], 4)]
-        if broken:
+        if not _finite([p["bbox"] for p in predictions], (len(predictions), 4)):
+            broken = [p for p in predictions if not _finite(p["bbox"], (4,))]
             raise DataError(_not_finite("boxes", broken, predictions))
     else:
         _check_masks(predictions, ground_truth)
@@ -185,12 +185,13 @@ def _is_empty_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and not value
 
 
-def _finite(values: Any, length: int) -> bool:
+def _finite(values: Any, shape: tuple[int, ...]) -> bool:
+    """Whether they are finite numbers in an array of that shape; of no values any shape is."""
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         return False
-    return array.shape == (length,) and bool(np.isfinite(array).all())
+    return array.size == 0 or (array.shape == shape and bool(np.isfinite(array).all()))
 
 
 def _not_finite(what: str, broken: list[dict], predictions: list[dict]) -> str:
