@@ -40,6 +40,10 @@ COMMANDS: dict[str, Command] = {
         "gradaug_det.benchmark.commands.benchmark",
         "AP, cost and robustness of detectors on a COCO-format data set",
     ),
+    "export": Command(
+        "gradaug_det.export.commands.export",
+        "write a sub-network as an ordinary detector of its framework",
+    ),
     "check-data": Command(
         "gradaug_det.datasets.commands.check_data",
         "find what is wrong with a COCO-format data set or class folders",

@@ -1,0 +1,126 @@
+"""A Detectron2 detector for the export (see :mod:`gradaug_det.export.exporter`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.data import DatasetMapper
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone import FPN, ResNet
+from torch import Tensor, nn
+
+from gradaug_det.benchmark.detector import DetectorFiles
+from gradaug_det.d2.backbone import detector_backbone
+from gradaug_det.d2.checkpoint import SafeCheckpointer
+from gradaug_det.d2.export_lazy import lazy_config
+from gradaug_det.d2.train import load_config
+from gradaug_det.errors import ConfigError, ZooError
+from gradaug_det.export.calibration import in_batches
+from gradaug_det.export.exporter import TorchScriptFile
+from gradaug_det.export.widths import scaled
+
+_NAME = "MODEL.BACKBONE.NAME"
+# The registered builders of a ResNet under an FPN -> Detectron2's own.
+_BUILDERS = {
+    name.replace("build_", prefix): name
+    for name in ("build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone")
+    for prefix in ("build_", "build_slimmable_")
+}
+
+
+class Detectron2Exporter:
+    """A yaml config with weights."""
+
+    framework = "Detectron2"
+    weights_name = "model.pth"
+
+    def __init__(self, files: DetectorFiles) -> None:
+        if files.config.suffix == ".py":
+            raise ConfigError(
+                "--config",
+                f"{files.config} is a LazyConfig, which this command does not rewrite; give the "
+                "yaml config of the same detector",
+            )
+        self.cfg = load_config(files.config, list(files.overrides))
+        self.cfg.MODEL.DEVICE = "cpu"
+        if self.cfg.MODEL.BACKBONE.NAME not in _BUILDERS:
+            raise ConfigError(
+                _NAME,
+                f"is {self.cfg.MODEL.BACKBONE.NAME}; exported are {', '.join(_BUILDERS)}: with "
+                "others it is not known what follows the ResNet and reads its channels",
+            )
+        self.model = build_model(self.cfg).eval()
+        self.backbone = detector_backbone(self.model)
+        if type(self.model.backbone) is not FPN or type(self.backbone) is not ResNet:
+            raise ConfigError(_NAME, "must make Detectron2's own FPN over its own ResNet")
+        _StrictCheckpointer(self.model).load(str(files.weights))
+
+    @torch.no_grad()
+    def detect_blank(self) -> None:
+        self.model([{"image": torch.zeros(3, 64, 96, dtype=torch.uint8)}])
+
+    def config(self, share: Fraction, weights: str) -> tuple[str, str]:
+        cfg = self.cfg.clone()
+        cfg.pop("GRADAUG", None)
+        cfg.MODEL.BACKBONE.NAME = _BUILDERS[cfg.MODEL.BACKBONE.NAME]
+        cfg.MODEL.WEIGHTS = weights
+        resnets = cfg.MODEL.RESNETS
+        if share != 1 and resnets.NORM == "GN":
+            raise ConfigError(
+                "MODEL.RESNETS.NORM",
+                "is GN, whose 32 groups no key of Detectron2 changes, and a sub-network has fewer; "
+                "only --width 1 can be exported",
+            )
+        keys = ["STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"]
+        keys.append("NUM_GROUPS" if resnets.NUM_GROUPS > 1 else "WIDTH_PER_GROUP")
+        narrow = {key: scaled(f"MODEL.RESNETS.{key}", resnets[key], share) for key in keys}
+        if resnets.DEPTH in (18, 34) and share != 1:
+            # Detectron2 builds these from a yaml config with 64 channels only.
+            return "config.py", lazy_config(cfg, narrow["RES2_OUT_CHANNELS"])
+        resnets.update(narrow)
+        return "config.yaml", cfg.dump()
+
+    def build(self, config: Path) -> nn.Module:
+        if config.suffix == ".py":
+            return instantiate(LazyConfig.load(str(config)).model).eval()
+        cfg = get_cfg()
+        cfg.merge_from_file(str(config))
+        return build_model(cfg).eval()
+
+    def part(self, model: nn.Module) -> nn.Module:
+        return model.backbone.bottom_up
+
+    @torch.no_grad()
+    def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:
+        return list(model.backbone(images).values())
+
+    def checkpoint(self, state: dict[str, Tensor], config: str) -> dict[str, Any]:
+        return {"model": state}
+
+    def batches(self, model: nn.Module, images: Sequence[Path]) -> Iterator[Tensor]:
+        mapper = DatasetMapper(self.cfg, is_train=False)
+        for files in in_batches(images):
+            samples = [mapper({"file_name": str(file)}) for file in files]
+            yield model.preprocess_image(samples).tensor
+
+    def torchscript(self, model: nn.Module) -> TorchScriptFile:
+        raise NotImplementedError
+
+
+class _StrictCheckpointer(SafeCheckpointer):
+    """Refuses weights that leave a part of the detector as it was initialized."""
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        wrong = [*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)]
+        if wrong:
+            raise ZooError(
+                f"--weights: {len(wrong)} of the detector's tensors are not in the checkpoint or "
+                f"have another shape there, the first is '{wrong[0]}'; give the weights of this "
+                "--config (with its --opts)"
+            )
+        super()._log_incompatible_keys(incompatible)

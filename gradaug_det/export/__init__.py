@@ -1,0 +1,1 @@
+"""Detectors as narrow as one of their sub-networks: ordinary checkpoints and configs."""

@@ -1,0 +1,81 @@
+"""``gradaug-det export``: a sub-network as an ordinary detector of its framework."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from gradaug_det.benchmark.detector import DetectorFiles
+from gradaug_det.errors import ConfigError
+from gradaug_det.export.run import IMAGES, Calibration, export_detector
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="as trained")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="as trained")
+    parser.add_argument(
+        "--width", type=float, required=True, metavar="W", help="e.g. 0.875; 1: the full network"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="IMAGES",
+        help="measure BatchNorm statistics on a folder of images or a COCO-format json; without "
+        "it, they are the full network's, cut",
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N", help=f"the first N of --calibrate; default {IMAGES}"
+    )
+    formats = parser.add_mutually_exclusive_group()
+    formats.add_argument("--torchscript", action="store_true", help="also write a traced program")
+    formats.add_argument("--onnx", action="store_true", help="not available: says why")
+    parser.add_argument("--framework", choices=["detectron2", "mmdet"], help="if not obvious")
+    parser.add_argument(
+        "--opts",
+        nargs="+",
+        default=[],
+        metavar="X",
+        help="overrides of the config: KEY VALUE pairs for yaml, key=value for Python configs",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    if args.onnx:
+        raise ConfigError(
+            "--onnx",
+            "is not available: neither Detectron2 nor MMDetection writes ONNX of its own, and a "
+            "graph that nobody ran is not worth a file. The exported folder is an ordinary "
+            "detector: give it to Detectron2's tools/deploy/export_model.py or to MMDeploy, or "
+            "use --torchscript",
+        )
+    if args.images is not None and args.calibrate is None:
+        raise ConfigError("--images", "says how many of --calibrate are used, which is missing")
+    calibration = None
+    if args.calibrate is not None:
+        count = IMAGES if args.images is None else args.images
+        calibration = Calibration(args.calibrate, count)
+    files = DetectorFiles(
+        args.config, args.weights, args.config.stem, args.framework, tuple(args.opts)
+    )
+    exported = export_detector(
+        files, args.width, args.out, calibration=calibration, torchscript=args.torchscript
+    )
+    record = exported.record
+    logger.info(
+        "%s: channels %s, %d parameters (full: %s, %d)",
+        exported.weights,
+        record["channels"]["exported"],
+        record["parameters"]["exported"],
+        record["channels"]["full"],
+        record["parameters"]["full"],
+    )
+    logger.info("config: %s", exported.config)
+    if exported.program is not None:
+        logger.info("%s: %s", exported.program, record["torchscript"]["note"])
+    return 0

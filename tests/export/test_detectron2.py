@@ -1,0 +1,239 @@
+"""Exported Detectron2 detectors: plain Detectron2 finds with them what the sliced ones find."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+
+from gradaug_det.benchmark.detector import DetectorFiles
+from gradaug_det.benchmark.run import BenchmarkSettings, run_benchmark
+from gradaug_det.core.slimming import at_width
+from gradaug_det.d2.backbone import slimmable_part
+from gradaug_det.d2.train import load_config
+from gradaug_det.errors import ConfigError, ZooError
+from gradaug_det.evaluation.coco import evaluate_coco
+from gradaug_det.export.calibration import find_images
+from gradaug_det.export.run import Calibration, export_detector
+from tests.cross.helpers import ROOT
+from tests.d2.helpers import calibrate
+from tests.export.conftest import CONFIGS
+from tests.export.helpers import (
+    WIDTH,
+    assert_same_results,
+    detections,
+    exported_files,
+    run_plainly,
+    some_as_truth,
+)
+
+pytestmark = pytest.mark.integration
+RUN = """
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.modeling import build_model
+
+class Strict(DetectionCheckpointer):
+    def _log_incompatible_keys(self, incompatible):
+        if any(incompatible):
+            raise SystemExit(str(incompatible))
+
+def detect(config, weights, image):
+    if config.endswith(".py"):
+        model = instantiate(LazyConfig.load(config).model)
+    else:
+        cfg = get_cfg()
+        cfg.merge_from_file(config)
+        model = build_model(cfg)
+    Strict(model).load(weights)
+    with torch.no_grad():
+        found = model.eval()([{"image": image}])[0]["instances"]
+    return found.pred_boxes.tensor, found.scores
+"""
+# A bottleneck ResNet with few channels: stem 16, stages 64, 128, 256, 512.
+SMALL_R50 = (
+    *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.STEM_OUT_CHANNELS", "16"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.WIDTH_PER_GROUP", "16"),
+)
+SMALL_X50 = (*SMALL_R50[:-1], "2", "MODEL.RESNETS.NUM_GROUPS", "8")
+RETINA = (
+    *("MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", "10"),
+    *("MODEL.BACKBONE.NAME", "build_slimmable_retinanet_resnet_fpn_backbone"),
+    *("MODEL.RETINANET.NUM_CONVS", "1", "MODEL.FPN.IN_FEATURES", "['res3','res4','res5']"),
+    *("MODEL.RETINANET.SCORE_THRESH_TEST", "0.005"),
+)
+MINI = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "30")
+
+
+def files(checkpoint, *opts):
+    return DetectorFiles(CONFIGS["detectron2"], str(checkpoint), "d", overrides=opts)
+
+
+@pytest.fixture(scope="module")
+def mini(checkpoints, tmp_path_factory):
+    """The mini detector, and its export."""
+    source = files(checkpoints["detectron2"], *MINI)
+    return source, export_detector(source, WIDTH, tmp_path_factory.mktemp("d2") / "narrow")
+
+
+def random_checkpoint(path, *opts, seed=0):
+    """The checkpoint of another detector with random weights; and the detector."""
+    torch.manual_seed(seed)
+    cfg = load_config(CONFIGS["detectron2"], list(opts))
+    cfg.MODEL.WEIGHTS = ""
+    model = build_model(cfg).eval()
+    calibrate(model)
+    torch.save({"model": model.state_dict()}, path)
+    return model
+
+
+def test_detections_and_ap_are_the_sliced_networks(mini, data):
+    source, exported = mini
+    ids = sorted(image["id"] for image in json.loads(data.annotations.read_text())["images"])
+    sliced = detections(source, data, ids, WIDTH)
+    narrow = detections(exported_files(exported), data, ids)
+    full = detections(source, data, ids)
+    assert_same_results(narrow, sliced)
+    with pytest.raises(AssertionError):
+        assert_same_results(narrow, full)
+    truth = some_as_truth(data, sliced)
+    one, other = (evaluate_coco(truth, results) for results in (narrow, sliced))
+    assert 10 < other["bbox"]["AP"] < 90 and 10 < other["segm"]["AP"] < 90
+    for task, metrics in other.items():
+        for key, value in metrics.items():
+            assert one[task][key] == pytest.approx(value, abs=0.01, nan_ok=True), (task, key)
+
+
+def test_benchmark_measures_it(mini, data, tmp_path):
+    source, exported = mini
+    settings = BenchmarkSettings(limit=1, cost_images=1, repeats=0, epsilons=(1.0,))
+    result = run_benchmark([exported_files(exported)], data, tmp_path, settings).detectors[0]
+    sliced = run_benchmark(
+        [source],
+        data,
+        tmp_path,
+        BenchmarkSettings(widths=(WIDTH,), limit=1, cost_images=1, repeats=0),
+    ).detectors[0]
+    # The sliced network's FPN reads padded channels, and counts them.
+    ours, theirs = result.widths[0].cost, sliced.widths[0].cost
+    assert 0.95 < ours.gflops / theirs.gflops < 1
+    assert ours.parameters == theirs.parameters - 64 * (64 + 128 + 256 + 512) * (1 - WIDTH)
+    assert ours.parameters == exported.record["parameters"]["exported"]
+    assert set(result.widths[0].fgsm[1.0]) == {"bbox", "segm"}
+
+
+def test_plain_detectron2_loads_them(mini, tmp_path):
+    """A ResNet-18 and a ResNet-50 in a process where importing gradaug_det fails."""
+    random_checkpoint(tmp_path / "full.pth", *SMALL_R50)
+    source = files(tmp_path / "full.pth", *SMALL_R50, *MINI)
+    pairs = [mini, (source, export_detector(source, WIDTH, tmp_path / "narrow"))]
+    assert [exported.config.name for _, exported in pairs] == ["config.py", "config.yaml"]
+    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
+    found = run_plainly(RUN, image, [exported for _, exported in pairs], tmp_path)
+    for (source, _), (boxes, scores) in zip(pairs, found, strict=True):
+        model = build_model(load_config(source.config, list(source.overrides))).eval()
+        model.load_state_dict(torch.load(source.weights, weights_only=True)["model"])
+        with torch.no_grad(), at_width(slimmable_part(model.backbone), WIDTH, norm="frozen"):
+            expected = model([{"image": image}])[0]["instances"]
+        assert len(scores) == len(expected) > 5
+        torch.testing.assert_close(scores, expected.scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(boxes, expected.pred_boxes.tensor, rtol=1e-4, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "opts, channels",
+    [
+        (SMALL_X50, [56, 112, 224, 448]),
+        ((*SMALL_R50, *RETINA), [56, 112, 224, 448]),
+        (RETINA, [56, 112, 224, 448]),
+        (("MODEL.RESNETS.NORM", "BN"), [56, 112, 224, 448]),
+    ],
+    ids=["resnext50", "retinanet50", "retinanet18", "batchnorm18"],
+)
+def test_other_detectors(opts, channels, tmp_path):
+    """The export itself compares feature maps; what it says of them is in the record."""
+    model = random_checkpoint(tmp_path / "full.pth", *opts)
+    exported = export_detector(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
+    assert exported.record["channels"]["exported"] == channels
+    assert exported.record["largest_difference_to_sub_network"] < 1e-5
+    weights = torch.load(exported.weights, weights_only=True)["model"]
+    assert weights.keys() == model.state_dict().keys()
+    reader = (
+        "backbone.top_block.p6.weight" if "RetinaNet" in opts else "backbone.fpn_lateral5.weight"
+    )
+    assert weights[reader].shape[1] == 448
+    assert exported.weights.stat().st_size < 0.95 * (tmp_path / "full.pth").stat().st_size
+
+
+def test_full_width(checkpoints, tmp_path):
+    exported = export_detector(files(checkpoints["detectron2"]), 1.0, tmp_path / "full")
+    before = torch.load(checkpoints["detectron2"], weights_only=True)["model"]
+    after = torch.load(exported.weights, weights_only=True)["model"]
+    assert exported.config.name == "config.yaml"
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    cfg = get_cfg()
+    cfg.merge_from_file(str(exported.config))
+    assert cfg.MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone" and "GRADAUG" not in cfg
+    assert str(exported.weights) == cfg.MODEL.WEIGHTS
+
+
+def test_calibrated_statistics_are_those_of_the_images(checkpoints, coco, tmp_path):
+    """Each frozen norm's first statistics: of what it sees, when those before it are calibrated."""
+    source = files(checkpoints["detectron2"])
+    kept = export_detector(source, WIDTH, tmp_path / "kept")
+    both = [
+        export_detector(source, WIDTH, tmp_path / name, calibration=Calibration(coco / "val", 4))
+        for name in ("one", "two")
+    ]
+    states = [torch.load(e.weights, weights_only=True)["model"] for e in (kept, *both)]
+    changed = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert changed == {name for name in states[0] if name.endswith(("running_mean", "running_var"))}
+    assert all(torch.equal(states[1][name], states[2][name]) for name in states[1])
+    assert both[0].record["calibration"] == {"source": "val", "images": 4}
+
+    from gradaug_det.d2.export import Detectron2Exporter
+
+    exporter = Detectron2Exporter(source)
+    model = exporter.build(both[0].config)
+    model.load_state_dict(states[1])
+    (images,) = exporter.batches(model, find_images(coco / "val", 4))
+    stem = model.backbone.bottom_up.stem.conv1
+    assert isinstance(stem.norm, FrozenBatchNorm2d)
+    with torch.no_grad():
+        seen = torch.nn.functional.conv2d(images, stem.weight, stride=2, padding=3)
+    np.testing.assert_allclose(stem.norm.running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stem.norm.running_var, seen.var((0, 2, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "opts, width, error, message",
+    [
+        ((), 0.9, ConfigError, "nearest widths that it can express are 0.890625 or 0.90625"),
+        ((), 0.0, ConfigError, r"--width must be a number in \(0, 1\], got 0.0"),
+        (("MODEL.BACKBONE.NAME", "build_resnet_backbone"), 1.0, ConfigError, "BACKBONE.NAME is"),
+        (("MODEL.ROI_BOX_HEAD.FC_DIM", "128"), 1.0, ZooError, "'roi_heads.box_head.fc1"),
+        (SMALL_R50, 1.0, ZooError, "are not in the checkpoint or have another shape there"),
+    ],
+)
+def test_refusals(checkpoints, tmp_path, opts, width, error, message):
+    with pytest.raises(error, match=message):
+        export_detector(files(checkpoints["detectron2"], *opts), width, tmp_path / "narrow")
+    assert not (tmp_path / "narrow").exists()
+
+
+def test_group_norm_has_no_narrow_config(tmp_path):
+    opts = ("MODEL.RESNETS.NORM", "GN")
+    random_checkpoint(tmp_path / "full.pth", *opts)
+    with pytest.raises(ConfigError, match=r"MODEL.RESNETS.NORM is GN, whose 32 groups no key"):
+        export_detector(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
+
+
+def test_a_lazy_config_is_refused(checkpoints, tmp_path):
+    config = ROOT / "configs/detectron2/mask_rcnn_R_50_FPN_1x_gradaug.py"
+    source = DetectorFiles(config, str(checkpoints["detectron2"]), "lazy")
+    with pytest.raises(ConfigError, match="is a LazyConfig, which this command does not rewrite"):
+        export_detector(source, WIDTH, tmp_path)
