@@ -18,6 +18,7 @@ from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.export_lazy import lazy_config
+from gradaug_det.d2.export_trace import trace_detector
 from gradaug_det.d2.train import load_config
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.export.calibration import in_batches
@@ -109,7 +110,7 @@ class Detectron2Exporter:
             yield model.preprocess_image(samples).tensor
 
     def torchscript(self, model: nn.Module) -> TorchScriptFile:
-        raise NotImplementedError
+        return trace_detector(model)
 
 
 class _StrictCheckpointer(SafeCheckpointer):

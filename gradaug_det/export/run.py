@@ -1,4 +1,4 @@
-"""Writes a detector as narrow as one of its sub-networks: checked first, then config and weights."""
+"""Writes a detector as narrow as a sub-network: checked first, then config and weights."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _described(
 ) -> dict[str, Any] | None:
     if calibration is not None:
         return {"source": calibration.source.name, "images": len(images)}
-    if exporter.model is not narrow and has_statistics(exporter.part(narrow)):
+    if has_statistics(exporter.part(narrow)):
         logger.info("BatchNorm statistics are the full network's, cut; --calibrate measures them")
     return None
 

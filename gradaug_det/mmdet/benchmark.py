@@ -40,7 +40,7 @@ class MMDetectionDetector:
 
     def __init__(self, files: DetectorFiles, data: CocoData, device: str) -> None:
         self.data, self.device = data, device
-        self.config = load_config(files.config, _options(files.overrides))
+        self.config = load_config(files.config, options(files.overrides))
         init_default_scope("mmdet")
         weights = files.weights or self.config.get("load_from")
         if not weights:
@@ -178,7 +178,7 @@ def _innermost(dataset: Any) -> Any:
     return dataset
 
 
-def _options(overrides: Sequence[str]) -> dict[str, Any]:
+def options(overrides: Sequence[str]) -> dict[str, Any]:
     """Overrides as MMEngine's own ``--cfg-options`` reads them."""
     for override in overrides:
         if "=" not in override:

@@ -13,6 +13,7 @@ from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.benchmark.run import BenchmarkSettings, run_benchmark
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2.backbone import slimmable_part
+from gradaug_det.d2.export import Detectron2Exporter
 from gradaug_det.d2.train import load_config
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.evaluation.coco import evaluate_coco
@@ -195,8 +196,6 @@ def test_calibrated_statistics_are_those_of_the_images(checkpoints, coco, tmp_pa
     assert all(torch.equal(states[1][name], states[2][name]) for name in states[1])
     assert both[0].record["calibration"] == {"source": "val", "images": 4}
 
-    from gradaug_det.d2.export import Detectron2Exporter
-
     exporter = Detectron2Exporter(source)
     model = exporter.build(both[0].config)
     model.load_state_dict(states[1])
@@ -207,6 +206,30 @@ def test_calibrated_statistics_are_those_of_the_images(checkpoints, coco, tmp_pa
         seen = torch.nn.functional.conv2d(images, stem.weight, stride=2, padding=3)
     np.testing.assert_allclose(stem.norm.running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(stem.norm.running_var, seen.var((0, 2, 3)), rtol=1e-4)
+
+
+def test_the_traced_program_finds_the_same(checkpoints, tmp_path):
+    """On images of other sizes, also where nothing is found."""
+    opts = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.3")
+    source = files(checkpoints["detectron2"], *opts)
+    exported = export_detector(source, WIDTH, tmp_path / "narrow", torchscript=True)
+    assert "pred_boxes, pred_classes, pred_masks, scores" in exported.record["torchscript"]["note"]
+    program = torch.jit.load(str(exported.program))
+    model = Detectron2Exporter(source).build(exported.config)
+    model.load_state_dict(torch.load(exported.weights, weights_only=True)["model"])
+    counts = []
+    generator = torch.Generator().manual_seed(1)
+    for size, threshold in (((96, 128), 0.3), ((160, 96), 0.3)):
+        image = torch.randint(0, 256, (3, *size), generator=generator).float()
+        with torch.no_grad():
+            boxes, classes, _, scores, _ = program(image)
+            expected = model.inference([{"image": image}], do_postprocess=False)[0]
+        torch.testing.assert_close(scores, expected.scores)
+        torch.testing.assert_close(boxes, expected.pred_boxes.tensor)
+        assert torch.equal(classes, expected.pred_classes)
+        assert scores.numel() == 0 or scores.min() > threshold
+        counts.append(len(scores))
+    assert len(set(counts)) == 2, counts
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""An MMDetection detector for the export (see :mod:`gradaug_det.export.exporter`)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmcv.transforms import Compose
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.utils import get_test_pipeline_cfg
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import Tensor, nn
+
+from gradaug_det.benchmark.detector import DetectorFiles
+from gradaug_det.errors import ZooError
+from gradaug_det.export.calibration import in_batches
+from gradaug_det.export.exporter import TorchScriptFile
+from gradaug_det.mmdet.backbone import detector_backbone
+from gradaug_det.mmdet.benchmark import options
+from gradaug_det.mmdet.checkpoint import load_files_safely
+from gradaug_det.mmdet.export_config import plain_config
+from gradaug_det.mmdet.train import load_config
+
+
+class MMDetectionExporter:
+    """A config with weights."""
+
+    framework = "MMDetection"
+    weights_name = "model.pth"
+
+    def __init__(self, files: DetectorFiles) -> None:
+        self.config_file = load_config(files.config, options(files.overrides))
+        init_default_scope("mmdet")
+        load_files_safely()
+        self.model = _build(self.config_file)
+        self.backbone = detector_backbone(self.model)
+        try:
+            checkpoint = load_checkpoint(self.model, str(files.weights), "cpu", strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ZooError(
+                f"--weights: the checkpoint does not fit {files.config.name} (give the weights of "
+                f"this --config, with its --opts): {reason}"
+            ) from None
+        self.dataset_meta = _plain((checkpoint.get("meta") or {}).get("dataset_meta"))
+
+    @torch.no_grad()
+    def detect_blank(self) -> None:
+        size = dict.fromkeys(("img_shape", "ori_shape"), (64, 96))
+        sample = DetDataSample(metainfo={"img_id": 0, "scale_factor": (1.0, 1.0), **size})
+        image = torch.zeros(3, 64, 96, dtype=torch.uint8)
+        self.model.test_step({"inputs": [image], "data_samples": [sample]})
+
+    def config(self, share: Fraction, weights: str) -> tuple[str, str]:
+        config = plain_config(self.config_file, share)
+        config.load_from = weights
+        return "config.py", config.pretty_text
+
+    def build(self, config: Path) -> nn.Module:
+        return _build(Config.fromfile(config))
+
+    def part(self, model: nn.Module) -> nn.Module:
+        return model.backbone
+
+    @torch.no_grad()
+    def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:
+        return list(model.extract_feat(images))
+
+    def checkpoint(self, state: dict[str, Tensor], config: str) -> dict[str, Any]:
+        meta = {"cfg": config}
+        if self.dataset_meta:
+            meta["dataset_meta"] = self.dataset_meta
+        return {"state_dict": state, "meta": meta}
+
+    def batches(self, model: nn.Module, images: Sequence[Path]) -> Iterator[Tensor]:
+        steps = [
+            step
+            for step in get_test_pipeline_cfg(self.config_file)
+            if str(step["type"]).rpartition(".")[2] != "LoadAnnotations"
+        ]
+        pipeline = Compose(steps)
+        for files in in_batches(images):
+            samples = [pipeline({"img_path": str(file), "img_id": 0}) for file in files]
+            yield model.data_preprocessor(pseudo_collate(samples), False)["inputs"]
+
+    def torchscript(self, model: nn.Module) -> TorchScriptFile:
+        """Backbone and neck: MMCV's own operations, which the heads use, cannot be traced."""
+        example = torch.zeros(1, 3, 64, 96)
+        with torch.no_grad():
+            program = torch.jit.trace(_Features(model), example)
+        return TorchScriptFile(
+            "features.torchscript.pt",
+            program,
+            "backbone and neck only (MMCV's NMS and RoIAlign leave no trace): prepared images "
+            "(N, 3, H, W) as float32 -> the neck's feature maps",
+        )
+
+
+class _Features(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.extract_feat(images))
+
+
+def _build(config: Config) -> nn.Module:
+    init_default_scope("mmdet")
+    model = copy.deepcopy(config.model)
+    model.backbone.init_cfg = None  # the checkpoint's weights replace it anyway
+    return MODELS.build(model).eval()
+
+
+def _plain(value: Any) -> Any:
+    """Without what torch.load(weights_only=True) refuses: arrays as lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -1,0 +1,137 @@
+"""What both frameworks share: widths, who reads the backbone, statistics, images, the command."""
+
+import json
+from fractions import Fraction
+
+import pytest
+import torch
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import nn
+from torchvision.models import resnet18, resnet50, resnext50_32x4d
+
+from gradaug_det.cli import main
+from gradaug_det.core.slimming import slim_plan
+from gradaug_det.errors import ConfigError, DataError, UnslimmableError
+from gradaug_det.export.calibration import find_images, in_batches, recalibrate
+from gradaug_det.export.slicing import check_same, find_readers
+from gradaug_det.export.widths import expressible_widths, scaled, share_of_channels
+from tests.export.conftest import CONFIGS
+
+
+@pytest.mark.parametrize("model, units", [(resnet18, 64), (resnet50, 64), (resnext50_32x4d, 32)])
+def test_widths_at_which_all_layers_keep_the_same_share(model, units):
+    plan = slim_plan(model(num_classes=2))
+    widths = expressible_widths(plan)
+    assert widths == [Fraction(k, units) for k in range(1, units + 1)]
+    assert share_of_channels(plan, 0.875) == Fraction(7, 8)
+    with pytest.raises(ConfigError, match=r"--width 0.9 cannot be exported: .* 0.90625$"):
+        share_of_channels(plan, 0.9)
+
+
+def test_a_share_that_is_no_whole_number():
+    assert scaled("base_channels", 16, Fraction(7, 8)) == 14
+    with pytest.raises(ConfigError, match=r"groups is 4, of which 0.875 is 3.5, no whole number"):
+        scaled("groups", 4, Fraction(7, 8))
+
+
+class Tiny(nn.Module):
+    """A backbone of one convolution, and what reads it."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.head, self.grouped = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 8, 1, groups=2)
+        self.read = read
+
+    def forward(self):
+        return self.read(self, self.backbone(torch.zeros(1, 3, 8, 8)))
+
+
+def test_readers_are_found_wherever_they_are():
+    model = Tiny(lambda model, x: model.head(x) if x.shape[1] == 8 else None)
+    (group,) = slim_plan(model.backbone).outputs
+    assert find_readers(model, model.backbone, model) == {"head.weight": group}
+
+
+@pytest.mark.parametrize(
+    "read, message",
+    [
+        (lambda model, x: x.mean(1), "function 'mean' reads its outputs"),
+        (lambda model, x: model.grouped(x), "the grouped convolution of 'grouped.weight' reads"),
+        (lambda model, x: torch.conv2d(x, model.head.weight + 1), "whose weight is no parameter"),
+    ],
+)
+def test_other_readers_are_refused(read, message):
+    model = Tiny(read)
+    with pytest.raises(UnslimmableError, match=message):
+        find_readers(model, model.backbone, model)
+
+
+def test_feature_maps_that_differ_are_an_error():
+    maps = [torch.ones(1, 2, 3, 3)]
+    assert check_same([maps[0] + 1e-6], maps) < 1e-5
+    for wrong in (1.1 * maps[0], maps[0] * float("nan")):
+        with pytest.raises(Exception, match="nothing was written"):
+            check_same([wrong], maps)
+
+
+def test_one_batch_gives_fvcores_statistics():
+    """fvcore's PreciseBN is another implementation; of one batch it says the same."""
+    ours, theirs = (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3),
+                                  nn.BatchNorm2d(4)) for _ in range(2))  # fmt: skip
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(4, 3, 16, 16) * 3 + 1
+    recalibrate(ours.eval(), [images])
+    update_bn_stats(theirs.train(), [images], 1)
+    for layer in (1, 3):
+        torch.testing.assert_close(ours[layer].running_mean, theirs[layer].running_mean)
+        pixels = 4 * (14 if layer == 1 else 12) ** 2  # theirs is the biased variance
+        torch.testing.assert_close(
+            ours[layer].running_var, theirs[layer].running_var * pixels / (pixels - 1)
+        )
+    assert not ours[1].training and ours[1].momentum == 0.1 and type(ours[1]) is nn.BatchNorm2d
+    with pytest.raises(ConfigError, match="--calibrate needs norms with running statistics"):
+        recalibrate(nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8)), [images])
+
+
+def test_batches_are_of_about_the_same_size():
+    assert [len(batch) for batch in in_batches(range(17), 8)] == [5, 6, 6]
+    assert [i for batch in in_batches(range(17), 8) for i in batch] == list(range(17))
+
+
+def test_images_of_a_folder_and_of_a_json(coco, tmp_path, caplog):
+    found = find_images(coco / "annotations/instances_val.json", 2)
+    assert found == sorted((coco / "val").iterdir())[:2] == find_images(coco / "val", 2)
+    assert len(find_images(coco / "val", 1000)) == 4
+    assert "--images is 1000, but val has 4" in caplog.text
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "lost.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "a.jpg"}]}))
+    (tmp_path / "other.json").write_text("[]")
+    for source, count, message in (
+        ("empty", 1, "there is no image in"),
+        ("nowhere", 1, "does not exist"),
+        ("lost.json", 1, "a.jpg, is neither in"),
+        ("other.json", 1, "is not in COCO's format"),
+        ("empty", 0, "--images must be 1 or more, got 0"),
+    ):
+        with pytest.raises((DataError, ConfigError), match=message):
+            find_images(tmp_path / source, count)
+
+
+def test_the_command(checkpoints, coco, tmp_path, capsys):
+    out = tmp_path / "narrow"
+    arguments = ["export", "--config", str(CONFIGS["detectron2"]), "--out", str(out)]
+    arguments += ["--weights", str(checkpoints["detectron2"]), "--width"]
+    assert main([*arguments, "0.875", "--calibrate", str(coco / "val"), "--images", "2"]) == 0
+    assert "channels [56, 112, 224, 448]" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["config.py", "export.json", "model.pth"]
+    record = json.loads((out / "export.json").read_text())
+    assert record["width"] == 0.875 and record["calibration"] == {"source": "val", "images": 2}
+    assert len(record["source"]["weights_sha256"]) == 64
+    for wrong, message in (
+        (["0.875", "--onnx"], "--onnx is not available: neither"),
+        (["0.875", "--images", "3"], "--images says how many of --calibrate are used"),
+        (["0.9"], "nearest widths that it can express are 0.890625 or 0.90625"),
+    ):
+        assert main([*arguments, *wrong]) == 2
+        assert message in capsys.readouterr().err
