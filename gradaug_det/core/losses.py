@@ -52,20 +52,51 @@ def confidence(target_logits: Tensor) -> Tensor:
     return (2 * at_least_float32(target_logits.detach()).sigmoid() - 1).clamp(min=0)
 
 
+def unsampled_logits(target_logits: Tensor, valid: Tensor, samples: float) -> Tensor:
+    """Objectness logits as an RPN would give them had it learned from all anchors.
+
+    Learning from all objects but only a sample of the background multiplies the odds of an object
+    by how much background was left out, about anchors / samples: what is an object for one anchor
+    in a hundred is one for every second that was sampled.
+
+    Args:
+        target_logits, valid: (N, A) logits, and which anchors count.
+        samples: anchors of the batch that the RPN samples.
+    """
+    kept = max(1.0, samples) / valid.sum().clamp(min=1)
+    return at_least_float32(target_logits.detach()) + kept.clamp(max=1.0).log()
+
+
 def objectness_kl(
-    logits: Tensor, target_logits: Tensor, valid: Tensor, normalizer: float
+    logits: Tensor, target_logits: Tensor, valid: Tensor, samples: float, positive_share: float
 ) -> Tensor:
-    """Sum over the valid anchors of the KL divergence of objectness, / ``normalizer``.
+    """Mean KL divergence of objectness over the anchors that an RPN's own loss would sample.
+
+    The RPN samples the objects it has, up to a share, and fills up with background; this is the
+    mean that such a sample has on average if each anchor is an object with the probability that
+    the full network gives it. A sum over all anchors is mostly background, and its gradient was
+    many times that of the RPN's own loss: the RPN did not learn.
 
     Args:
         logits, target_logits, valid: (N, A): logits, and which anchors have a soft target.
-        normalizer: sampled anchors of the batch, as in the RPN's own loss. The expected number of
-            objects replaces it where it is larger (an untrained RPN believes in every anchor).
+        samples: anchors of the batch that the RPN samples.
+        positive_share: largest share of objects among them, in [0, 1].
+
+    Returns:
+        A scalar; 0 where no anchor is valid.
     """
-    target = at_least_float32(target_logits.detach()).sigmoid()
-    expected = (target * valid).sum()
-    total = (bernoulli_kl(logits, target_logits) * valid).sum()
-    return total / expected.clamp(min=max(1.0, normalizer))
+    probability = unsampled_logits(target_logits, valid, samples).sigmoid()
+    object_, background = probability * valid, (1 - probability) * valid
+    divergence = bernoulli_kl(logits, target_logits)
+    share = (object_.sum() / max(1.0, samples)).clamp(max=positive_share)
+    return share * weighted_mean(divergence, object_) + (1 - share) * weighted_mean(
+        divergence, background
+    )
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean; 0 if there is no weight."""
+    return (values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def expected_box_l1(

@@ -26,6 +26,8 @@ class GradAugOptions:
         flip_prob: probability of mirroring a sub-network's batch, in [0, 1].
         block_survival: probability that a sub-network keeps the backbone's last residual branch,
             in [0, 1]; 1 keeps all. See :mod:`gradaug_det.core.depth`.
+        divisor: channel counts of sub-networks are multiples of this; 1 is the authors' rule, 8 or
+            16 are faster. See :func:`gradaug_det.core.slimming.at_width`.
         supervision: what sub-networks learn from: ``soft`` (the full network's outputs, as in the
             paper), ``labels`` (the detector's own losses on the transformed batch) or ``both``.
         soft_weight, labels_weight: factors of the two kinds of losses, at least 0.
@@ -45,6 +47,7 @@ class GradAugOptions:
     scales: Sequence[float] = (1.0, 0.857, 0.714, 0.571)
     flip_prob: float = 0.0
     block_survival: float = 1.0
+    divisor: int = 1
     supervision: str = "soft"
     soft_weight: float = 1.0
     labels_weight: float = 1.0
@@ -85,6 +88,7 @@ class GradAugOptions:
             self.flip_prob,
             self.seed,
             self.block_survival,
+            self.divisor,
         )
 
     @property

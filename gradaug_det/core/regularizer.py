@@ -88,7 +88,7 @@ def sub_network_passes(
     for sub in sub_networks:
         with (
             untouched_statistics(network.module),
-            at_width(network.backbone, sub.width, network.subnet_norm),
+            at_width(network.backbone, sub.width, network.subnet_norm, sub.divisor),
             at_depth(network.backbone, sub.block_survival, sub.seed),
             isolated_rng(sub.seed + _rank(), next(network.module.parameters()).device),
         ):

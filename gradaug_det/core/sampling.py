@@ -34,6 +34,8 @@ class SubNetwork:
     """Probability that its last residual branch is kept; see :mod:`gradaug_det.core.depth`."""
     iteration: int = 0
     """Of the step, counted from 0."""
+    divisor: int = 1
+    """Its channel counts are multiples of this; see :func:`gradaug_det.core.slimming.at_width`."""
 
 
 def stable_seed(*parts: object) -> int:
@@ -55,6 +57,7 @@ class SubNetworkSampler:
         seed: the same seed samples the same sub-networks.
         block_survival: probability that a sub-network keeps the last residual branch, in [0, 1];
             1 keeps all. With ``min_width`` 1 sub-networks differ by depth alone.
+        divisor: channel counts of sub-networks are multiples of this, 1 or more.
 
     Raises:
         ConfigError: names the argument, its value and the values allowed.
@@ -66,6 +69,7 @@ class SubNetworkSampler:
     flip_prob: float = 0.0
     seed: int = 0
     block_survival: float = 1.0
+    divisor: int = 1
 
     def __post_init__(self) -> None:
         check_integer("num_subnets", self.num_subnets, low=0)
@@ -80,6 +84,7 @@ class SubNetworkSampler:
         check_number("flip_prob", self.flip_prob, high=1.0)
         check_integer("seed", self.seed)
         check_number("block_survival", self.block_survival, high=1.0)
+        check_integer("divisor", self.divisor, low=1)
 
     def sample(self, iteration: int) -> list[SubNetwork]:
         """The sub-networks of one step, in the order in which they run."""
@@ -95,7 +100,7 @@ class SubNetworkSampler:
         noise = stable_seed("noise", self.seed, iteration, index)
         transform = BatchTransform(float(scale), flip)
         survival = float(self.block_survival)
-        return SubNetwork(index, float(width), transform, noise, survival, iteration)
+        return SubNetwork(index, float(width), transform, noise, survival, iteration, self.divisor)
 
 
 @contextmanager

@@ -213,9 +213,11 @@ class RCNNTargets:
         )
         target = target[..., 0]
         normalizer = float(self.rpn.batch_size_per_image * len(sizes))
-        weights = soft.confidence(target) * valid
+        weights = soft.confidence(soft.unsampled_logits(target, valid, normalizer)) * valid
         return {
-            "rpn_cls": soft.objectness_kl(logits[..., 0], target, valid, normalizer),
+            "rpn_cls": soft.objectness_kl(
+                logits[..., 0], target, valid, normalizer, self.rpn.positive_fraction
+            ),
             "rpn_loc": soft.expected_box_l1(
                 deltas, target_deltas, weights, weights.sum().clamp(min=normalizer)
             ),

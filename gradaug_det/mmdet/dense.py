@@ -155,8 +155,11 @@ class DenseTargets:
         factor = max(1.0, float((calls["dense_cls_factor"] or [1.0])[0]))
         losses: Losses = {}
         if self.is_rpn:
-            weights = soft.confidence(target[..., 0]) * valid
-            losses["cls"] = soft.objectness_kl(logits[..., 0], target[..., 0], valid, factor)
+            objectness = soft.unsampled_logits(target[..., 0], valid, factor)
+            weights = soft.confidence(objectness) * valid
+            losses["cls"] = soft.objectness_kl(
+                logits[..., 0], target[..., 0], valid, factor, head.sampler.pos_fraction
+            )
             normalizer = weights.sum().clamp(min=factor)
         else:
             gamma = head.loss_cls.gamma

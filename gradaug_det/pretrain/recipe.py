@@ -75,7 +75,7 @@ class GradAugSettings:
 
     Args:
         num_subnets: n; 0 for plain training.
-        min_width, scales, block_survival: of the sampler.
+        min_width, scales, block_survival, divisor: of the sampler.
         rotations: angles in degrees that a sub-network's batch may be turned by.
     """
 
@@ -84,6 +84,7 @@ class GradAugSettings:
     scales: list[float] = field(default_factory=lambda: [1.0, 0.857, 0.714, 0.571])
     rotations: list[float] = field(default_factory=lambda: [0.0])
     block_survival: float = 1.0
+    divisor: int = 1
 
 
 @dataclass
@@ -172,11 +173,15 @@ class Recipe:
             tuple(own.scales),
             seed=self.seed,
             block_survival=own.block_survival,
+            divisor=own.divisor,
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in the yaml file."""
-        return asdict(self)
+        values = asdict(self)
+        if self.gradaug.divisor == 1:  # so are recipes written before there was a divisor
+            del values["gradaug"]["divisor"]
+        return values
 
     def same_training(self, other: dict[str, Any]) -> bool:
         """Whether a checkpoint of the recipe ``other`` can be gone on with."""

@@ -21,7 +21,7 @@ def pairs():
     classes = torch.tensor([0, 3, 1])
     return {
         "class_kl": (losses.class_kl, (N, K)),
-        "objectness_kl": (lambda p, t: losses.objectness_kl(p, t, valid, 4.0), (N, A)),
+        "objectness_kl": (lambda p, t: losses.objectness_kl(p, t, valid, 4.0, 0.5), (N, A)),
         "quality_focal": (lambda p, t: losses.quality_focal(p, t, valid, 4.0), (N, A, K)),
         "class_box_l1": (lambda p, t: losses.class_box_l1(p, t, scores), (N, K * 4)),
         "class_box_l1_agnostic": (lambda p, t: losses.class_box_l1(p, t, scores), (N, 4)),
@@ -80,11 +80,41 @@ def test_nothing_to_compare_is_zero_with_a_graph():
 def test_invalid_anchors_do_not_count():
     prediction, target = torch.randn(1, A), torch.randn(1, A)
     valid = torch.arange(A)[None] < 3
-    part = losses.objectness_kl(prediction[:, :3], target[:, :3], valid[:, :3], 8.0)
-    assert torch.isclose(losses.objectness_kl(prediction, target, valid, 8.0), part)
+    part = losses.objectness_kl(prediction[:, :3], target[:, :3], valid[:, :3], 2.0, 0.5)
+    assert torch.isclose(losses.objectness_kl(prediction, target, valid, 2.0, 0.5), part)
+    nowhere = torch.zeros(1, A, dtype=torch.bool)
+    assert losses.objectness_kl(prediction, target, nowhere, 2.0, 0.5) == 0
     scores, soft = torch.randn(1, A, K), torch.randn(1, A, K)
     part = losses.quality_focal(scores[:, :3], soft[:, :3], valid[:, :3], 8.0)
     assert torch.isclose(losses.quality_focal(scores, soft, valid, 8.0), part)
+
+
+def test_odds_of_an_rpn_that_learned_from_a_sample_are_those_of_all_anchors():
+    """An RPN that saw every object and a tenth of the background: Bayes gives the odds of all."""
+    objects, background, kept = 20.0, 1000.0, 0.1
+    sampled = torch.logit(torch.tensor(objects / (objects + kept * background)))
+    valid = torch.ones(2, 510, dtype=torch.bool)
+    logits = losses.unsampled_logits(sampled.expand(2, 510), valid, kept * 1020)
+    assert logits.sigmoid().sum().item() == pytest.approx(objects, rel=0.02)
+    # All anchors sampled: nothing to correct.
+    same = losses.unsampled_logits(sampled.expand(2, 510), valid, 5000.0)
+    assert torch.equal(same, sampled.expand(2, 510))
+
+
+def test_objectness_is_averaged_as_an_rpn_samples():
+    """Two objects and 98 background anchors, 10 sampled: 2 of the one, 8 of the other."""
+    is_object = torch.arange(100)[None] < 2
+    target = torch.where(is_object, 20.0, -20.0)
+    valid = torch.ones(1, 100, dtype=torch.bool)
+    prediction = torch.where(is_object, 0.0, -1.0)
+    of_object, of_background = (
+        losses.bernoulli_kl(torch.tensor(p), torch.tensor(t)).item()
+        for p, t in ((0.0, 20.0), (-1.0, -20.0))
+    )
+    loss = losses.objectness_kl(prediction, target, valid, 10.0, 0.5).item()
+    assert loss == pytest.approx(0.2 * of_object + 0.8 * of_background, rel=1e-4)
+    capped = losses.objectness_kl(prediction, target, valid, 10.0, 0.1).item()
+    assert capped == pytest.approx(0.1 * of_object + 0.9 * of_background, rel=1e-4)
 
 
 def test_confidence():

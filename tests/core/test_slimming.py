@@ -56,6 +56,35 @@ def test_resnext_keeps_whole_groups():
     assert conv.groups == 32
 
 
+@pytest.mark.parametrize("divisor", [8, 16])
+@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d", "resnet50_gn"])
+def test_a_divisor_keeps_the_nearest_multiple(name, divisor):
+    network = NETWORKS[name]()
+    plan = slim_plan(network)
+    for group, channels in zip(plan.groups, plan.channels(0.9, divisor), strict=True):
+        if group.fixed:
+            assert channels == group.channels
+        else:
+            assert channels % divisor == channels % group.quantum == 0
+            step = max(divisor, group.quantum)
+            assert abs(channels - 0.9 * group.channels) <= step / 2
+    assert plan.channels(1.0, divisor) == plan.channels(1.0)
+    with at_width(network, 0.9, divisor=divisor), torch.no_grad():
+        assert network.layer2[0].conv2.weight.shape[0] % divisor == 0
+        assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 1000)
+
+
+def test_a_divisor_above_all_channels_leaves_the_network_whole(resnet18):
+    assert slim_plan(resnet18).channels(0.5, 1024) == slim_plan(resnet18).channels(1.0)
+
+
+@pytest.mark.parametrize("divisor", [0, -8, 1.5, True])
+def test_divisor_out_of_range(resnet18, divisor):
+    with pytest.raises(ConfigError, match="divisor must be an integer of at least 1"):
+        with at_width(resnet18, 0.9, divisor=divisor):
+            pass
+
+
 def test_group_norm_keeps_whole_groups():
     network = NETWORKS["resnet50_gn"]()
     with at_width(network, 0.9):
