@@ -6,6 +6,7 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
+from gradaug_det.core.depth import at_depth
 from gradaug_det.core.engine import BUCKET_BYTES
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2 import GradAugHook
@@ -16,12 +17,12 @@ from .helpers import make_trainer, storage, tiny_batch, tiny_model
 OPTIONS = {"num_subnets": 2, "min_width": 0.8, "scales": [1.0, 0.75], "seed": 5}
 
 
-def _work(rank, address, out, supervision):
+def _work(rank, address, out, supervision, options):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
     comm._LOCAL_PROCESS_GROUP = dist.new_group([0, 1])  # what Detectron2's launch does
     model = tiny_model("mask_rcnn", double=True)
-    hook = GradAugHook(supervision=supervision, **OPTIONS)
+    hook = GradAugHook(supervision=supervision, **options)
     seen, reduced, all_reduce = {}, [], dist.all_reduce
 
     def counting(tensor, *args, **kwargs):
@@ -51,10 +52,10 @@ def _work(rank, address, out, supervision):
     dist.destroy_process_group()
 
 
-def _single(supervision):
+def _single(supervision, options):
     """Mean over the two ranks' batches of the gradients, computed in this process."""
     total = {}
-    hook = GradAugHook(supervision=supervision, **OPTIONS)
+    hook = GradAugHook(supervision=supervision, **options)
     for rank in range(2):
         model = tiny_model("mask_rcnn", double=True)
         network, batch = GradAugDetector(model, hook.options), tiny_batch(10 + rank)
@@ -64,7 +65,10 @@ def _single(supervision):
             sum(losses.values()).backward()
             for sub in hook.options.sampler.sample(0):
                 torch.manual_seed(sub.seed + rank)
-                with at_width(network.backbone, sub.width):
+                with (
+                    at_width(network.backbone, sub.width),
+                    at_depth(network.backbone, sub.block_survival, sub.seed),
+                ):
                     losses = network.sub_network_pass(batch, target, sub)
                     sum(losses.values()).backward()
         for name, parameter in model.named_parameters():
@@ -72,10 +76,10 @@ def _single(supervision):
     return total, sum(p.nbytes for p in model.parameters())
 
 
-def _check(tmp_path, supervision):
-    mp.spawn(_work, (str(tmp_path / "store"), str(tmp_path), supervision), nprocs=2)
+def _check(tmp_path, supervision, options=OPTIONS):
+    mp.spawn(_work, (str(tmp_path / "store"), str(tmp_path), supervision, options), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
-    expected, size = _single(supervision)
+    expected, size = _single(supervision, options)
     for name, gradient in expected.items():
         assert torch.equal(one["gradients"][name], two["gradients"][name]), name
         scale = gradient.abs().max().item()
@@ -99,3 +103,8 @@ def test_soft_gradients_of_two_processes(tmp_path):
 
 def test_labels_gradients_of_two_processes(tmp_path):
     _check(tmp_path, "labels")
+
+
+def test_gradients_of_two_processes_with_skipped_blocks(tmp_path):
+    """Both processes skip the same blocks, whose parameters have no gradient in that pass."""
+    _check(tmp_path, "labels", {**OPTIONS, "min_width": 1.0, "block_survival": 0.0})

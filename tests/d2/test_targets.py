@@ -31,6 +31,8 @@ def confident(model):
         for name, parameter in model.named_parameters():
             if any(k in name for k in ("rpn_head", "predictor", "cls_score", "bbox_pred")):
                 parameter.add_(torch.randn_like(parameter) * 0.05)
+            if name.endswith("objectness_logits.bias"):
+                parameter.add_(8.0)  # an RPN that samples says 1 to what is an object to it
     return model
 
 
