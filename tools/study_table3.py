@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gradaug_det.errors import GradAugError
-from gradaug_det.finetuning.study import PARTS, SEEDS, Study, all_cells
+from gradaug_det.finetuning.study import PARTS, SEEDS, Study, all_cells, finals
 from gradaug_det.finetuning.study_table import write_study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     action.add_argument("--list", action="store_true", help="name the cells and what is missing")
     action.add_argument("--tables", action="store_true", help="only write the tables anew")
     action.add_argument(
+        "--robustness", action="store_true", help="measure what was trained under corruptions"
+    )
+    action.add_argument(
         "--redo", metavar="NAME", help="train a cell from nothing and compare with its result"
     )
     args = parser.parse_args(argv)
@@ -42,7 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.redo:
             return _redo(study, args.redo)
         try:
-            if not args.tables:
+            if args.robustness:
+                chosen = [c for c in finals(args.seeds) if args.only in c.name]
+                study.measure_robustness(chosen, jobs=args.jobs)
+            elif not args.tables:
                 study.run(cells, jobs=args.jobs, threads=args.threads or None)
         finally:
             _write_tables(study)

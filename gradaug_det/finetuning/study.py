@@ -14,6 +14,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,9 @@ PARTS = {
 }
 SHARES = (0.1, 0.2, 0.5)
 SEEDS = (1, 2, 3)
+ROBUSTNESS = {"images": 100, "corruptions": [], "severities": [3], "fgsm": [2.0]}
+"""Under which the finals are measured: the first images of the validation set under corruptions
+(none named: all 15) at these severities, and under FGSM with these steps of 255."""
 MEASURED = ("iterations", "metrics", "losses")
 """Keys of a result that the same cell must give again, to the last digit."""
 _SWEEP: dict[str, tuple] = {
@@ -210,6 +214,20 @@ def part_cells(part: str, seed: int) -> list[Cell]:
     return list(dict.fromkeys([*compared, *varied, *soft]))
 
 
+def finals(seeds: Iterable[int]) -> list[Cell]:
+    """The cells whose robustness is compared: fine-tunings of the GradAug backbone."""
+    return [
+        cell
+        for seed in seeds
+        for plain in [Cell("gradaug", "plain", seed)]
+        for cell in (
+            plain,
+            *(replace(plain, method=method) for method in METHODS if method != "plain"),
+            replace(plain, budget="as-labels"),
+        )
+    ]
+
+
 @dataclass(frozen=True)
 class Study:
     """Where the study is on the disk, and what all its cells share.
@@ -295,6 +313,27 @@ class Study:
             keep_going=True,
             on_result=write,
         )
+
+    def measure_robustness(self, cells: Iterable[Cell], *, jobs: int = 2) -> None:
+        """Adds to the cells' results what is left of their AP under :data:`ROBUSTNESS`.
+
+        Cells without a result are left out; so is what is measured already.
+
+        Args:
+            jobs: cells at a time.
+
+        Raises:
+            GradAugError: a measurement failed; names its log.
+        """
+        results = {cell: self.result(cell) for cell in cells}
+        missing = [
+            cell
+            for cell, result in results.items()
+            if result and result.get("robustness", {}).get("settings") != ROBUSTNESS
+        ]
+        logger.info("robustness of %d cells to measure", len(missing))
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(self._measure_robustness, missing))
 
     def redo(self, cell: Cell) -> list[str]:
         """Trains a cell once more from nothing, its data built anew, as its result was made.
@@ -417,10 +456,43 @@ class Study:
                 if "loss" in name
             },
         }
-        with atomic_path(self.results / f"{cell.name}.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        self._write(cell, content)
         aps = {task: values["AP"] for task, values in content["metrics"].items()}
         logger.info("%s: box AP %s, mask AP %s", cell.name, aps["bbox"], aps["segm"])
+
+    def _measure_robustness(self, cell: Cell) -> None:
+        training = self._training(cell)
+        # Does nothing where the detector of the result is still there.
+        run_trainings([training], self.root, threads=self.result(cell)["threads"])
+        folder, report = training.folder, training.folder / "robustness"
+        command = [
+            *("tools/benchmark.py", "--resume", "--out", report),
+            *("--config", folder / "config.yaml", "--weights", folder / "model_final.pth"),
+            *("--coco", training.data, "--split", "val", "--limit", ROBUSTNESS["images"]),
+            *(
+                "--corruptions",
+                *ROBUSTNESS["corruptions"],
+                "--severities",
+                *ROBUSTNESS["severities"],
+            ),
+            *("--fgsm", *ROBUSTNESS["fgsm"], "--repeats", 0, "--cost-images", 1, "--workers", 0),
+        ]
+        call_tool(command, self.root, folder / "robustness.log")
+        (measured,) = json.loads((report / "report.json").read_text())["detectors"][0]["widths"]
+        found = {
+            "settings": ROBUSTNESS,
+            "AP": {task: _rounded(values["AP"]) for task, values in measured["metrics"].items()},
+            "mPC": {task: _rounded(value) for task, value in measured["mPC"].items()},
+            "fgsm": measured["fgsm"],
+            "corruptions": measured["corruptions"],
+        }
+        content = self.result(cell) | {"robustness": found}
+        self._write(cell, content)
+        logger.info("%s: box AP %s, mPC %s", cell.name, found["AP"]["bbox"], found["mPC"]["bbox"])
+
+    def _write(self, cell: Cell, content: dict[str, Any]) -> None:
+        with atomic_path(self.results / f"{cell.name}.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     def _weights_sha256(self, backbone: str) -> str | None:
         if backbone == "none":

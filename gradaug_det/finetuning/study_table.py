@@ -17,9 +17,11 @@ from gradaug_det.finetuning.study import (
     COMPUTE_RATIO,
     METHODS,
     PARTS,
+    ROBUSTNESS,
     SHARES,
     Cell,
     Study,
+    finals,
     part_cells,
 )
 from gradaug_det.finetuning.study_plots import Curve, Point, ap_plot
@@ -83,6 +85,8 @@ def study_text(study: Study, results: Results, seeds: Sequence[int]) -> str:
             for name, (owner, caption) in _PLOTS.items()
             if owner == part and name in plots
         ]
+    if table := _robustness_table(results, seeds):
+        parts += ["## Robustness", _robustness_note(), table]
     return "\n\n".join(parts) + "\n"
 
 
@@ -226,6 +230,51 @@ def _table(part: str, study: Study, results: Results, seeds: Sequence[int]) -> s
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _robustness_table(results: Results, seeds: Sequence[int]) -> str:
+    """Of the finals, from the GradAug backbone; empty without a measurement."""
+
+    def measured(cell: Cell) -> dict[str, list[float]]:
+        names = (replace(cell, seed=seed).name for seed in seeds)
+        found = [r["robustness"] for n in names if (r := results.get(n)) and "robustness" in r]
+        (epsilon,) = (f"{epsilon:g}" for epsilon in ROBUSTNESS["fgsm"])
+        return {
+            "box AP": [r["AP"]["bbox"] for r in found],
+            "box mPC": [r["mPC"]["bbox"] for r in found],
+            "mask mPC": [r["mPC"]["segm"] for r in found],
+            f"box AP, FGSM {epsilon}/255": [r["fgsm"][epsilon]["bbox"] for r in found],
+        }
+
+    rows = [(cell, measured(cell)) for cell in finals([0])]
+    names = list(rows[0][1])
+    columns = ["fine-tuning", "seeds", *names, "box mPC minus plain", f"{names[-1]} minus plain"]
+    lines = [f"| {' | '.join(columns)} |", "|:--|" + "--:|" * (len(columns) - 1)]
+    (_, reference), *_ = rows
+    for cell, own in rows:
+        if not own["box AP"]:
+            continue
+        title = METHODS[cell.method] + (
+            "" if cell.budget == "1x" else f", {BUDGETS[cell.budget]:g}x"
+        )
+        differences = [
+            _interval(agreement(own[name], reference[name]))
+            if own is not reference and min(len(own[name]), len(reference[name])) > 1
+            else ""
+            for name in ("box mPC", names[-1])
+        ]
+        cells = [title, str(len(own["box AP"])), *(_mean(own[n]) for n in names), *differences]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _robustness_note() -> str:
+    severities = ", ".join(map(str, ROBUSTNESS["severities"]))
+    return (
+        f"Detectors from the GradAug backbone on the first {ROBUSTNESS['images']} validation "
+        "images. mPC: mean AP under\nImageNet-C's 15 corruptions at severity "
+        f"{severities}. `tools/study_table3.py --robustness`."
+    )
 
 
 def _verdicts(part: str, results: Results, seeds: Sequence[int]) -> list[str]:

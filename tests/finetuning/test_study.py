@@ -246,6 +246,14 @@ def test_two_cells_for_real_and_once_more(tmp_path, monkeypatch):
     arguments = json.loads((tmp_path / "out/datasets/dev-6-2/mini_coco/build.json").read_text())
     assert arguments["arguments"]["dev"] is True
 
+    less = module.ROBUSTNESS | {"images": 2, "corruptions": ["contrast"]}
+    monkeypatch.setattr(module, "ROBUSTNESS", less)
+    study.measure_robustness(cells[:1], jobs=1)
+    robust = study.result(scratch)["robustness"]
+    assert list(robust["corruptions"]) == ["contrast"] and "3" in robust["corruptions"]["contrast"]
+    assert set(robust["AP"]) == set(robust["mPC"]) == {"bbox", "segm"} and "2" in robust["fgsm"]
+    assert (tmp_path / "out" / scratch.name / "robustness" / "report.json").is_file()
+
     assert study.redo(cells[1]) == []
     file = study.results / f"{cells[1].name}.json"
     changed = json.loads(file.read_text())
@@ -365,6 +373,23 @@ def test_the_verdict_is_what_the_numbers_say(box, mask, expected):
         return Agreement(difference, 0.5, low, 2 * difference - low)
 
     assert verdict({"bbox": made(box), "segm": made(mask)}).startswith(expected)
+
+
+def test_robustness_has_a_table_when_it_is_measured(study):
+    results = results_of(study, {PLAIN: [(9.0, 7.0)] * 2, LABELS: [(14.0, 12.0)] * 2})
+    assert "## Robustness" not in study_text(study, results, SEEDS)
+    for cell, box in ((PLAIN, 4.0), (LABELS, 6.0)):
+        for seed in (1, 2):
+            results[replace(cell, seed=seed).name]["robustness"] = {
+                "settings": module.ROBUSTNESS,
+                "AP": {"bbox": 9.0, "segm": 7.0},
+                "mPC": {"bbox": box + seed, "segm": 3.0},
+                "fgsm": {"2": {"bbox": box - seed, "segm": 1.0}},
+            }
+    text = study_text(study, results, SEEDS).split("## Robustness")[1]
+    plain, labels = [row for row in rows_of(text) if row[0] != "fine-tuning"]
+    assert plain[:6] == ["plain", "2", "9.0 ± 0.0", "5.5 ± 0.7", "3.0 ± 0.0", "2.5 ± 0.7"]
+    assert labels[6].startswith("+2.00 [") and labels[7].startswith("+2.00 [")
 
 
 def test_two_seeds_are_no_verdict(study):
