@@ -14,5 +14,5 @@ gradaug = L(GradAugHook)(
     num_subnets=3,
     min_width=0.9,
     scales=[1.0, 0.857, 0.714, 0.571],
-    supervision="soft",
+    supervision="labels",
 )

@@ -28,8 +28,9 @@ class GradAugOptions:
             in [0, 1]; 1 keeps all. See :mod:`gradaug_det.core.depth`.
         divisor: channel counts of sub-networks are multiples of this; 1 is the authors' rule, 8 or
             16 are faster. See :func:`gradaug_det.core.slimming.at_width`.
-        supervision: what sub-networks learn from: ``soft`` (the full network's outputs, as in the
-            paper), ``labels`` (the detector's own losses on the transformed batch) or ``both``.
+        supervision: what sub-networks learn from: ``labels`` (the detector's own losses on the
+            transformed batch), ``soft`` (the full network's outputs, as in the paper's
+            classification) or ``both``. ``labels`` won where it was measured; see RESULTS.md.
         soft_weight, labels_weight: factors of the two kinds of losses, at least 0.
         soft_warmup: iterations in which ``soft_weight`` rises from 0, in equal steps. What a new
             head gives at first is no target for anything.
@@ -48,7 +49,7 @@ class GradAugOptions:
     flip_prob: float = 0.0
     block_survival: float = 1.0
     divisor: int = 1
-    supervision: str = "soft"
+    supervision: str = "labels"
     soft_weight: float = 1.0
     labels_weight: float = 1.0
     soft_warmup: int = 0

@@ -31,7 +31,7 @@ def add_gradaug_config(cfg: CN) -> None:
     cfg.GRADAUG.BLOCK_SURVIVAL = defaults.block_survival
     # Channel counts of sub-networks are multiples of this: 1 as the authors', 8 or 16 faster.
     cfg.GRADAUG.DIVISOR = defaults.divisor
-    # What sub-networks learn from: "soft" (the full network's outputs), "labels" or "both".
+    # What sub-networks learn from: "labels", "soft" (the full network's outputs) or "both".
     cfg.GRADAUG.SUPERVISION = defaults.supervision
     # Factor of the losses against soft targets.
     cfg.GRADAUG.SOFT_WEIGHT = defaults.soft_weight

@@ -106,7 +106,7 @@ def test_unknown_option_names_the_nearest():
     [
         ({}, True),
         ({"num_subnets": 0}, False),
-        ({"soft_weight": 0}, False),
+        ({"soft_weight": 0, "supervision": "soft"}, False),
         ({"soft_weight": 0, "supervision": "both"}, True),
         ({"labels_weight": 0, "supervision": "labels"}, False),
     ],

@@ -37,7 +37,7 @@ def assert_equal(one, two):
     "options",
     [
         {"num_subnets": 0},
-        {"soft_weight": 0.0},
+        {"supervision": "soft", "soft_weight": 0.0},
         {"supervision": "labels", "labels_weight": 0.0},
         {"supervision": "both", "labels_weight": 0.0, "soft_weight": 0.0},
     ],
@@ -214,7 +214,7 @@ def test_a_non_finite_loss_is_named_and_not_stepped():
     before = weights(model)
     with torch.no_grad():
         model.roi_heads.box_predictor.cls_score.bias.zero_()
-    hook = GradAugHook(soft_weight=float("1e39"), **SUBS)  # overflows float32
+    hook = GradAugHook(supervision="soft", soft_weight=float("1e39"), **SUBS)  # overflows float32
     with pytest.raises(NonFiniteLossError, match=r"sub-network 0 \(width .*scale.*has the losses"):
         train(model, hook, steps=1)
     assert_equal(
@@ -371,6 +371,6 @@ def test_supervision_that_a_detector_cannot_have():
     model = tiny_model()
     model.roi_heads.keypoint_on = True
     with pytest.raises(ConfigError, match="not implemented for keypoint heads; use"):
-        train(model, GradAugHook(**SUBS), steps=1)
+        train(model, GradAugHook(supervision="soft", **SUBS), steps=1)
     with pytest.raises(ConfigError, match=r"subnet_norm is 'batch'"):
         train(tiny_model(), GradAugHook(subnet_norm="batch", **SUBS), steps=1)

@@ -38,7 +38,7 @@ def confident(model):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_full_network_on_the_same_batch_has_no_loss(kind):
-    network = GradAugDetector(confident(tiny_model(kind)), GradAugOptions())
+    network = GradAugDetector(confident(tiny_model(kind)), GradAugOptions(supervision="soft"))
     losses, _ = sub_losses(network, tiny_batch())
     assert len(losses) == {"mask_rcnn": 5, "faster_rcnn": 4, "cascade_mask_rcnn": 9}.get(kind, 2)
     for name, loss in losses.items():
@@ -47,7 +47,7 @@ def test_the_full_network_on_the_same_batch_has_no_loss(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_narrow_or_transformed_it_has(kind):
-    network = GradAugDetector(confident(tiny_model(kind)), GradAugOptions())
+    network = GradAugDetector(confident(tiny_model(kind)), GradAugOptions(supervision="soft"))
     for width, transform in (
         (0.5, BatchTransform()),
         (1.0, BatchTransform(0.6)),
@@ -84,7 +84,7 @@ def test_mirrored_features_meet_mirrored_targets_exactly():
     cfg = tiny_cfg("mask_rcnn")
     cfg.MODEL.ANCHOR_GENERATOR.OFFSET = 0.5  # else the grid of anchors is not symmetric itself
     model = blind(confident(tiny_model(cfg=cfg)))
-    network = GradAugDetector(model, GradAugOptions())
+    network = GradAugDetector(model, GradAugOptions(supervision="soft"))
     batch, sizes = tiny_batch(sizes=((96, 128), (96, 128))), [(96, 128), (96, 128)]
     kept = []
     model.backbone.register_forward_hook(lambda _m, _i, out: kept.append(out))
@@ -103,7 +103,7 @@ def test_mirrored_features_meet_mirrored_targets_exactly():
 
 def test_targets_are_the_proposals_that_were_trained_on():
     model = tiny_model("cascade_mask_rcnn")
-    network = GradAugDetector(model, GradAugOptions())
+    network = GradAugDetector(model, GradAugOptions(supervision="soft"))
     seen = []
     pooler = model.roi_heads.box_pooler
     handle = pooler.register_forward_pre_hook(
@@ -121,7 +121,7 @@ def test_targets_are_the_proposals_that_were_trained_on():
 
 
 def test_nothing_keeps_the_full_passes_graph():
-    network = GradAugDetector(tiny_model("mask_rcnn"), GradAugOptions())
+    network = GradAugDetector(tiny_model("mask_rcnn"), GradAugOptions(supervision="soft"))
     _, target = sub_losses(network, tiny_batch())
 
     def tensors(value):

@@ -36,7 +36,7 @@ BASES = {
 }
 NUM_CLASSES = 3
 FPN_CHANNELS = 16
-HOOK = dict(num_subnets=2, min_width=0.7, flip_prob=0.5, seed=5)
+HOOK = dict(num_subnets=2, min_width=0.7, flip_prob=0.5, seed=5, supervision="soft")
 PLAIN_SGD = dict(optimizer=dict(type="SGD", lr=1.0))
 
 

@@ -222,5 +222,5 @@ def test_what_has_no_soft_targets_is_named(change, message):
     cfg.merge_from_dict(dict(model=change))
     model = tiny_model(cfg=cfg.model)
     with pytest.raises(ConfigError, match=rf"supervision cannot be 'soft'.*{message}.*'labels'"):
-        GradAugDetector(model, GradAugOptions())
+        GradAugDetector(model, GradAugOptions(supervision="soft"))
     GradAugDetector(model, GradAugOptions(supervision="labels"))
