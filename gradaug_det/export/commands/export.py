@@ -49,10 +49,9 @@ def run(args: argparse.Namespace) -> int:
     if args.onnx:
         raise ConfigError(
             "--onnx",
-            "is not available: neither Detectron2 nor MMDetection writes ONNX of its own, and a "
-            "graph that nobody ran is not worth a file. The exported folder is an ordinary "
-            "detector: give it to Detectron2's tools/deploy/export_model.py or to MMDeploy, or "
-            "use --torchscript",
+            "is not available: gradaug_det has no ONNX runtime, and a graph that nobody ran is not "
+            "worth a file. The exported folder is an ordinary detector: give it to Detectron2's "
+            "tools/deploy/export_model.py or to MMDeploy, or use --torchscript",
         )
     if args.images is not None and args.calibrate is None:
         raise ConfigError("--images", "says how many of --calibrate are used, which is missing")
