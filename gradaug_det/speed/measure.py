@@ -81,7 +81,7 @@ class _Measured:
             return time.perf_counter(), time.process_time()
 
         parts = self._per_pass(iteration, read)
-        subs = self.training.sub_networks(iteration)[: self.variant.num_subnets]
+        subs = self.training.sub_networks(iteration)
         self.rounds.append(
             {
                 "iteration": iteration,
@@ -92,10 +92,22 @@ class _Measured:
         )
 
     def count_flops(self) -> None:
+        """Once for rounds of the same sub-networks: the network and the batch are the same."""
+        known: dict[tuple, list[int]] = {}
         for entry in self.rounds:
-            with FlopCounterMode(display=False) as counter:
-                parts = self._per_pass(entry["iteration"], lambda: (counter.get_total_flops(),))
-            entry["flops"] = [flops for (flops,) in parts]
+            # Which blocks are skipped is the seed's business.
+            key = tuple(
+                (s.width, s.transform.scale, s.seed if s.block_survival < 1 else None)
+                for s in self.training.sub_networks(entry["iteration"])
+            )
+            if key not in known:
+                known[key] = self._flops(entry["iteration"])
+            entry["flops"] = known[key]
+
+    def _flops(self, iteration: int) -> list[int]:
+        with FlopCounterMode(display=False) as counter:
+            parts = self._per_pass(iteration, lambda: (counter.get_total_flops(),))
+        return [int(flops) for (flops,) in parts]
 
     def _per_pass(
         self, iteration: int, read: Callable[[], tuple[float, ...]]
