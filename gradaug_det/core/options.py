@@ -26,8 +26,8 @@ class GradAugOptions:
         flip_prob: probability of mirroring a sub-network's batch, in [0, 1].
         block_survival: probability that a sub-network keeps the backbone's last residual branch,
             in [0, 1]; 1 keeps all. See :mod:`gradaug_det.core.depth`.
-        divisor: channel counts of sub-networks are multiples of this; 1 is the authors' rule, 8 or
-            16 are faster. See :func:`gradaug_det.core.slimming.at_width`.
+        divisor: channel counts of sub-networks are multiples of this; 1 is the authors' rule, 16 is
+            faster. See :func:`gradaug_det.core.slimming.at_width`.
         supervision: what sub-networks learn from: ``labels`` (the detector's own losses on the
             transformed batch), ``soft`` (the full network's outputs, as in the paper's
             classification) or ``both``. ``labels`` won where it was measured; see RESULTS.md.

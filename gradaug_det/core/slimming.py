@@ -141,8 +141,8 @@ def at_width(
             authors' rule), ``frozen`` (the full network's running statistics, sliced), ``auto``
             (layer by layer what the full network does: ``batch`` in training mode, else
             ``frozen``). FrozenBatchNorm is always sliced, GroupNorm has no statistics.
-        divisor: channels are kept in multiples of it, 1 for the authors' rule. Convolutions are
-            made for multiples of 8 or 16: 57 channels take as long as 64.
+        divisor: channels are kept in multiples of it; 1 is the authors' rule. Multiples of 16 are
+            what convolutions compute anyway, and there are fewer shapes to prepare kernels for.
 
     Yields:
         The module itself.

@@ -29,7 +29,7 @@ def add_gradaug_config(cfg: CN) -> None:
     cfg.GRADAUG.FLIP_PROB = defaults.flip_prob
     # Probability that a sub-network keeps the last residual branch; 1: sub-networks by width alone.
     cfg.GRADAUG.BLOCK_SURVIVAL = defaults.block_survival
-    # Channel counts of sub-networks are multiples of this: 1 as the authors', 8 or 16 faster.
+    # Channel counts of sub-networks are multiples of this: 1 as the authors', 16 is faster.
     cfg.GRADAUG.DIVISOR = defaults.divisor
     # What sub-networks learn from: "labels", "soft" (the full network's outputs) or "both".
     cfg.GRADAUG.SUPERVISION = defaults.supervision
