@@ -216,16 +216,8 @@ def part_cells(part: str, seed: int) -> list[Cell]:
 
 def finals(seeds: Iterable[int]) -> list[Cell]:
     """The cells whose robustness is compared: fine-tunings of the GradAug backbone."""
-    return [
-        cell
-        for seed in seeds
-        for plain in [Cell("gradaug", "plain", seed)]
-        for cell in (
-            plain,
-            *(replace(plain, method=method) for method in METHODS if method != "plain"),
-            replace(plain, budget="as-labels"),
-        )
-    ]
+    lengths = [*((method, "1x") for method in METHODS), ("plain", "as-labels")]
+    return [Cell("gradaug", method, seed, budget) for seed in seeds for method, budget in lengths]
 
 
 @dataclass(frozen=True)
@@ -469,12 +461,8 @@ class Study:
             *("tools/benchmark.py", "--resume", "--out", report),
             *("--config", folder / "config.yaml", "--weights", folder / "model_final.pth"),
             *("--coco", training.data, "--split", "val", "--limit", ROBUSTNESS["images"]),
-            *(
-                "--corruptions",
-                *ROBUSTNESS["corruptions"],
-                "--severities",
-                *ROBUSTNESS["severities"],
-            ),
+            *("--corruptions", *ROBUSTNESS["corruptions"]),
+            *("--severities", *ROBUSTNESS["severities"]),
             *("--fgsm", *ROBUSTNESS["fgsm"], "--repeats", 0, "--cost-images", 1, "--workers", 0),
         ]
         call_tool(command, self.root, folder / "robustness.log")

@@ -62,11 +62,13 @@ def write_study(folder: Path, study: Study, results: Results, seeds: Iterable[in
     seeds = list(seeds)
     for name in _PLOTS:
         (folder / name).unlink(missing_ok=True)  # of results that are no longer today's
+    text = study_text(study, results, seeds)
     for name, plot in study_plots(study, results, seeds).items():
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(plot)
+        if f"]({name})" in text:
+            with atomic_path(folder / name) as temporary:
+                temporary.write_text(plot)
     with atomic_path(folder / "README.md") as temporary:
-        temporary.write_text(study_text(study, results, seeds))
+        temporary.write_text(text)
     return folder / "README.md"
 
 
@@ -254,9 +256,7 @@ def _robustness_table(results: Results, seeds: Sequence[int]) -> str:
     for cell, own in rows:
         if not own["box AP"]:
             continue
-        title = METHODS[cell.method] + (
-            "" if cell.budget == "1x" else f", {BUDGETS[cell.budget]:g}x"
-        )
+        title = ", ".join(filter(None, (METHODS[cell.method], _length(cell))))
         differences = [
             _interval(agreement(own[name], reference[name]))
             if own is not reference and min(len(own[name]), len(reference[name])) > 1
@@ -318,12 +318,17 @@ def _mean(numbers: list[float]) -> str:
 
 def _settings(cell: Cell) -> str:
     if not cell.uses_gradaug:
-        return "" if cell.budget == "1x" else f"{BUDGETS[cell.budget]:g}x"
+        return _length(cell)
     changed = {"soft_warmup": cell.soft_warmup} if cell.method != "labels" else cell.changed
     if not changed:
         return "as everywhere"
     names = {"num_subnets": "n", "min_width": "alpha", "soft_warmup": "warm-up"}
     return "; ".join(f"{names.get(key, key)} {_listed(value)}" for key, value in changed.items())
+
+
+def _length(cell: Cell) -> str:
+    """In 1x schedules; empty for one."""
+    return "" if cell.budget == "1x" else f"{BUDGETS[cell.budget]:g}x"
 
 
 def _listed(value: object) -> str:
