@@ -41,11 +41,13 @@ BACKBONES = {
 """Pretraining, as :data:`gradaug_det.pretrain.study.METHODS` calls it: all garments, seed 0."""
 METHODS = {
     "plain": "plain",
+    "rescaled": "plain, rescaled images",
     "soft": "GradAug, soft",
     "labels": "GradAug, labels",
     "both": "GradAug, both",
 }
-"""Fine-tuning: plain, or GradAug by what its sub-networks learn from."""
+"""Fine-tuning: plain, plain with images of the sizes that sub-networks see, or GradAug by what its
+sub-networks learn from."""
 COMPUTE_RATIO = {"soft": 2.4, "labels": 2.7, "both": 3.1}
 """A GradAug step (n = 2) over a plain one, in processor time on one thread: 28 steps of 4 images of
 each, in turns of 14 after 2 others (0.45 s plain; 1.09 s, 1.22 s and 1.37 s). The tables show the
@@ -56,6 +58,7 @@ SPLITS = ("test", "dev")
 PARTS = {
     "main": "Backbones and fine-tunings, same iterations",
     "compute": "Same compute",
+    "controls": "Narrower networks or rescaled images",
     "low-data": "Fewer images",
     "sweep": "GradAug's settings",
 }
@@ -72,6 +75,7 @@ _SWEEP: dict[str, tuple] = {
     "scales": ((1.0,), (1.0, 0.857, 0.714, 0.571), (1.0, 0.75, 0.5), (1.25, 1.0, 0.8)),
 }
 _WARMUPS = (300, 0)
+_SHORTER_SIDE = 192  # of mini-COCO's images, in pixels
 _SCRATCH_NORM = ("MODEL.RESNETS.NORM", "BN")
 _PRETRAINED = Path("output") / "mini_zoo"
 
@@ -123,7 +127,7 @@ class Cell:
 
     @property
     def uses_gradaug(self) -> bool:
-        return self.method != "plain"
+        return self.method in COMPUTE_RATIO
 
     @property
     def plain(self) -> Cell:
@@ -154,6 +158,9 @@ class Cell:
         opts = ["SOLVER.CHECKPOINT_PERIOD", "1000000"]
         if self.backbone == "none":
             opts += _SCRATCH_NORM  # the config's frozen BatchNorm would normalise nothing
+        if self.method == "rescaled":
+            sizes = tuple(round(scale * _SHORTER_SIDE) for scale in self.scales)
+            opts += ["INPUT.MIN_SIZE_TRAIN", str(sizes)]
         if self.uses_gradaug:
             opts += ["GRADAUG.SUPERVISION", self.method]
             opts += ["GRADAUG.NUM_SUBNETS", str(self.num_subnets)]
@@ -190,12 +197,19 @@ def part_cells(part: str, seed: int) -> list[Cell]:
     """A part's own cells of one seed; its tables also show cells of earlier parts."""
     if part == "main":
         plain = [Cell(backbone, "plain", seed) for backbone in BACKBONES]
-        return plain + [Cell("gradaug", method, seed) for method in METHODS if method != "plain"]
+        return plain + [Cell("gradaug", method, seed) for method in COMPUTE_RATIO]
     if part == "compute":
         # First those to compare GradAug's fine-tunings with, which start from its backbone.
         compared = [Cell("gradaug", "plain", seed, f"as-{m}") for m in ("labels", "soft", "both")]
         others = [backbone for backbone in BACKBONES if backbone != "gradaug"]
         return compared + [Cell(backbone, "plain", seed, "as-labels") for backbone in others]
+    if part == "controls":
+        labels = Cell("gradaug", "labels", seed)
+        return [
+            Cell("gradaug", "rescaled", seed, "as-labels"),
+            replace(labels, min_width=1.0),
+            replace(labels, scales=(1.0,)),
+        ]
     if part == "low-data":
         return [
             Cell("gradaug", method, seed, share=share)
@@ -216,7 +230,7 @@ def part_cells(part: str, seed: int) -> list[Cell]:
 
 def finals(seeds: Iterable[int]) -> list[Cell]:
     """The cells whose robustness is compared: fine-tunings of the GradAug backbone."""
-    lengths = [*((method, "1x") for method in METHODS), ("plain", "as-labels")]
+    lengths = [*((method, "1x") for method in ("plain", *COMPUTE_RATIO)), ("plain", "as-labels")]
     return [Cell("gradaug", method, seed, budget) for seed in seeds for method, budget in lengths]
 
 

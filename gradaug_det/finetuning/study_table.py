@@ -31,7 +31,7 @@ Results = Mapping[str, dict]
 TARGETS = {"bbox": 1.7, "segm": 2.1}
 """What GradAug fine-tuning should add to plain, in points of AP: the paper's gain on COCO."""
 ENOUGH_SEEDS = 3
-_GRADAUG = tuple(method for method in METHODS if method != "plain")
+_GRADAUG = tuple(COMPUTE_RATIO)
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,10 @@ def part_rows(part: str) -> list[Row]:
             gradaug = replace(plain, method=method)
             rows.append(Row((BACKBONES["gradaug"], f"{METHODS[method]}, 1x"), gradaug, long))
         return rows
+    if part == "controls":
+        labels, long = replace(plain, method="labels"), replace(plain, budget="as-labels")
+        cells = [long, *part_cells(part, 0), labels]
+        return [Row((METHODS[c.method], _settings(c)), c, labels) for c in cells]
     if part == "low-data":
         return [
             Row((f"{100 * share:g} %", METHODS[method]), cell, reference)
@@ -384,6 +388,7 @@ table says otherwise.
 _HEADS = {
     "main": (("backbone", "fine-tuning"), "reference"),
     "compute": (("backbone", "fine-tuning, length"), "reference"),
+    "controls": (("fine-tuning", "settings"), "GradAug, labels"),
     "low-data": (("images", "fine-tuning"), "plain"),
     "sweep": (("fine-tuning", "settings"), "GradAug, labels"),
 }
@@ -397,6 +402,12 @@ _NOTES = {
     "compute": (
         "Plain rows are compared with the baseline's, each GradAug row (the same trainings as "
         "above) with the plain row of its own compute."
+    ),
+    "controls": (
+        "A sub-network is narrower and sees a rescaled batch. Here each comes without the other: "
+        "plain\nfine-tuning of the same length with images of those sizes, sub-networks of full "
+        "width (alpha 1),\nand narrower ones on images as they are (scales 1). From the GradAug "
+        "backbone."
     ),
     "low-data": (
         "From the GradAug backbone, the same number of iterations on the first images of the "

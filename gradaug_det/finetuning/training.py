@@ -156,9 +156,15 @@ def _finish(training: Training, root: Path, threads: int | None) -> float:
 
 
 def _configs(training: Training, root: Path) -> str:
-    """All config files beside the training's own: those that it may inherit from among them."""
-    folder = (root / training.framework.config(training.job.method)).parent
-    return "\0".join(file.read_text() for file in sorted(folder.glob("*.[py]*")))
+    """The training's config file, and those beside it that it names or that they name: what it
+    inherits from is among them."""
+    own = root / training.framework.config(training.job.method)
+    others = {file.name: file for file in sorted(own.parent.glob("*.[py]*")) if file != own}
+    texts = [own.read_text()]
+    for text in texts:  # grows meanwhile
+        named = [name for name in others if name in text]
+        texts += [others.pop(name).read_text() for name in named]
+    return "\0".join(texts)
 
 
 def _run(command: list[str], training: Training, root: Path, threads: int | None) -> None:

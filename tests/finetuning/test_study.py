@@ -13,6 +13,7 @@ from gradaug_det.finetuning import study as module
 from gradaug_det.finetuning.study import (
     BACKBONES,
     BUDGETS,
+    COMPUTE_RATIO,
     METHODS,
     PARTS,
     SEEDS,
@@ -79,9 +80,14 @@ def test_a_part_is_balanced_over_seeds_wherever_it_stops():
 
 
 def test_the_parts_are_the_study():
-    main, compute, low, sweep = (all_cells([1], [part]) for part in PARTS)
+    main, compute, controls, low, sweep = (all_cells([1], [part]) for part in PARTS)
     assert {(c.backbone, c.method) for c in main} == {(b, "plain") for b in BACKBONES} | {
-        ("gradaug", method) for method in METHODS
+        ("gradaug", method) for method in COMPUTE_RATIO
+    }
+    assert {(c.method, *c.changed) for c in controls} == {
+        ("rescaled",),
+        ("labels", "min_width"),
+        ("labels", "scales"),
     }
     assert {c.backbone for c in compute} == set(BACKBONES)
     assert {c.budget for c in compute if c.backbone == "gradaug"} == set(BUDGETS) - {"1x"}
@@ -117,6 +123,8 @@ def test_the_configs_take_all_overrides(study):
         norm, node = cfg.MODEL.RESNETS.NORM, cfg.GRADAUG
         assert norm == ("BN" if cell.backbone == "none" else "FrozenBN")
         assert cell.uses_gradaug == node.ENABLED
+        sizes = (192, 165, 137, 110) if cell.method == "rescaled" else (192,)
+        assert sizes == cfg.INPUT.MIN_SIZE_TRAIN
         if cell.uses_gradaug:
             assert cell.method == node.SUPERVISION
             assert tuple(node.SCALES) == cell.scales

@@ -134,6 +134,16 @@ def test_a_changed_config_starts_anew(training, tmp_path):
     assert not (one.folder / "checkpoint").exists()
 
 
+def test_a_config_of_others_changes_nothing(training, tmp_path):
+    (tmp_path / "plain.yaml").write_text("_BASE_: base.yaml")
+    (tmp_path / "base.yaml").write_text("lr: 1")
+    one = training("a")
+    run_trainings([one], tmp_path)
+    (tmp_path / "child.yaml").write_text("_BASE_: base.yaml")
+    run_trainings([one], tmp_path)
+    assert log(one).count("started with") == 1
+
+
 def test_a_failure_names_the_log_and_the_next_run_resumes(training, tmp_path, caplog):
     one = training("a", "fail once")
     with pytest.raises(GradAugError, match=r"'a' ended with exit code 3; .*a/train\.log\. Run"):
