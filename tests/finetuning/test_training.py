@@ -79,6 +79,7 @@ def training(data, tmp_path):
     # The data's folder is called datasets0 by pytest; the script wants a name it can check.
     link = tmp_path / "datasets"
     link.symlink_to(data.parent)
+    (tmp_path / "plain.yaml").touch()
 
     def make(name, mode="", iterations=4):
         job = FineTuning("plain", mode, iterations, seed=7)
