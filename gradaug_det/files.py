@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from gradaug_det.errors import GradAugError
 
 
 @contextmanager
@@ -20,6 +23,50 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
+        _to_disk(temporary)  # else a power failure can leave the new name with no content
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def said_if_it_fails(what: str, path: str | Path) -> Iterator[None]:
+    """A write that fails within the block (disk full, folder not writable) becomes a sentence.
+
+    Args:
+        what: is written, for the sentence.
+        path: of the file; nothing of it is there afterwards, an older one is as it was.
+
+    Raises:
+        GradAugError: names the file, the cause and the space that is left.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save raises the latter
+        raise GradAugError(
+            f"{what} {path} could not be written: {_cause(error)}; {_free(Path(path).parent)}. "
+            "What was saved before is intact: make room or correct the rights, then resume"
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    while isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__
+    return (
+        (error.strerror or str(error)) if isinstance(error, OSError) else str(error).split("\n")[0]
+    )
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free there"
+    except OSError:
+        return f"the folder {folder} is not there"

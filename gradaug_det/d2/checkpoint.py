@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer
 
 from gradaug_det.d2.zoo import zoo_url
+from gradaug_det.files import atomic_path, said_if_it_fails
 from gradaug_det.zoo.unpickle import load_checkpoint
 from gradaug_det.zoo.url import refuse_bare_backbone
 
@@ -21,11 +24,35 @@ class _SafeFiles(Checkpointer):
 
 
 class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
-    """A DetectionCheckpointer for files from anywhere.
+    """A DetectionCheckpointer for files from anywhere, whose own files are whole or not there.
 
     Raises:
         ZooError: a file holds more than weights and states, or cannot be read.
+        GradAugError: a checkpoint could not be written; the one before it is intact.
     """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Writes under a temporary name and renames; then does the same with what names the last
+        checkpoint."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        if "://" in self.save_dir:
+            super().save(name, **kwargs)  # of the storage's own kind, which we know nothing of
+            return
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info("Saving checkpoint to %s", path)
+        with said_if_it_fails("the checkpoint", path), atomic_path(path) as temporary:
+            torch.save({"model": self.model.state_dict(), **states, **kwargs}, temporary)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if "://" in self.save_dir:
+            super().tag_last_checkpoint(last_filename_basename)
+            return
+        path = Path(self.save_dir) / "last_checkpoint"
+        with said_if_it_fails("the note of", path), atomic_path(path) as temporary:
+            temporary.write_text(last_filename_basename)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # Here, because Detectron2's main branch takes what follows the ? for its own.

@@ -11,10 +11,14 @@ from gradaug_det.errors import ConfigError
 
 def add_gradaug_config(cfg: CN) -> None:
     """Adds the ``GRADAUG`` node with its defaults: the same settings as
-    :class:`gradaug_det.core.options.GradAugOptions`, in upper case, and ``ENABLED``.
+    :class:`gradaug_det.core.options.GradAugOptions`, in upper case, and ``ENABLED``; and
+    ``SOLVER.EXACT_RESUME``.
 
     The node accepts any key so that :func:`gradaug_options` can name the one that was meant.
     """
+    # A resumed training sees the images and random numbers that it would have seen without the
+    # break; see gradaug_det.d2.resume. False: as Detectron2 does.
+    cfg.SOLVER.EXACT_RESUME = True
     defaults = GradAugOptions()
     cfg.GRADAUG = CN(new_allowed=True)
     # Train with GradAug. Everything below is ignored without it.

@@ -29,11 +29,25 @@ from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.evaluation import FasterCOCOEvaluator
 from gradaug_det.d2.hook import GradAugHook
 from gradaug_det.d2.preprocessing import check_preprocessing, fix_preprocessing
+from gradaug_det.d2.resume import (
+    ExactResume,
+    ResumableLoader,
+    SaveOnTermination,
+    resumable_lazy_loader,
+    resumable_train_loader,
+    training_seed,
+)
 from gradaug_det.errors import ConfigError
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's DefaultTrainer with the GradAug hook and COCO evaluation."""
+    """Detectron2's DefaultTrainer with the GradAug hook, COCO evaluation and exact resume."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        if not cfg.SOLVER.EXACT_RESUME:
+            return super().build_train_loader(cfg)
+        return resumable_train_loader(cfg, training_seed(cfg.SEED))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> FasterCOCOEvaluator:
@@ -46,7 +60,23 @@ class Trainer(DefaultTrainer):
         self.checkpointer = SafeCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        return [GradAugHook.from_config(self.cfg), *super().build_hooks()]
+        loader = self._trainer.data_loader
+        resumable = isinstance(loader, ResumableLoader)
+        return [
+            ExactResume(loader, loader.seed) if resumable else None,
+            GradAugHook.from_config(self.cfg),
+            *super().build_hooks(),
+            SaveOnTermination(self.checkpointer),
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the optimizer, which 0.6's DefaultTrainer leaves out."""
+        return {"_trainer": self._trainer.state_dict(), **super().state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "_trainer" in state_dict:  # not in a checkpoint of 0.6's DefaultTrainer
+            self._trainer.load_state_dict(state_dict["_trainer"])
 
 
 def load_config(file: str | Path, overrides: list[str] = ()) -> CfgNode:
@@ -140,13 +170,18 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     model = create_ddp_model(model, **cfg.train.ddp)
+    seed = training_seed(cfg.train.get("seed"))
+    loader = None
+    if cfg.train.get("exact_resume", True):
+        loader = resumable_lazy_loader(cfg.dataloader.train, seed)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(
-        model, instantiate(cfg.dataloader.train), optimizer
+        model, loader or instantiate(cfg.dataloader.train), optimizer
     )
     checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
     main = comm.is_main_process()
     trainer.register_hooks(
         [
+            ExactResume(loader, seed) if loader else None,
             instantiate(cfg.gradaug) if "gradaug" in cfg else None,
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
@@ -158,6 +193,7 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
             )
             if main
             else None,
+            SaveOnTermination(checkpointer),
         ]
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)

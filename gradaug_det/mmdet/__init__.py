@@ -19,8 +19,10 @@ from gradaug_det.mmdet.preprocessing import (  # noqa: E402
     check_preprocessing,
     fix_preprocessing,
 )
+from gradaug_det.mmdet.resume import ExactResumeHook  # noqa: E402
 
 __all__ = [
+    "ExactResumeHook",
     "GradAugHook",
     "SlimmableResNeXt",
     "SlimmableResNet",

@@ -18,6 +18,7 @@ from gradaug_det.datasets.check import check_before_training
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.mmdet import preprocessing
 from gradaug_det.mmdet.checkpoint import load_files_safely
+from gradaug_det.mmdet.resume import ExactResumeHook
 
 
 def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -98,6 +99,7 @@ def build_runner(
     *,
     resume: bool = False,
     fix_preprocessing: bool = False,
+    exact_resume: bool = True,
 ) -> Runner:
     """The runner of a config, ready to ``train()``.
 
@@ -107,6 +109,7 @@ def build_runner(
         resume: go on from the latest checkpoint in ``work_dir``, if there is one.
         fix_preprocessing: set what a ``gradaug://`` backbone needs and the config has otherwise
             (channel order, mean, std, network); without it that is an error.
+        exact_resume: register :class:`gradaug_det.mmdet.resume.ExactResumeHook`.
 
     Raises:
         ConfigError: the config cannot be used.
@@ -119,4 +122,12 @@ def build_runner(
     preprocessing.check_preprocessing(config)
     check_data(config)
     load_files_safely()
+    hooks = list(config.get("custom_hooks") or [])
+    if exact_resume and not any(_is_exact_resume(hook) for hook in hooks):
+        config.custom_hooks = [*hooks, {"type": "ExactResumeHook"}]
     return Runner.from_cfg(config)
+
+
+def _is_exact_resume(hook: Any) -> bool:
+    kind = hook.get("type") if isinstance(hook, Mapping) else type(hook)
+    return kind is ExactResumeHook or kind == ExactResumeHook.__name__

@@ -1,0 +1,269 @@
+"""Exact resume in Detectron2: the same images, random numbers and momentum as without a break.
+
+Detectron2 starts its stream of images anew when it resumes, and workers draw from generators whose
+state no checkpoint has. Here an image's augmentation depends on (seed, place in the stream) and a
+step's random numbers on (seed, iteration, rank); the stream is taken up where it was left.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
+from detectron2.data.build import build_batch_data_loader
+from detectron2.data.common import AspectRatioGroupedDataset
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
+from gradaug_det.core.reproducible import seed_everything, seeded
+from gradaug_det.core.sampling import stable_seed
+from gradaug_det.errors import GradAugError
+
+
+class ResumableLoader:
+    """Batches of Detectron2's training loader from any step on.
+
+    Args:
+        dataset: dataset dicts, as a list or a map-style dataset.
+        mapper: from a dataset dict to what the detector takes.
+        make_sampler: makes Detectron2's endless sampler; it runs with numpy's and torch's
+            generators seeded, so that samplers without a seed of their own repeat too.
+        seed: of order and augmentation; the same on all processes.
+        total_batch_size, aspect_ratio_grouping, num_workers, collate_fn: see Detectron2's
+            ``build_detection_train_loader``.
+
+    Raises:
+        GradAugError: while iterating, if ``dataset`` is an iterable one, which has no places.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[dict] | Dataset,
+        mapper: Callable[[dict], Any] | None,
+        make_sampler: Callable[[], Sampler],
+        seed: int,
+        *,
+        total_batch_size: int,
+        aspect_ratio_grouping: bool = True,
+        num_workers: int = 0,
+        collate_fn: Callable | None = None,
+    ) -> None:
+        if isinstance(dataset, IterableDataset):
+            raise GradAugError(
+                "exact resume needs a dataset with a length; for an iterable dataset set "
+                "SOLVER.EXACT_RESUME False"
+            )
+        self.dataset = (
+            DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+        )
+        self.mapper, self.make_sampler, self.seed = mapper, make_sampler, seed
+        self.total_batch_size, self.num_workers = total_batch_size, num_workers
+        self.aspect_ratio_grouping, self.collate_fn = aspect_ratio_grouping, collate_fn
+        self.first = 0
+        """Batches to leave out, without loading their images. Set it before the first batch."""
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Nothing happens before the first batch is asked for: a trainer calls this when it is
+        made, and hears later where it goes on."""
+        mapped = MapDataset(self.dataset, self.mapper) if self.mapper else self.dataset
+        grouped = build_batch_data_loader(
+            _Numbered(mapped, self.seed),
+            self._places(),
+            self.total_batch_size,
+            aspect_ratio_grouping=True,  # whose loader gives one image at a time
+            num_workers=self.num_workers,
+        )
+        batches = self._grouped(grouped.dataset)
+        yield from map(self.collate_fn, batches) if self.collate_fn else batches
+
+    def _grouped(self, images: Iterable[dict]) -> Iterable[list[dict]]:
+        size = self.total_batch_size // comm.get_world_size()
+        if self.aspect_ratio_grouping:
+            return AspectRatioGroupedDataset(images, size)
+        return _in_order(images, size)
+
+    def _places(self) -> _Places:
+        """This process' images, from the first that is in none of the batches left out."""
+        with seeded(stable_seed("sampler", self.seed)):
+            sampler = self.make_sampler()
+        places = _Places(sampler, comm.get_rank(), comm.get_world_size())
+        if not self.first:
+            return places
+        waiting: dict[tuple[int, int], None] = {}  # in the order in which they came
+        sizes: dict[int, dict] = {}
+        count = 0
+
+        def shapes() -> Iterator[dict]:
+            nonlocal count
+            for place in places:
+                count += 1
+                waiting[place] = None
+                index = place[1]
+                if index not in sizes:
+                    sizes[index] = _shape(self.dataset[index], self.aspect_ratio_grouping)
+                yield {**sizes[index], "place": place}
+
+        for batch in itertools.islice(self._grouped(shapes()), self.first):
+            for image in batch:
+                del waiting[image["place"]]
+        # A group that is not full yet waits for its batch: such images come first again.
+        return replace(places, waiting=tuple(waiting), first=count)
+
+
+class ExactResume(HookBase):
+    """Random numbers by iteration, and the place in the stream of images after a resume.
+
+    Register it with any of Detectron2's trainers, before hooks that draw random numbers. The
+    trainer's own checkpoint must hold its optimizer: that of ``SimpleTrainer`` does, 0.6's
+    ``DefaultTrainer`` does not (:class:`gradaug_det.d2.train.Trainer` does).
+
+    Args:
+        loader: of the trainer; None if it is not a :class:`ResumableLoader`.
+        seed: of the random numbers of steps; the same on all processes.
+    """
+
+    def __init__(self, loader: ResumableLoader | None, seed: int) -> None:
+        self.loader, self.seed = loader, seed
+
+    def before_train(self) -> None:
+        if self.loader is not None:
+            self.loader.first = self.trainer.start_iter
+
+    def before_step(self) -> None:
+        seed_everything(stable_seed("step", self.seed, self.trainer.iter, comm.get_rank()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """A training begun without a seed goes on with the one that it drew."""
+        self.seed = state["seed"]
+        if self.loader is not None:
+            self.loader.seed = self.seed
+
+
+class SaveOnTermination(HookBase):
+    """Saves a checkpoint when SIGTERM comes, and ends the process with
+    :data:`gradaug_det.core.preemption.EXIT_CODE`. Register it last.
+
+    Args:
+        checkpointer: of the training.
+    """
+
+    def __init__(self, checkpointer: Any) -> None:
+        self.checkpointer = checkpointer
+        self._notice = TerminationNotice()
+
+    def before_train(self) -> None:
+        self._notice.listen()
+
+    def after_step(self) -> None:
+        """Raises SystemExit once the checkpoint is written."""
+        device = next(self.checkpointer.model.parameters()).device
+        if not self._notice.received(device):
+            return
+        if comm.is_main_process():
+            iteration = self.trainer.iter
+            self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        comm.synchronize()
+        raise SystemExit(EXIT_CODE)
+
+    def after_train(self) -> None:
+        self._notice.close()
+
+
+def resumable_train_loader(cfg: CfgNode, seed: int) -> ResumableLoader:
+    """The training loader of a config, as Detectron2 makes it, but resumable.
+
+    Args:
+        cfg: with the keys of :func:`gradaug_det.d2.config.add_gradaug_config`.
+        seed: see :class:`ResumableLoader`.
+    """
+    parts = build_detection_train_loader.from_config(cfg)
+    del parts["sampler"]  # drawn from whatever state the generators had
+    dataset, mapper = parts.pop("dataset"), parts.pop("mapper")
+
+    def make_sampler() -> Sampler:
+        return build_detection_train_loader.from_config(cfg, mapper, dataset=dataset)["sampler"]
+
+    return ResumableLoader(dataset, mapper, make_sampler, seed, **parts)
+
+
+def resumable_lazy_loader(node: DictConfig, seed: int) -> ResumableLoader | None:
+    """The same for the ``dataloader.train`` of a LazyConfig; None if that is not Detectron2's
+    ``build_detection_train_loader``."""
+    target = node._target_
+    if (locate(target) if isinstance(target, str) else target) is not build_detection_train_loader:
+        return None
+    parts = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "sampler")}
+    dataset, mapper = parts.pop("dataset"), parts.pop("mapper")
+
+    def make_sampler() -> Sampler:
+        sampler = node.get("sampler")
+        return instantiate(sampler) if sampler else TrainingSampler(len(dataset))
+
+    return ResumableLoader(dataset, mapper, make_sampler, seed, **parts)
+
+
+def training_seed(configured: int | None) -> int:
+    """The config's seed, or one that all processes draw together if it has none (negative)."""
+    if configured is not None and configured >= 0:
+        return configured
+    return comm.shared_random_seed()
+
+
+class _Numbered(Dataset):
+    """Gets (place, index): the image's random numbers depend on its place."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, numbered: tuple[int, int]) -> Any:
+        place, index = numbered
+        with seeded(stable_seed("image", self.seed, place)):
+            return self.dataset[index]
+
+
+@dataclass(frozen=True)
+class _Places(Sampler):
+    """(place in the stream of all processes, index in the dataset) of one process' images."""
+
+    sampler: Sampler
+    rank: int
+    world: int
+    waiting: tuple[tuple[int, int], ...] = ()
+    first: int = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        yield from self.waiting
+        places = ((self.rank + k * self.world, index) for k, index in enumerate(self.sampler))
+        yield from itertools.islice(places, self.first, None)
+
+
+def _in_order(images: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    """Batches in the stream's order, whatever the number of workers."""
+    images = iter(images)
+    while batch := list(itertools.islice(images, size)):
+        yield batch
+
+
+def _shape(record: Mapping[str, Any], needed: bool) -> dict[str, Any]:
+    shape = {key: record[key] for key in ("width", "height") if key in record}
+    if needed and len(shape) < 2:
+        raise GradAugError(
+            "resuming batches of similar aspect ratio needs the images' width and height in the "
+            "dataset dicts; add them, or set DATALOADER.ASPECT_RATIO_GROUPING False"
+        )
+    return shape

@@ -1,0 +1,263 @@
+"""Exact resume in MMEngine: the same images, random numbers and schedules as without a break.
+
+MMEngine repeats an epoch's order of images from its seed, but workers draw from generators whose
+state no checkpoint has, a training that ended within an epoch begins that epoch anew, and files are
+written in place. Here an image's augmentation depends on (seed, iteration, place in the batch), a
+step's random numbers on (seed, iteration, rank), batches are taken up where they were left, and
+checkpoints are whole or not there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import barrier, get_rank, is_main_process
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
+from gradaug_det.core.reproducible import seed_everything, seeded
+from gradaug_det.core.sampling import stable_seed
+from gradaug_det.errors import ConfigError
+from gradaug_det.files import atomic_path, said_if_it_fails
+
+
+@HOOKS.register_module()
+class ExactResumeHook(Hook):
+    """Makes a training that is resumed the one that was not interrupted, and SIGTERM a checkpoint.
+
+    For MMEngine's epoch-based and iteration-based loops, with any sampler, batch sampler and number
+    of workers. On SIGTERM the step is finished, ``iter_<n>.pth`` is saved, and the process ends
+    with :data:`gradaug_det.core.preemption.EXIT_CODE`; resume as usual.
+
+    Raises:
+        ConfigError: before training, if the data has no order to take up again.
+        GradAugError: a checkpoint could not be written; the one before it is intact.
+    """
+
+    priority = "LOWEST"  # a checkpoint on SIGTERM comes after all that belongs to the step
+
+    def __init__(self) -> None:
+        self._notice = TerminationNotice()
+        self._seed = 0
+
+    def before_run(self, runner: Runner) -> None:
+        """From here on checkpoints are written whole; what names the last one is mended if a
+        process died while writing it."""
+        if "save_checkpoint" not in vars(runner):
+            runner.save_checkpoint = _Saving(runner)
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
+                runner.logger.warning(
+                    "max_keep_ckpts is 2 instead of 1: MMEngine removes the old checkpoint before "
+                    "it writes the new one, and a training that ends in between would have none"
+                )
+                hook.max_keep_ckpts = 2
+        if is_main_process():
+            _mend_note(Path(runner.work_dir), runner.logger)
+        barrier()
+
+    def before_train(self, runner: Runner) -> None:
+        self._seed = runner.seed
+        loop = runner.train_loop
+        loader = _continued(loop.dataloader, loop, self._seed)
+        if isinstance(loop, IterBasedTrainLoop):
+            given = hasattr(loop.dataloader_iterator, "skip_iter")
+            loop.dataloader_iterator = _Batches(loader, 0 if given else loop.iter)
+        loop.dataloader = loader
+        self._notice.listen()
+
+    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        seed_everything(stable_seed("step", self._seed, runner.iter, get_rank()))
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Raises SystemExit once the checkpoint is written."""
+        if not self._notice.received(next(runner.model.parameters()).device):
+            return
+        name = f"iter_{runner.iter + 1}.pth"
+        runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
+        if is_main_process():
+            _note_last(Path(runner.work_dir), Path(runner.work_dir) / name)
+        barrier()
+        raise SystemExit(EXIT_CODE)
+
+    def after_train(self, runner: Runner) -> None:
+        self._notice.close()
+
+
+class _Saving:
+    """``Runner.save_checkpoint`` under a temporary name, renamed when it is whole."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._save = runner.save_checkpoint
+
+    def __call__(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        if "://" in str(out_dir) or not is_main_process():
+            self._save(out_dir, filename, *args, **kwargs)
+            return
+        path = Path(out_dir) / filename
+        with said_if_it_fails("the checkpoint", path), atomic_path(path) as temporary:
+            self._save(out_dir, temporary.name, *args, **kwargs)
+
+
+def _note_last(work_dir: Path, checkpoint: Path) -> None:
+    with atomic_path(work_dir / "last_checkpoint") as temporary:
+        temporary.write_text(str(checkpoint))
+
+
+def _mend_note(work_dir: Path, logger: logging.Logger) -> None:
+    """Has ``last_checkpoint`` name the newest checkpoint that is there, if it names none."""
+    note = work_dir / "last_checkpoint"
+    named = note.read_text().strip() if note.is_file() else ""
+    # A checkpoint is there under its name only when it is whole; so the newest is good.
+    whole = [*work_dir.glob("iter_*.pth"), *work_dir.glob("epoch_*.pth")]
+    newest = max(whole, key=os.path.getmtime, default=None)
+    if named and Path(named).exists():
+        return
+    if newest is not None:
+        logger.warning("last_checkpoint named no checkpoint; the newest is %s", newest)
+        _note_last(work_dir, newest)
+    elif note.is_file():
+        note.unlink()
+
+
+def _continued(
+    loader: DataLoader, loop: EpochBasedTrainLoop | IterBasedTrainLoop, seed: int
+) -> DataLoader:
+    """The loader, from the loop's iteration on, with each image's random numbers its own."""
+    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+        raise ConfigError(
+            "train_dataloader",
+            "has no batch sampler whose order could be taken up again; remove ExactResumeHook from "
+            "custom_hooks for such data",
+        )
+    endless = isinstance(loop, IterBasedTrainLoop)
+    _reseed(loader.batch_sampler, seed)
+    batches = _Places(loader.batch_sampler, loop.iter, loop.epoch, endless)
+    return DataLoader(
+        _Numbered(loader.dataset, stable_seed("images", seed, get_rank())),
+        batch_sampler=batches,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def _reseed(batch_sampler: Sampler, seed: int) -> None:
+    """A training begun without a seed goes on with the one that it drew, which MMEngine's runner
+    takes from the checkpoint after samplers are made."""
+    sampler = batch_sampler.sampler
+    if getattr(sampler, "seed", seed) == seed:
+        return
+    sampler.seed = seed
+    if hasattr(sampler, "indices"):  # of an InfiniteSampler, begun when it was made
+        sampler.indices = sampler._indices_of_rank()
+
+
+class _Place(int):
+    """An index of the dataset that knows where in the training it is asked for."""
+
+    def __new__(cls, index: int, place: tuple[int, int]) -> _Place:
+        self = super().__new__(cls, index)
+        self.place = place
+        return self
+
+    def __getnewargs__(self) -> tuple[int, tuple[int, int]]:
+        return int(self), self.place
+
+
+class _Places(Sampler):
+    """A batch sampler that leaves out what was trained on already, and numbers the rest.
+
+    Args:
+        batches: the batch sampler of the config.
+        iteration, epoch: of the loop, from which to go on.
+        endless: whether the loop takes its batches without asking for epochs.
+    """
+
+    def __init__(self, batches: Sampler, iteration: int, epoch: int, endless: bool) -> None:
+        self.batches, self.endless = batches, endless
+        self._iteration = iteration
+        self._skip = iteration if endless else max(0, iteration - epoch * len(batches))
+        self._left_out = self._skip
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler, for its ``set_epoch``."""
+        return self.batches.sampler
+
+    def __len__(self) -> int:
+        """Of this epoch: less than the others after a resume within it."""
+        return len(self.batches) - (0 if self.endless else self._left_out)
+
+    def __iter__(self) -> Iterator[list[_Place]]:
+        self._left_out, self._skip = self._skip, 0
+        stream = self._epochs() if self.endless else iter(self.batches)
+        for batch in itertools.islice(stream, self._left_out, None):
+            iteration, self._iteration = self._iteration, self._iteration + 1
+            yield [_Place(index, (iteration, slot)) for slot, index in enumerate(batch)]
+
+    def _epochs(self) -> Iterator[list[int]]:
+        for epoch in itertools.count():
+            if hasattr(self.sampler, "set_epoch"):
+                self.sampler.set_epoch(epoch)
+            yield from self.batches
+
+
+class _Numbered(Dataset):
+    """A dataset whose images' random numbers depend on where in the training they are."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        with seeded(stable_seed(self.seed, *getattr(index, "place", (index,)))):
+            return self.dataset[int(index)]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)  # metainfo and what hooks ask a dataset for
+
+
+class _Batches:
+    """What an iteration-based loop takes its batches from.
+
+    Args:
+        loader: which leaves out itself what was trained on.
+        ignored: calls that ask for such batches (MMEngine up to 0.10.7 does on resume).
+    """
+
+    def __init__(self, loader: DataLoader, ignored: int) -> None:
+        self._loader, self._ignored = loader, ignored
+        self._iterator: Iterator[Any] | None = None
+
+    def skip_iter(self, count: int) -> None:
+        """Nothing: it is done."""
+
+    def __iter__(self) -> _Batches:
+        return self
+
+    def __next__(self) -> Any:
+        if self._ignored:
+            self._ignored -= 1
+            return None
+        if self._iterator is None:
+            self._iterator = iter(self._loader)
+        return next(self._iterator)
