@@ -44,6 +44,10 @@ COMMANDS: dict[str, Command] = {
         "gradaug_det.export.commands.export",
         "write a sub-network as an ordinary detector of its framework",
     ),
+    "replay": Command(
+        "gradaug_det.replay.commands.replay",
+        "run a training step again whose losses were not finite",
+    ),
     "check-data": Command(
         "gradaug_det.datasets.commands.check_data",
         "find what is wrong with a COCO-format data set or class folders",

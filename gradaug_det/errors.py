@@ -22,7 +22,20 @@ class ConfigError(GradAugError, ValueError):
 
 
 class NonFiniteLossError(GradAugError, FloatingPointError):
-    """A sub-network's loss is NaN or infinite; the optimizer has not stepped."""
+    """A sub-network's loss, or the gradient of a step, is NaN or infinite; the optimizer has not
+    stepped.
+
+    Args:
+        message: a sentence.
+        sub: the sub-network; None if it is the step's gradient.
+        losses: the values that are not finite, by name.
+    """
+
+    def __init__(
+        self, message: str, sub: object = None, losses: dict[str, float] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.sub, self.losses = sub, losses or {}
 
 
 class UnslimmableError(GradAugError, TypeError):

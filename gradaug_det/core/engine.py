@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from gradaug_det.errors import NonFiniteLossError
 
 BUCKET_BYTES = 25 * 2**20
 
@@ -51,6 +54,39 @@ def average_gradients(module: nn.Module) -> None:
         flat /= dist.get_world_size()
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+@torch.no_grad()
+def check_gradients(module: nn.Module, iteration: int, skip: bool, scaler: Any = None) -> bool:
+    """Looks at the sum of a step's gradients before the optimizer does: a finite loss can have a
+    gradient that is not. After :func:`average_gradients` all processes find the same.
+
+    Args:
+        iteration: of the step, for the error.
+        skip: whether to set the gradients to 0, all of them, instead of raising.
+        scaler: of the gradients, if there is one: it looks for itself, and skips the step.
+
+    Returns:
+        Whether they were finite.
+
+    Raises:
+        NonFiniteLossError: they are not.
+    """
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if not gradients or (scaler is not None and scaler.is_enabled()):
+        return True
+    largest = torch.stack([torch.linalg.vector_norm(g, torch.inf).float() for g in gradients])
+    if largest.isfinite().all():
+        return True
+    if not skip:
+        raise NonFiniteLossError(
+            f"iteration {iteration}: {int((~largest.isfinite()).sum())} of {len(gradients)} "
+            "parameters have a gradient that is not finite, though all losses are; the optimizer "
+            "has not stepped"
+        )
+    for gradient in gradients:
+        gradient.zero_()
+    return False
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

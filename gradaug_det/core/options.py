@@ -13,6 +13,7 @@ from gradaug_det.core.slimming import NORM_POLICIES
 from gradaug_det.errors import ConfigError
 
 SUPERVISIONS = ("soft", "labels", "both")
+NONFINITE = ("raise", "skip")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class GradAugOptions:
             :func:`gradaug_det.core.slimming.at_width`.
         seed: of widths, transforms and the sub-networks' own random numbers.
         log_period: iterations between the log lines that name widths and scales; 0 for none.
+        nonfinite: what a NaN or an infinity in a sub-network's loss, or in the step's gradient,
+            does: ``raise`` stops and leaves a file for ``gradaug-det replay``; ``skip`` leaves that
+            sub-network out (for a gradient: the whole step), counts it and goes on.
 
     Raises:
         ConfigError: names the setting, its value and the values allowed.
@@ -56,10 +60,15 @@ class GradAugOptions:
     subnet_norm: str = "auto"
     seed: int = 0
     log_period: int = 20
+    nonfinite: str = "raise"
 
     def __post_init__(self) -> None:
         _ = self.sampler  # checks its own settings
-        for key, allowed in (("supervision", SUPERVISIONS), ("subnet_norm", NORM_POLICIES)):
+        for key, allowed in (
+            ("supervision", SUPERVISIONS),
+            ("subnet_norm", NORM_POLICIES),
+            ("nonfinite", NONFINITE),
+        ):
             value = getattr(self, key)
             if value not in allowed:
                 raise ConfigError(key, f"must be one of {allowed}, got {value!r}")

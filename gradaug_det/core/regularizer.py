@@ -42,6 +42,8 @@ class SubNetworkLosses:
 
     sub: SubNetwork
     losses: Losses
+    skipped: bool = False
+    """Whether it left no gradient, because a loss was not finite."""
 
     @property
     def total(self) -> Tensor:
@@ -78,11 +80,19 @@ def sub_network_passes(
     soft_target: Any,
     sub_networks: Iterable[SubNetwork],
     backward: Callable[[Tensor], Any] = Tensor.backward,
+    *,
+    skip_nonfinite: bool = False,
 ) -> list[SubNetworkLosses]:
     """The second half of :func:`gradaug_step`, for engines that ran the full pass themselves.
 
     The backward pass runs at the sub-network's width too: activation checkpointing then recomputes
     what the forward pass computed.
+
+    Args:
+        skip_nonfinite: leave out a sub-network whose loss is not finite, instead of raising.
+
+    Raises:
+        NonFiniteLossError: a sub-network's loss is not finite.
     """
     results = []
     for sub in sub_networks:
@@ -93,9 +103,11 @@ def sub_network_passes(
             isolated_rng(sub.seed + _rank(), next(network.module.parameters()).device),
         ):
             losses = network.sub_network_pass(batch, soft_target, sub)
-            _check_finite(losses, sub)
-            backward(sum(losses.values()))
-        results.append(SubNetworkLosses(sub, {k: v.detach() for k, v in losses.items()}))
+            skipped = not _all_finite(losses, sub, skip_nonfinite)
+            if not skipped:
+                backward(sum(losses.values()))
+        kept = {k: v.detach() for k, v in losses.items()}
+        results.append(SubNetworkLosses(sub, kept, skipped))
     return results
 
 
@@ -103,10 +115,13 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def _check_finite(losses: Losses, sub: SubNetwork) -> None:
+def _all_finite(losses: Losses, sub: SubNetwork, skip: bool) -> bool:
     bad = {name: loss.item() for name, loss in losses.items() if not loss.detach().isfinite()}
-    if bad:
+    if bad and not skip:
         raise NonFiniteLossError(
-            f"sub-network {sub.index} (width {sub.width:.4f}, {sub.transform}) has the losses "
-            f"{bad}; the optimizer has not stepped. Lower the learning rate or the loss weights"
+            f"iteration {sub.iteration}: sub-network {sub.index} (width {sub.width:.4f}, "
+            f"{sub.transform}) has the losses {bad}; the optimizer has not stepped",
+            sub,
+            bad,
         )
+    return not bad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -15,13 +16,17 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaug_det.core.engine import average_gradients, current_autocast
+from gradaug_det.core.engine import average_gradients, check_gradients, current_autocast
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
+from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.config import gradaug_options
 from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.preprocessing import check_preprocessing
-from gradaug_det.errors import GradAugError
+from gradaug_det.d2.replay import config_text, encode, names
+from gradaug_det.errors import GradAugError, NonFiniteLossError
+from gradaug_det.replay.dump import Dump, explained
 
 logger = logging.getLogger("detectron2.gradaug")
 
@@ -56,6 +61,7 @@ class GradAugHook(HookBase):
         subnet_norm: str = GradAugOptions.subnet_norm,
         seed: int = GradAugOptions.seed,
         log_period: int = GradAugOptions.log_period,
+        nonfinite: str = GradAugOptions.nonfinite,
     ) -> None:
         self.options = GradAugOptions(
             num_subnets=num_subnets,
@@ -71,12 +77,15 @@ class GradAugHook(HookBase):
             subnet_norm=subnet_norm,
             seed=seed,
             log_period=log_period,
+            nonfinite=nonfinite,
         )
         self._cleanup = ExitStack()
         self._step = ExitStack()
         self._batch: Any = None
         self._autocast: AbstractContextManager = nullcontext()
         self._done = True
+        self._rng: Tensor | None = None
+        self._skipped = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> GradAugHook | None:
@@ -115,6 +124,7 @@ class GradAugHook(HookBase):
         if not self.options.active:
             return
         self._done, self._batch = False, None
+        self._rng = torch.get_rng_state()
         self._network.recorder.start()
         if isinstance(self._model, DistributedDataParallel):
             self._step.enter_context(self._model.no_sync())
@@ -146,7 +156,8 @@ class GradAugHook(HookBase):
         a step; the hook does so itself with Detectron2's trainers.
 
         Raises:
-            NonFiniteLossError: a sub-network's loss is not finite.
+            NonFiniteLossError: a sub-network's loss or the gradient is not finite, and the options
+                do not say to skip it; names the file to replay.
         """
         if self._done or not self.options.active:
             return
@@ -155,15 +166,68 @@ class GradAugHook(HookBase):
         engine = _engine(self.trainer)
         subs = self.options.sampler.sample(self.trainer.iter)
         calls, batch, self._batch = self._network.recorder.take(), self._batch, None
-        with self._autocast:
-            results = sub_network_passes(self._network, batch, calls, subs, _backward(engine))
-        self._step.close()
-        if isinstance(self._model, DistributedDataParallel):
-            average_gradients(self._model)
-            # no_sync also held back the buffers that a DDP with broadcast_buffers sends out.
-            self._model.require_forward_param_sync = True
+        skip = self.options.nonfinite == "skip"
+        try:
+            with self._autocast:
+                results = sub_network_passes(
+                    self._network, batch, calls, subs, _backward(engine), skip_nonfinite=skip
+                )
+            self._step.close()
+            if isinstance(self._model, DistributedDataParallel):
+                average_gradients(self._model)
+                # no_sync also held back the buffers that a DDP with broadcast_buffers sends out.
+                self._model.require_forward_param_sync = True
+            scaler = getattr(engine, "grad_scaler", None)
+            whole = check_gradients(self._model, self.trainer.iter, skip, scaler)
+        except NonFiniteLossError as error:
+            raise explained(error, self._dump(error, batch, subs), self._output_dir()) from None
         self._done = True
+        self._count_skipped(results, whole, batch)
         self._log(results)
+
+    def _count_skipped(self, results: list[SubNetworkLosses], whole: bool, batch: Batch) -> None:
+        skipped = [f"sub-network {r.sub.index}" for r in results if r.skipped]
+        skipped += [] if whole else ["the step, whose gradient"]
+        for what in skipped:
+            self._skipped += 1
+            logger.warning(
+                "GradAug iter %d: skipped %s is not finite (images %s); %d so far",
+                self.trainer.iter,
+                what,
+                ", ".join(map(str, names(batch))),
+                self._skipped,
+            )
+        if skipped and comm.is_main_process():
+            self.trainer.storage.put_scalar("gradaug/skipped", self._skipped, smoothing_hint=False)
+
+    def _dump(self, error: NonFiniteLossError, batch: Batch, subs: list[SubNetwork]) -> Dump:
+        return Dump(
+            framework="detectron2",
+            config=config_text(getattr(self.trainer, "cfg", None)),
+            iteration=self.trainer.iter,
+            rank=comm.get_rank(),
+            subs=subs,
+            bad=error.sub.index if error.sub else None,
+            options=vars(self.options),
+            rng=self._rng,
+            weights=self._network.module.state_dict(),
+            batch=encode(batch),
+            images=names(batch),
+        )
+
+    def _output_dir(self) -> str | None:
+        """Of the trainer's config or its checkpointer; None for a trainer without either."""
+        cfg = getattr(self.trainer, "cfg", None)
+        if isinstance(cfg, CfgNode):
+            return cfg.OUTPUT_DIR
+        checkpointer = getattr(self.trainer, "checkpointer", None)
+        return getattr(checkpointer, "save_dir", None) or None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self._skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._skipped = state["skipped"]
 
     def _log(self, results: list[SubNetworkLosses]) -> None:
         """One ``gradaug/sub<i>/loss`` each in the console line, everything in the storage."""
@@ -176,12 +240,15 @@ class GradAugHook(HookBase):
         storage = self.trainer.storage
         for (index, name), value in zip(names, reduced, strict=True):
             totals[index] = totals.get(index, 0.0) + value
+            if not math.isfinite(value):
+                continue  # of a sub-network that was skipped
             # Without "loss" in its name a scalar stays out of the console line.
             storage.put_scalar(f"gradaug/sub{index}/{name}", value)
         parts = []
         for sub in (r.sub for r in results):
             prefix = f"gradaug/sub{sub.index}"
-            storage.put_scalar(f"{prefix}/loss", totals[sub.index])
+            if math.isfinite(totals[sub.index]):
+                storage.put_scalar(f"{prefix}/loss", totals[sub.index])
             storage.put_scalar(f"{prefix}/width", sub.width)
             storage.put_scalar(f"{prefix}/scale", sub.transform.scale)
             mirrored = " mirrored" if sub.transform.flip else ""

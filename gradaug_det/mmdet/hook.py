@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -16,14 +17,19 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaug_det.core.engine import average_gradients, current_autocast
+from gradaug_det.core.engine import average_gradients, check_gradients, current_autocast
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
-from gradaug_det.errors import ConfigError, GradAugError
+from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 from gradaug_det.mmdet.batch import Batch, make_batch
 from gradaug_det.mmdet.detector import GradAugDetector
 from gradaug_det.mmdet.preprocessing import check_preprocessing
+from gradaug_det.mmdet.replay import encode, names
+from gradaug_det.replay.dump import Dump, explained
+
+_SKIPPED = "gradaug_skipped"  # in MMEngine's message hub, and with it in checkpoints
 
 
 @dataclass
@@ -31,6 +37,7 @@ class _Step:
     """What one training step has seen so far."""
 
     recorder: ForwardRecorder
+    rng: Tensor
     batch: Batch | None = None
     done: bool = False
 
@@ -128,7 +135,8 @@ class GradAugHook(Hook):
         model, optim = runner.model, runner.optim_wrapper
         detector = self._network.module
         with ExitStack() as stack:
-            step = _Step(stack.enter_context(self._network.recording()))
+            rng = torch.get_rng_state()
+            step = _Step(stack.enter_context(self._network.recording()), rng)
             note = self._note_batch(step)
             stack.callback(detector.register_forward_pre_hook(note, with_kwargs=True).remove)
             if isinstance(model, DistributedDataParallel):
@@ -176,12 +184,61 @@ class GradAugHook(Hook):
                 raise GradAugError("the detector was not called in 'loss' mode before backward")
             subs = self.options.sampler.sample(runner.iter)
             calls, batch, step.batch = step.recorder.take(), step.batch, None
-            results = sub_network_passes(self._network, batch, calls, subs, again)
-            if isinstance(runner.model, DistributedDataParallel) and optim.should_update():
-                _synchronize(runner.model)
+            skip = self.options.nonfinite == "skip"
+            try:
+                results = sub_network_passes(
+                    self._network, batch, calls, subs, again, skip_nonfinite=skip
+                )
+                if isinstance(runner.model, DistributedDataParallel) and optim.should_update():
+                    _synchronize(runner.model)
+                scaler = getattr(optim, "loss_scaler", None)
+                whole = check_gradients(runner.model, runner.iter, skip, scaler)
+            except NonFiniteLossError as error:
+                dump = self._dump(error, runner, batch, subs, step.rng)
+                raise explained(error, dump, runner.work_dir) from None
+            self._count_skipped(runner, results, whole, batch)
             step.done, self._results = True, results
 
         return backward
+
+    def _count_skipped(
+        self, runner: Runner, results: list[SubNetworkLosses], whole: bool, batch: Batch
+    ) -> None:
+        hub = runner.message_hub
+        skipped = [f"sub-network {r.sub.index}" for r in results if r.skipped]
+        skipped += [] if whole else ["the step, whose gradient"]
+        for what in skipped:
+            count = hub.get_info(_SKIPPED, 0) + 1
+            hub.update_info(_SKIPPED, count)
+            runner.logger.warning(
+                "GradAug iter %d: skipped %s is not finite (images %s); %d so far",
+                runner.iter + 1,
+                what,
+                ", ".join(map(str, names(batch))),
+                count,
+            )
+
+    def _dump(
+        self,
+        error: NonFiniteLossError,
+        runner: Runner,
+        batch: Batch,
+        subs: list[SubNetwork],
+        rng: Tensor,
+    ) -> Dump:
+        return Dump(
+            framework="mmdet",
+            config=runner.cfg.pretty_text,
+            iteration=runner.iter,
+            rank=get_rank(),
+            subs=subs,
+            bad=error.sub.index if error.sub else None,
+            options=vars(self.options),
+            rng=rng,
+            weights=self._network.module.state_dict(),
+            batch=encode(batch),
+            images=names(batch),
+        )
 
 
 def _synchronize(model: DistributedDataParallel) -> None:
@@ -227,6 +284,8 @@ def _record(runner: Runner, results: list[SubNetworkLosses]) -> None:
     for result in results:
         prefix = f"train/gradaug/sub{result.sub.index}"
         own, values = values[: len(result.losses)], values[len(result.losses) :]
+        if result.skipped:
+            continue
         hub.update_scalar(f"{prefix}/loss", sum(own))
         hub.update_scalar(f"{prefix}/width", result.sub.width)
         hub.update_scalar(f"{prefix}/scale", result.sub.transform.scale)

@@ -1,0 +1,1 @@
+"""Steps whose losses were not finite: written down as they were, and run again."""

@@ -1,0 +1,144 @@
+"""Running a step again: which loss is not finite, and which layer gave the first such number."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradaug_det.core.regularizer import sub_network_passes
+from gradaug_det.errors import GradAugError
+from gradaug_det.replay.dump import Dump, read_dump
+
+_ADAPTERS = {"detectron2": "gradaug_det.d2.replay", "mmdet": "gradaug_det.mmdet.replay"}
+
+
+@dataclass
+class Pass:
+    """What a pass of the step gives now.
+
+    Args:
+        name: of the pass, for readers.
+        losses: by name.
+        first: the layer that gave the first number that is not finite although it was given only
+            finite ones; None if there is none.
+    """
+
+    name: str
+    losses: dict[str, float]
+    first: str | None = None
+
+
+@dataclass
+class Replay:
+    """A step that was run again.
+
+    Args:
+        dump: the step.
+        passes: the full network's, then the sub-networks'.
+        weights: names of the weights that are not finite already.
+        gradients: names of the parameters whose gradient is not finite.
+    """
+
+    dump: Dump
+    passes: list[Pass]
+    weights: list[str] = field(default_factory=list)
+    gradients: list[str] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[str]:
+        """The findings, for readers."""
+        dump = self.dump
+        lines = [
+            f"iteration {dump.iteration}, rank {dump.rank}, images "
+            f"{', '.join(map(str, dump.images))}",
+            f"weights that are not finite: {_listed(self.weights)}",
+        ]
+        for one in self.passes:
+            values = ", ".join(f"{name} {value:.5g}" for name, value in one.losses.items())
+            lines.append(f"{one.name}: {values}")
+            if one.first:
+                lines.append(f"    first not finite in the layer {one.first}")
+        return [*lines, f"gradients that are not finite: {_listed(self.gradients)}"]
+
+
+def replay(path: str | Path, config: str | Path | None = None) -> Replay:
+    """Runs the step that a training left, on the CPU.
+
+    Args:
+        path: the file in the training's folder ``nonfinite``.
+        config: the training's config file, where the step's file has none (LazyConfigs).
+
+    Raises:
+        GradAugError: the file or the config cannot be used.
+    """
+    dump = read_dump(path)
+    if dump.config is None and config is None:
+        raise GradAugError(f"{path} names no config; pass the training's with --config")
+    adapter = importlib.import_module(_ADAPTERS[dump.framework])
+    network, batch = adapter.restore(dump, config)
+    module = network.module
+    weights = [name for name, value in module.state_dict().items() if not _finite(value)]
+    passes = []
+    torch.set_rng_state(dump.rng)
+    with adapter.running():
+        with _first_bad(module) as first:
+            losses, soft = network.full_pass(batch)
+            sum(losses.values()).backward()
+        numbers = {name: loss.item() for name, loss in losses.items()}
+        passes.append(Pass("full network", numbers, next(iter(first), None)))
+        for sub in dump.subs:
+            with _first_bad(module) as first:
+                (result,) = sub_network_passes(network, batch, soft, [sub], skip_nonfinite=True)
+            numbers = {name: loss.item() for name, loss in result.losses.items()}
+            title = f"sub-network {sub.index} (width {sub.width:.4f}, {sub.transform})"
+            passes.append(Pass(title, numbers, next(iter(first), None)))
+    gradients = [n for n, p in module.named_parameters() if p.grad is not None]
+    named = dict(module.named_parameters())
+    return Replay(dump, passes, weights, [n for n in gradients if not _finite(named[n].grad)])
+
+
+@contextmanager
+def _first_bad(module: nn.Module) -> Iterator[list[str]]:
+    """Within the block, notes the layers whose output is not finite though their input is."""
+    names: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple, output: Any) -> None:
+            if all(map(_finite, _tensors(inputs))) and not all(map(_finite, _tensors(output))):
+                names.append(name)
+
+        return hook
+
+    leaves = [(n, m) for n, m in module.named_modules() if not any(m.children())]
+    handles = [layer.register_forward_hook(note(name)) for name, layer in leaves]
+    try:
+        yield names
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.detach().isfinite().all())
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most]) or "none"
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

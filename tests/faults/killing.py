@@ -1,0 +1,212 @@
+"""Kills trainings with SIGKILL at random points, resumes them and compares with one left alone.
+
+    python -m tests.faults.killing --points 20 --write docs/faults/kills
+
+A point is "while saving" (a checkpoint's temporary file has just appeared) or some time after a
+given number of steps, 0 included: then models are being built or states loaded.
+"""
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from gradaug_det.files import atomic_path
+from tests.faults.trainings import STEPS, TRAININGS, losses, weights
+
+LIMIT = 300
+"""Seconds that an attempt may take."""
+PRELOADED = ["gradaug_det.d2.train", "gradaug_det.mmdet.train", "gradaug_det.pretrain.engine"]
+
+
+@dataclass
+class Outcome:
+    """What one engine's trainings went through.
+
+    Args:
+        points: kills.
+        saving: of them while a checkpoint was being written.
+        building: of them before the first step of an attempt.
+        partial: half-written files that a killed process left, none of them under a final name.
+        trainings: brought to their end.
+        repeated: steps that were done again after a resume; their losses were the same.
+        differences: what was not as without kills; must be empty.
+    """
+
+    points: int = 0
+    saving: int = 0
+    building: int = 0
+    partial: int = 0
+    trainings: int = 0
+    repeated: int = 0
+    differences: list[str] = field(default_factory=list)
+
+
+def context():
+    """Processes that have the frameworks imported when they start."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(PRELOADED)
+    return made
+
+
+def attempt(name, folder, data, **options):
+    """The body of a process: one training, resumed if it was begun."""
+    logging.disable(logging.WARNING)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    if not options.pop("errors", True):
+        os.dup2(null, 2)
+    TRAININGS[name][0](folder, data, **options)
+
+
+def start(name, folder, data, **options):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    process = context().Process(target=attempt, args=(name, folder, data), kwargs=options)
+    process.start()
+    return process
+
+
+def finish(process):
+    """Waits for the end; returns the exit code."""
+    process.join(LIMIT)
+    if process.is_alive():
+        process.kill()
+        raise AssertionError(f"no end after {LIMIT} s")
+    return process.exitcode
+
+
+def steps_done(folder):
+    file = Path(folder) / "losses.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+
+def being_written(folder):
+    return [path for path in Path(folder).glob(".*") if path.is_file()]
+
+
+def kill(process, folder, when, rng):
+    """Kills at a point; returns whether it came before the end."""
+    before, left = steps_done(folder), set(being_written(folder))
+    deadline = time.monotonic() + LIMIT
+    while process.is_alive() and time.monotonic() < deadline:
+        if when == "saving" and set(being_written(folder)) - left:
+            break
+        if when != "saving" and steps_done(folder) - before >= when:
+            time.sleep(rng.uniform(0, 2.0 if when == 0 else 0.3))
+            break
+        time.sleep(0.0005)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join(LIMIT)
+    return process.exitcode == -signal.SIGKILL
+
+
+def torture(name, data, folder, points, seed=0):
+    """Trains one engine's training over and over until it was killed ``points`` times.
+
+    Raises:
+        AssertionError: a training that was left alone fails.
+    """
+    rng, folder, outcome = random.Random(seed), Path(folder), Outcome()
+    final = TRAININGS[name][1]
+    assert finish(start(name, folder / "whole", data)) == 0, f"{name} fails without being killed"
+    expected = losses(folder / "whole"), weights(folder / "whole" / final)
+    assert sorted(expected[0]) == list(range(len(expected[0]))), "a step was not noted"
+    number = 0
+    while outcome.points < points:
+        own = folder / f"killed{number}"
+        number += 1
+        while outcome.points < points:
+            when = rng.choice(["saving", "saving", 0, 1, 2, 3, 4, 5])
+            process = start(name, own, data)
+            if not kill(process, own, when, rng):
+                break
+            outcome.points += 1
+            outcome.saving += when == "saving"
+            outcome.building += when == 0
+            outcome.partial += len(being_written(own))
+        if process.exitcode not in (0, -signal.SIGKILL):
+            outcome.differences.append(f"exit code {process.exitcode} in {own.name}")
+            continue
+        if finish(start(name, own, data)) != 0:
+            outcome.differences.append(f"{own.name} cannot be resumed")
+            continue
+        outcome.trainings += 1
+        outcome.repeated += steps_done(own) - len(expected[0])
+        outcome.differences += compare(expected, own, final)
+    return outcome
+
+
+def compare(expected, folder, final):
+    """What differs from the training that was left alone, bit by bit."""
+    found = losses(folder), weights(folder / final)
+    different = [
+        f"{folder.name}: step {k}" for k in expected[0] if expected[0][k] != found[0].get(k)
+    ]
+    different += [
+        f"{folder.name}: {key}"
+        for key, value in expected[1].items()
+        if key not in found[1] or not value.equal(found[1][key])
+    ]
+    return different
+
+
+def write(path, outcomes, seconds):
+    """A table in Markdown and JSON."""
+    columns = ("killed", "while saving", "while building", "half-written files left")
+    columns += ("trainings finished", "steps done again", "losses or weights that differ")
+    lines = [
+        "# Trainings that were killed",
+        "",
+        f"`python -m tests.faults.killing --points {max(o.points for o in outcomes.values())}`: "
+        f"trainings of {STEPS} steps or more, a checkpoint every third, are killed",
+        "with SIGKILL at random points, resumed, killed again, and at last compared with one that "
+        "was left alone: every logged",
+        "loss of every step, all weights, statistics and momentum, bit by bit.",
+        "",
+        "| training | " + " | ".join(columns) + " |",
+        "|:--|" + "--:|" * len(columns),
+    ]
+    for name, o in outcomes.items():
+        cells = (o.points, o.saving, o.building, o.partial, o.trainings, o.repeated)
+        lines.append(f"| {name} | {' | '.join(map(str, (*cells, len(o.differences))))} |")
+    content = {"seconds": round(seconds), "engines": {n: asdict(o) for n, o in outcomes.items()}}
+    for suffix, text in (
+        (".md", "\n".join(lines) + "\n"),
+        (".json", json.dumps(content, indent=1)),
+    ):
+        with atomic_path(Path(path).with_suffix(suffix)) as temporary:
+            temporary.write_text(text)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", type=int, default=20, help="kills of each training")
+    parser.add_argument("--only", choices=TRAININGS, nargs="+", default=list(TRAININGS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", type=Path, help="path of the table, without a suffix")
+    args = parser.parse_args(argv)
+    from gradaug_det.datasets import build_mini_coco
+
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        data = build_mini_coco(Path(folder) / "mini_coco", train=12, val=2)
+        outcomes = {}
+        for name in args.only:
+            outcomes[name] = torture(name, data, Path(folder) / name, args.points, args.seed)
+            print(name, outcomes[name], flush=True)  # noqa: T201
+    if args.write:
+        write(args.write, outcomes, time.monotonic() - begin)
+    return any(o.differences for o in outcomes.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
