@@ -102,12 +102,13 @@ def sub_network_passes(
             at_depth(network.backbone, sub.block_survival, sub.seed),
             isolated_rng(sub.seed + _rank(), next(network.module.parameters()).device),
         ):
-            losses = network.sub_network_pass(batch, soft_target, sub)
-            skipped = not _all_finite(losses, sub, skip_nonfinite)
-            if not skipped:
+            losses, problem = _pass(network, batch, soft_target, sub)
+            if problem and not skip_nonfinite:
+                raise problem
+            if not problem:
                 backward(sum(losses.values()))
         kept = {k: v.detach() for k, v in losses.items()}
-        results.append(SubNetworkLosses(sub, kept, skipped))
+        results.append(SubNetworkLosses(sub, kept, skipped=problem is not None))
     return results
 
 
@@ -115,13 +116,20 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def _all_finite(losses: Losses, sub: SubNetwork, skip: bool) -> bool:
+def _pass(
+    network: Trainable, batch: Any, soft_target: Any, sub: SubNetwork
+) -> tuple[Losses, NonFiniteLossError | None]:
+    """A sub-network's losses, and what is wrong with them; none at all if its forward pass stopped
+    at a number that is not finite, as Detectron2's choice of proposals does."""
+    where = f"iteration {sub.iteration}: sub-network {sub.index} (width {sub.width:.4f}, "
+    where += f"{sub.transform})"
+    try:
+        losses = network.sub_network_pass(batch, soft_target, sub)
+    except FloatingPointError as error:
+        message = f"{where} stopped: {error}; the optimizer has not stepped"
+        return {}, NonFiniteLossError(message, sub)
     bad = {name: loss.item() for name, loss in losses.items() if not loss.detach().isfinite()}
-    if bad and not skip:
-        raise NonFiniteLossError(
-            f"iteration {sub.iteration}: sub-network {sub.index} (width {sub.width:.4f}, "
-            f"{sub.transform}) has the losses {bad}; the optimizer has not stepped",
-            sub,
-            bad,
-        )
-    return not bad
+    if not bad:
+        return losses, None
+    message = f"{where} has the losses {bad}; the optimizer has not stepped"
+    return losses, NonFiniteLossError(message, sub, bad)

@@ -231,30 +231,36 @@ class GradAugHook(HookBase):
 
     def _log(self, results: list[SubNetworkLosses]) -> None:
         """One ``gradaug/sub<i>/loss`` each in the console line, everything in the storage."""
-        names = [(r.sub.index, name) for r in results for name in r.losses]
-        values = torch.stack([loss for r in results for loss in r.losses.values()]).float()
-        reduced = comm.reduce_dict({"losses": values})["losses"].tolist()
+        scalars = [f"sub{r.sub.index}/{name}" for r in results for name in r.losses]
+        numbers = [loss.float() for r in results for loss in r.losses.values()]
+        own = dict(zip(scalars, torch.stack(numbers).tolist(), strict=True)) if numbers else {}
+        gathered = comm.gather(own)
         if not comm.is_main_process():
             return
-        totals: dict[int, float] = {}
         storage = self.trainer.storage
-        for (index, name), value in zip(names, reduced, strict=True):
-            totals[index] = totals.get(index, 0.0) + value
-            if not math.isfinite(value):
-                continue  # of a sub-network that was skipped
+        totals: dict[str, float] = {}
+        for name in dict.fromkeys(name for one in gathered for name in one):
+            # A process has none, or one that is not finite, of a sub-network that it skipped.
+            values = [one[name] for one in gathered if math.isfinite(one.get(name, math.nan))]
+            if not values:
+                continue
+            mean = sum(values) / len(values)
+            sub = name.partition("/")[0]
+            totals[sub] = totals.get(sub, 0.0) + mean
             # Without "loss" in its name a scalar stays out of the console line.
-            storage.put_scalar(f"gradaug/sub{index}/{name}", value)
+            storage.put_scalar(f"gradaug/{name}", mean)
         parts = []
         for sub in (r.sub for r in results):
             prefix = f"gradaug/sub{sub.index}"
-            if math.isfinite(totals[sub.index]):
-                storage.put_scalar(f"{prefix}/loss", totals[sub.index])
+            total = totals.get(f"sub{sub.index}", math.nan)
+            if math.isfinite(total):
+                storage.put_scalar(f"{prefix}/loss", total)
             storage.put_scalar(f"{prefix}/width", sub.width)
             storage.put_scalar(f"{prefix}/scale", sub.transform.scale)
             mirrored = " mirrored" if sub.transform.flip else ""
             parts.append(
                 f"sub{sub.index} width {sub.width:.3f} scale {sub.transform.scale:g}{mirrored} "
-                f"loss {totals[sub.index]:.4g}"
+                f"loss {total:.4g}"
             )
         period = self.options.log_period
         if period and (self.trainer.iter + 1) % period == 0:

@@ -24,9 +24,9 @@ from omegaconf import DictConfig
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
-from gradaug_det.core.reproducible import seed_everything, seeded
 from gradaug_det.core.sampling import stable_seed
 from gradaug_det.errors import GradAugError
+from gradaug_det.reproducible import seed_everything, seeded
 
 
 class ResumableLoader:

@@ -279,13 +279,14 @@ def _check_engine(runner: Runner) -> None:
 
 def _record(runner: Runner, results: list[SubNetworkLosses]) -> None:
     """Scalars for MMEngine's log line and its visualizers, of this process like its own losses."""
+    results = [result for result in results if not result.skipped]
+    if not results:
+        return
     values = torch.stack([loss for r in results for loss in r.losses.values()]).tolist()
     hub = runner.message_hub
     for result in results:
         prefix = f"train/gradaug/sub{result.sub.index}"
         own, values = values[: len(result.losses)], values[len(result.losses) :]
-        if result.skipped:
-            continue
         hub.update_scalar(f"{prefix}/loss", sum(own))
         hub.update_scalar(f"{prefix}/width", result.sub.width)
         hub.update_scalar(f"{prefix}/scale", result.sub.transform.scale)

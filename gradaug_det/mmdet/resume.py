@@ -23,10 +23,10 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
-from gradaug_det.core.reproducible import seed_everything, seeded
 from gradaug_det.core.sampling import stable_seed
 from gradaug_det.errors import ConfigError
 from gradaug_det.files import atomic_path, said_if_it_fails
+from gradaug_det.reproducible import seed_everything, seeded
 
 
 @HOOKS.register_module()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradaug_det.core.regularizer import sub_network_passes
+from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.errors import GradAugError
 from gradaug_det.replay.dump import Dump, read_dump
 
@@ -28,11 +30,13 @@ class Pass:
         losses: by name.
         first: the layer that gave the first number that is not finite although it was given only
             finite ones; None if there is none.
+        stopped: what the framework stopped it with; None if it came to its end.
     """
 
     name: str
     losses: dict[str, float]
     first: str | None = None
+    stopped: str | None = None
 
 
 @dataclass
@@ -52,6 +56,14 @@ class Replay:
     gradients: list[str] = field(default_factory=list)
 
     @property
+    def again(self) -> bool:
+        """Whether something is not finite this time too."""
+        losses = (loss for one in self.passes for loss in one.losses.values())
+        stopped = any(one.stopped for one in self.passes)
+        bad = stopped or self.weights or self.gradients
+        return bool(bad) or not all(map(math.isfinite, losses))
+
+    @property
     def lines(self) -> list[str]:
         """The findings, for readers."""
         dump = self.dump
@@ -62,7 +74,7 @@ class Replay:
         ]
         for one in self.passes:
             values = ", ".join(f"{name} {value:.5g}" for name, value in one.losses.items())
-            lines.append(f"{one.name}: {values}")
+            lines.append(f"{one.name}: {one.stopped or values}")
             if one.first:
                 lines.append(f"    first not finite in the layer {one.first}")
         return [*lines, f"gradients that are not finite: {_listed(self.gradients)}"]
@@ -85,23 +97,41 @@ def replay(path: str | Path, config: str | Path | None = None) -> Replay:
     network, batch = adapter.restore(dump, config)
     module = network.module
     weights = [name for name, value in module.state_dict().items() if not _finite(value)]
-    passes = []
+    passes: list[Pass] = []
     torch.set_rng_state(dump.rng)
     with adapter.running():
-        with _first_bad(module) as first:
+        soft = None
+
+        def full() -> dict[str, Tensor]:
+            nonlocal soft
             losses, soft = network.full_pass(batch)
             sum(losses.values()).backward()
-        numbers = {name: loss.item() for name, loss in losses.items()}
-        passes.append(Pass("full network", numbers, next(iter(first), None)))
-        for sub in dump.subs:
-            with _first_bad(module) as first:
-                (result,) = sub_network_passes(network, batch, soft, [sub], skip_nonfinite=True)
-            numbers = {name: loss.item() for name, loss in result.losses.items()}
+            return losses
+
+        passes.append(_observed("full network", module, full))
+        for sub in dump.subs if soft is not None else ():
             title = f"sub-network {sub.index} (width {sub.width:.4f}, {sub.transform})"
-            passes.append(Pass(title, numbers, next(iter(first), None)))
+
+            def narrow(sub: SubNetwork = sub) -> dict[str, Tensor]:
+                (one,) = sub_network_passes(network, batch, soft, [sub], skip_nonfinite=True)
+                if not one.losses:
+                    raise FloatingPointError("stopped at a number that is not finite")
+                return one.losses
+
+            passes.append(_observed(title, module, narrow))
     gradients = [n for n, p in module.named_parameters() if p.grad is not None]
     named = dict(module.named_parameters())
     return Replay(dump, passes, weights, [n for n in gradients if not _finite(named[n].grad)])
+
+
+def _observed(name: str, module: nn.Module, run: Callable[[], dict[str, Tensor]]) -> Pass:
+    with _first_bad(module) as first:
+        try:
+            losses, stopped = run(), None
+        except FloatingPointError as error:
+            losses, stopped = {}, str(error)
+    numbers = {key: loss.item() for key, loss in losses.items()}
+    return Pass(name, numbers, next(iter(first), None), stopped)
 
 
 @contextmanager

@@ -24,5 +24,4 @@ def run(args: argparse.Namespace) -> int:
     found = replay(args.dump, args.config)
     for line in found.lines:
         logger.info("%s", line)
-    again = found.weights or found.gradients or any(one.first for one in found.passes)
-    return 1 if again else 0
+    return 1 if found.again else 0

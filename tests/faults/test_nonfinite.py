@@ -1,0 +1,181 @@
+"""NaN and infinity in a step: raised with a file to replay, or skipped and counted."""
+
+import logging
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from gradaug_det import cli
+from gradaug_det.core.engine import check_gradients
+from gradaug_det.d2.hook import GradAugHook
+from gradaug_det.d2.replay import decode as decode_detectron2
+from gradaug_det.d2.replay import encode as encode_detectron2
+from gradaug_det.errors import GradAugError, NonFiniteLossError
+from gradaug_det.mmdet import replay as mmdet_replay
+from gradaug_det.mmdet.batch import make_batch
+from gradaug_det.replay.dump import plain, read_dump
+from gradaug_det.replay.run import replay
+from tests.d2 import helpers as d2
+from tests.mmdet import helpers as mm
+
+INFINITE = {"supervision": "labels", "labels_weight": float("1e39"), "num_subnets": 2}
+"""Overflows float32 in the sub-networks' losses alone."""
+STEEP = INFINITE | {"labels_weight": 1e38}
+"""Losses are finite, their gradients are not."""
+
+
+def detectron2(tmp_path, options, steps=1):
+    cfg = d2.tiny_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    model = d2.tiny_model(cfg=cfg)
+    trainer = d2.make_trainer(model, hook := GradAugHook(**options), lr=1e-5)
+    trainer.cfg = cfg
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    return model, before, lambda: trainer.train(0, steps), lambda: hook._skipped
+
+
+def mmdetection(tmp_path, options, steps=1):
+    model = mm.tiny_model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    runner = mm.make_runner(
+        model,
+        tmp_path,
+        options,
+        loop={"type": "IterBasedTrainLoop", "max_iters": steps},
+        optim={"optimizer": {"type": "SGD", "lr": 1e-5}},
+        cfg=Config({"model": mm.tiny_model_cfg()}),
+        default_hooks={"checkpoint": None, "timer": None},
+    )
+    return model, before, runner.train, lambda: runner.message_hub.get_info("gradaug_skipped", 0)
+
+
+FRAMEWORKS = pytest.mark.parametrize("made", [detectron2, mmdetection])
+
+
+def same(one, two):
+    return all(torch.equal(one[key], two[key]) for key in two)
+
+
+@FRAMEWORKS
+def test_raise_names_the_step_and_leaves_it_to_be_replayed(made, tmp_path, capsys):
+    model, before, train, _ = made(tmp_path, INFINITE)
+    with pytest.raises(NonFiniteLossError) as raised:
+        train()
+    text = str(raised.value)
+    assert re.search(r"iteration 0: sub-network 0 \(width 0\.\d+, .*scale.*has the losses", text)
+    assert "images " in text and "nonfinite to 'skip'" in text
+    assert set(raised.value.losses) <= {f"labels_{n}" for n in LABELS} and raised.value.losses
+    assert same(model.state_dict(), before), "the optimizer has stepped"
+    (file,) = (tmp_path / "nonfinite").iterdir()
+    assert str(file) in text and file.name == "iter_0000000_sub0_rank0.pt"
+
+    assert cli.main(["replay", str(file)]) == 1
+    out = capsys.readouterr().out
+    assert "weights that are not finite: none" in out
+    full, first = (
+        re.search(r"full network: (.*)", out)[1],
+        re.search(r"sub-network 0 .*: (.*)", out)[1],
+    )
+    assert "inf" not in full and "inf" in first
+
+
+LABELS = ("rpn_cls", "rpn_loc", "rpn_bbox", "cls", "box_reg", "bbox", "mask")
+
+
+@FRAMEWORKS
+def test_the_replay_of_a_step_is_the_step(made, tmp_path):
+    """The full pass too: its random numbers are in the file."""
+    _, _, train, _ = made(tmp_path, INFINITE)
+    with pytest.raises(NonFiniteLossError) as raised:
+        train()
+    (file,) = (tmp_path / "nonfinite").iterdir()
+    first, second = replay(file), replay(file)
+    assert first.passes == second.passes and len(first.passes) == 3
+    infinite = {k for k, v in first.passes[1].losses.items() if v == float("inf")}
+    assert infinite == set(raised.value.losses)
+    assert first.gradients == []  # of the full pass alone: the others left none
+
+
+@FRAMEWORKS
+def test_skip_goes_on_with_the_other_passes(made, tmp_path, caplog):
+    plain_model, _, train_plain, _ = made(tmp_path / "plain", {"num_subnets": 0}, steps=2)
+    train_plain()
+    model, before, train, skipped = made(tmp_path, INFINITE | {"nonfinite": "skip"}, steps=2)
+    with caplog.at_level(logging.WARNING):
+        train()
+    assert not same(model.state_dict(), before)
+    assert same(model.state_dict(), plain_model.state_dict()), "more than the full pass was left"
+    assert skipped() == 4  # two sub-networks, two steps
+    assert not (tmp_path / "nonfinite").exists()
+
+
+@FRAMEWORKS
+def test_a_gradient_that_is_not_finite_is_never_stepped_with(made, tmp_path):
+    model, before, train, _ = made(tmp_path, STEEP)
+    with pytest.raises(NonFiniteLossError, match=r"gradient that is not finite, though all losses"):
+        train()
+    assert same(model.state_dict(), before)
+    (file,) = (tmp_path / "nonfinite").iterdir()
+    found = replay(file)
+    assert found.gradients and file.name.startswith("iter_0000000_gradient")
+    model, before, train, skipped = made(tmp_path / "skip", STEEP | {"nonfinite": "skip"})
+    train()
+    assert skipped() == 1 and all(v.isfinite().all() for v in model.state_dict().values())
+    assert same(model.state_dict(), before)  # gradients of zeros
+
+
+def test_the_first_bad_layer_is_named(tmp_path):
+    _, _, train, _ = detectron2(tmp_path, INFINITE)
+    with pytest.raises(NonFiniteLossError):
+        train()
+    (file,) = (tmp_path / "nonfinite").iterdir()
+    content = torch.load(file, weights_only=True)
+    name = "backbone.fpn_lateral4.weight"
+    content["weights"][name][0] = float("nan")
+    torch.save(content, file)
+    found = replay(file)
+    assert found.weights == [name]
+    (full,) = found.passes  # Detectron2 stops at proposals that are not finite
+    assert full.first == "backbone.fpn_lateral4" and "Training has diverged" in full.stopped
+    assert found.again
+    assert "backbone.fpn_lateral4" in "\n".join(found.lines)
+
+
+@pytest.mark.parametrize("masks", ["polygon", "bitmask"])
+def test_batches_come_back_as_they_were(masks):
+    batch = d2.tiny_batch(masks=masks)
+    batch[0]["sem_seg"] = torch.zeros(96, 128, dtype=torch.long)
+    again = decode_detectron2(plain(encode_detectron2(batch)))
+    for one, two in zip(batch, again, strict=True):
+        assert one.keys() == two.keys() and torch.equal(one["image"], two["image"])
+        fields = (one["instances"].get_fields(), two["instances"].get_fields())
+        assert fields[0].keys() == fields[1].keys()
+        assert torch.equal(fields[0]["gt_boxes"].tensor, fields[1]["gt_boxes"].tensor)
+        crops = [f["gt_masks"].crop_and_resize(f["gt_boxes"].tensor, 14) for f in fields]
+        assert torch.equal(*crops)
+    data = mm.collated(mm.tiny_items(masks="polygon" if masks == "polygon" else "bitmap"))
+    mm_batch = make_batch(data["inputs"][0][None].float(), data["data_samples"][:1])
+    restored = mmdet_replay.decode(plain(mmdet_replay.encode(mm_batch)))
+    one, two = mm_batch.samples[0].gt_instances, restored.samples[0].gt_instances
+    assert one.keys() == two.keys()
+    assert (one.masks.to_ndarray() == two.masks.to_ndarray()).all()
+    assert restored.samples[0].metainfo["img_shape"] == mm_batch.samples[0].metainfo["img_shape"]
+
+
+def test_what_is_no_step_is_refused(tmp_path):
+    torch.save({"model": {}}, tmp_path / "model.pt")
+    with pytest.raises(GradAugError, match="is not a step that a training left"):
+        read_dump(tmp_path / "model.pt")
+
+
+def test_a_scaler_looks_at_gradients_itself():
+    layer = torch.nn.Linear(2, 1)
+    layer.weight.grad = torch.full_like(layer.weight, float("inf"))
+    scaler = torch.amp.GradScaler("cpu")
+    assert check_gradients(layer, 0, skip=False, scaler=scaler)
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    with pytest.raises(NonFiniteLossError, match=r"iteration 7: 1 of 1 parameters"):
+        check_gradients(layer, 7, skip=False, scaler=off)
+    assert not check_gradients(layer, 7, skip=True) and layer.weight.grad.eq(0).all()
