@@ -23,5 +23,6 @@ custom_hooks = [
         subnet_norm="auto",  # BatchNorm statistics in sub-networks: as in the full network
         seed=0,
         log_period=20,  # iterations between log lines that name widths and scales
+        nonfinite="raise",  # a NaN or infinity stops and leaves a file to replay; or "skip"
     )
 ]

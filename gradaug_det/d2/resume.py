@@ -82,7 +82,9 @@ class ResumableLoader:
             aspect_ratio_grouping=True,  # whose loader gives one image at a time
             num_workers=self.num_workers,
         )
-        batches = self._grouped(grouped.dataset)
+        with seeded(stable_seed("workers", self.seed)):
+            images = iter(grouped.dataset)  # which draws a number of the step that comes first
+        batches = self._grouped(images)
         yield from map(self.collate_fn, batches) if self.collate_fn else batches
 
     def _grouped(self, images: Iterable[dict]) -> Iterable[list[dict]]:
