@@ -123,7 +123,7 @@ def part_rows(part: str) -> list[Row]:
         return rows
     if part == "controls":
         labels, long = replace(plain, method="labels"), replace(plain, budget="as-labels")
-        cells = [long, *part_cells(part, 0), labels]
+        cells = [plain, long, *part_cells(part, 0), labels]
         return [Row((METHODS[c.method], _settings(c)), c, labels) for c in cells]
     if part == "low-data":
         return [
@@ -405,9 +405,9 @@ _NOTES = {
     ),
     "controls": (
         "A sub-network is narrower and sees a rescaled batch. Here each comes without the other: "
-        "plain\nfine-tuning of the same length with images of those sizes, sub-networks of full "
-        "width (alpha 1),\nand narrower ones on images as they are (scales 1). From the GradAug "
-        "backbone."
+        "plain\nfine-tuning, also of the same compute, with images of those sizes, sub-networks of full "
+        "width (alpha 1),\nand narrower ones on images as they are (scales 1). Last, both: GradAug "
+        "whose full network sees\nrescaled images too. From the GradAug backbone."
     ),
     "low-data": (
         "From the GradAug backbone, the same number of iterations on the first images of the "

@@ -86,6 +86,7 @@ def test_the_parts_are_the_study():
     }
     assert {(c.method, *c.changed) for c in controls} == {
         ("rescaled",),
+        ("labels-rescaled",),
         ("labels", "min_width"),
         ("labels", "scales"),
     }
@@ -123,10 +124,10 @@ def test_the_configs_take_all_overrides(study):
         norm, node = cfg.MODEL.RESNETS.NORM, cfg.GRADAUG
         assert norm == ("BN" if cell.backbone == "none" else "FrozenBN")
         assert cell.uses_gradaug == node.ENABLED
-        sizes = (192, 165, 137, 110) if cell.method == "rescaled" else (192,)
+        sizes = (192, 165, 137, 110) if "rescaled" in cell.method else (192,)
         assert sizes == cfg.INPUT.MIN_SIZE_TRAIN
         if cell.uses_gradaug:
-            assert cell.method == node.SUPERVISION
+            assert cell.supervision == node.SUPERVISION
             assert tuple(node.SCALES) == cell.scales
             assert (cell.num_subnets, cell.min_width) == (node.NUM_SUBNETS, node.MIN_WIDTH)
             assert cell.soft_warmup == node.SOFT_WARMUP
