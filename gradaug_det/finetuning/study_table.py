@@ -405,9 +405,9 @@ _NOTES = {
     ),
     "controls": (
         "A sub-network is narrower and sees a rescaled batch. Here each comes without the other: "
-        "plain\nfine-tuning, also of the same compute, with images of those sizes, sub-networks of full "
-        "width (alpha 1),\nand narrower ones on images as they are (scales 1). Last, both: GradAug "
-        "whose full network sees\nrescaled images too. From the GradAug backbone."
+        "plain\nfine-tuning with images of those sizes, sub-networks of full width (alpha 1), and "
+        "narrower ones on\nimages as they are (scales 1). Last, both: GradAug whose full network "
+        "sees rescaled images too. From\nthe GradAug backbone."
     ),
     "low-data": (
         "From the GradAug backbone, the same number of iterations on the first images of the "
