@@ -9,12 +9,19 @@ The flags are those of Detectron2's own tools/train_net.py. ``--register NAME AN
 MODEL.WEIGHTS may be a backbone of the model zoo, gradaug://NAME; a config that prepares images
 otherwise than it needs is an error, unless ``--fix-preprocessing`` may change it.
 A LazyConfig (.py) works as well.
+
+On SIGTERM the step is finished, a checkpoint is saved and the exit code is 75: run the same command
+with ``--resume``.
 """
 
+import multiprocessing
+import signal
 import sys
 
 from detectron2.engine import default_argument_parser, launch
+from torch.multiprocessing import ProcessExitedException
 
+from gradaug_det.core.preemption import EXIT_CODE
 from gradaug_det.d2.train import run
 from gradaug_det.errors import GradAugError
 
@@ -35,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         help="set channel order, mean, std and network to what a gradaug:// backbone needs",
     )
     args = parser.parse_args(argv)
+    if args.num_gpus > 1:  # the trainings are this process' children
+        signal.signal(signal.SIGTERM, _tell_children)
     try:
         launch(
             run,
@@ -44,10 +53,19 @@ def main(argv: list[str] | None = None) -> int:
             dist_url=args.dist_url,
             args=(args,),
         )
-    except GradAugError as error:
+    except (GradAugError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ProcessExitedException as error:
+        if error.exit_code != EXIT_CODE:
+            raise
+        return EXIT_CODE
     return 0
+
+
+def _tell_children(*_) -> None:
+    for child in multiprocessing.active_children():
+        child.terminate()
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from gradaug_det.core.engine import average_gradients
+from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import isolated_rng, stable_seed
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.files import atomic_path
+from gradaug_det.files import atomic_path, said_if_it_fails
 from gradaug_det.pretrain.classifier import Classifier
 from gradaug_det.pretrain.data import (
     Images,
@@ -103,7 +104,10 @@ class Pretraining:
             ``top1`` and ``top5`` in per cent of the validation images, and ``loss``.
 
         Raises:
-            GradAugError: the loss is not finite, or the folder holds another training.
+            GradAugError: the loss is not finite, the folder holds another training, or a checkpoint
+                could not be written (the one before it is intact).
+            SystemExit: SIGTERM came; with :data:`gradaug_det.core.preemption.EXIT_CODE`, after a
+                checkpoint.
         """
         done = self._finished()
         if done is not None:
@@ -118,13 +122,19 @@ class Pretraining:
             disable=None if self.fabric.is_global_zero else True,
         )
         self.model.train()
+        notice = TerminationNotice()
+        notice.listen()
         for step, (images, labels) in enumerate(progress, start=self.batches.first):
             losses = self.train_step(step, images, labels)
             if step % 20 == 0:
                 self._log(step, losses, progress)
             finished = step + 1
-            if finished % (period or per_epoch) == 0 or finished == self.batches.steps:
+            told_to_go = notice.received(self.fabric.device)
+            due = finished % (period or per_epoch) == 0 or finished == self.batches.steps
+            if due or told_to_go:
                 self._save(finished)
+            if told_to_go:
+                raise SystemExit(EXIT_CODE)
             if finished % per_epoch == 0 and self.fabric.is_global_zero:
                 logger.info(
                     "%s: epoch %d of %d, loss %.3f",
@@ -133,6 +143,7 @@ class Pretraining:
                     self.recipe.epochs,
                     losses["loss"],
                 )
+        notice.close()
         return self._finish()
 
     def train_step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -203,7 +214,8 @@ class Pretraining:
         _broadcast_buffers(self.model)
         if self.fabric.is_global_zero:
             state = {name: part.state_dict() for name, part in self._parts().items()}
-            with atomic_path(self._checkpoint) as temporary:
+            path = self._checkpoint
+            with said_if_it_fails("the checkpoint", path), atomic_path(path) as temporary:
                 torch.save({"recipe": self.recipe.as_dict(), "step": step, **state}, temporary)
         self.fabric.barrier()
 

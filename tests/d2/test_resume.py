@@ -1,0 +1,185 @@
+"""The stream of images is taken up where it was left, whatever workers, groups and samplers."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyCall
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import IterableDataset
+
+from gradaug_det.core.sampling import stable_seed
+from gradaug_det.d2.data import register_coco
+from gradaug_det.d2.resume import (
+    ResumableLoader,
+    resumable_lazy_loader,
+    resumable_train_loader,
+    training_seed,
+)
+from gradaug_det.d2.train import Trainer
+from gradaug_det.errors import GradAugError
+from gradaug_det.reproducible import seed_everything, seeded
+from tests.d2.dataset import annotation, write_coco
+from tests.d2.helpers import tiny_cfg
+
+SIZES = [(96, 128), (128, 96), (96, 120), (96, 128), (128, 90), (100, 128), (128, 96)]
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory):
+    """Seven images, upright and lying; sizes and mirroring are drawn."""
+    folder = tmp_path_factory.mktemp("coco") / "data"
+    images = [[annotation(5, 5, 30, 40, category=1 + i % 3)] for i in range(len(SIZES))]
+    register_coco("resume_train", *write_coco(folder, images, SIZES))
+    cfg = tiny_cfg("mask_rcnn")
+    cfg.DATASETS.TRAIN = ("resume_train",)
+    cfg.INPUT.MIN_SIZE_TRAIN = (64, 72, 80, 88)
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.DATALOADER.NUM_WORKERS = 0
+    return cfg
+
+
+def changed(cfg, *pairs):
+    cfg = cfg.clone()
+    cfg.merge_from_list(pairs)
+    return cfg
+
+
+def content(batch):
+    """What a detector sees of a batch."""
+    return [
+        (item["image_id"], item["image"].tolist(), item["instances"].gt_boxes.tensor.tolist())
+        for item in batch
+    ]
+
+
+def take(loader, first, count):
+    loader.first = first
+    return [content(batch) for batch in itertools.islice(iter(loader), count)]
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        (),
+        ("DATALOADER.ASPECT_RATIO_GROUPING", False),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
+    ],
+)
+def test_from_any_step_on_the_batches_are_the_same(cfg, pairs):
+    if "RepeatFactorTrainingSampler" in pairs:
+        pairs += ("DATALOADER.REPEAT_THRESHOLD", 0.5)
+    cfg = changed(cfg, *pairs)
+    whole = take(resumable_train_loader(cfg, seed=3), 0, 10)
+    for first in (1, 4, 7):
+        assert take(resumable_train_loader(cfg, seed=3), first, 10 - first) == whole[first:]
+    assert take(resumable_train_loader(cfg, seed=4), 0, 10) != whole
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+@pytest.mark.parametrize("first", [0, 5])
+def test_workers_change_nothing(cfg, grouping, first):
+    cfg = changed(cfg, "DATALOADER.ASPECT_RATIO_GROUPING", grouping)
+    alone = take(resumable_train_loader(cfg, seed=3), first, 6)
+    cfg = changed(cfg, "DATALOADER.NUM_WORKERS", 2)
+    assert take(resumable_train_loader(cfg, seed=3), first, 6) == alone
+
+
+def test_images_are_detectron2s_own_but_for_the_random_numbers(cfg):
+    """Same order for the same sampler seed, same keys, same grouping."""
+    ours = [[x[0] for x in batch] for batch in take(resumable_train_loader(cfg, seed=3), 0, 8)]
+    with seeded(stable_seed("sampler", 3)):
+        theirs = build_detection_train_loader(cfg)
+    batches = itertools.islice(iter(theirs), 8)
+    assert ours == [[item["image_id"] for item in batch] for batch in batches]
+
+
+def test_loading_leaves_the_trainings_random_numbers_alone(cfg):
+    loader = resumable_train_loader(cfg, seed=3)
+    for batches in (iter(loader), iter(resumable_train_loader(cfg, seed=5))):
+        seed_everything(0)
+        expected = (torch.rand(3), np.random.rand(3))  # noqa: NPY002
+        seed_everything(0)
+        next(batches)  # the first starts the loader
+        assert torch.equal(torch.rand(3), expected[0])
+        assert (np.random.rand(3) == expected[1]).all()  # noqa: NPY002
+
+
+def test_the_same_image_is_changed_otherwise_the_next_time(cfg):
+    seen = {}
+    for batch in take(resumable_train_loader(cfg, seed=3), 0, 28):
+        for image, pixels, _ in batch:
+            seen.setdefault(image, []).append(pixels)
+    assert all(any(later != first[0] for later in first[1:]) for first in seen.values())
+
+
+def test_processes_share_the_stream(cfg, monkeypatch):
+    """Two processes' images are the odd and the even ones of one process'."""
+    parts = build_detection_train_loader.from_config(cfg)
+
+    def loader(total):
+        return ResumableLoader(
+            parts["dataset"],
+            parts["mapper"],
+            lambda: TrainingSampler(len(SIZES), seed=5),
+            seed=3,
+            total_batch_size=total,
+            aspect_ratio_grouping=False,
+        )
+
+    alone = take(loader(1), 0, 12)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        assert take(loader(2), 2, 4) == alone[rank::2][2:6]
+
+
+def test_a_lazy_config_gives_the_same_loader(cfg):
+    node = LazyCall(build_detection_train_loader)(
+        dataset=LazyCall(get_detection_dataset_dicts)(names="resume_train"),
+        mapper=DatasetMapper(cfg, True),
+        total_batch_size=2,
+        num_workers=0,
+    )
+    assert take(resumable_lazy_loader(node, 3), 2, 5) == take(resumable_train_loader(cfg, 3), 2, 5)
+    node["sampler"] = LazyCall(RandomSubsetTrainingSampler)(size=7, subset_ratio=0.5)
+    few = {image for batch in take(resumable_lazy_loader(node, 3), 0, 9) for image, *_ in batch}
+    assert len(few) == 3
+    node["_target_"] = "builtins.dict"
+    assert resumable_lazy_loader(node, 3) is None
+
+
+def test_what_has_no_places_is_refused(cfg):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from ()
+
+    with pytest.raises(GradAugError, match=r"needs a dataset with a length.*EXACT_RESUME False"):
+        ResumableLoader(Stream(), None, lambda: TrainingSampler(3), 0, total_batch_size=2)
+    records = [{"file_name": "x"}] * 4
+    loader = ResumableLoader(records, None, lambda: TrainingSampler(4), 0, total_batch_size=2)
+    loader.first = 1
+    with pytest.raises(GradAugError, match=r"width and height.*ASPECT_RATIO_GROUPING False"):
+        next(iter(loader))
+
+
+def test_it_can_be_turned_off(cfg):
+    cfg = changed(cfg, "SOLVER.EXACT_RESUME", False)
+    assert not isinstance(Trainer.build_train_loader(cfg), ResumableLoader)
+    names = [type(hook).__name__ for hook in Trainer(cfg)._hooks]
+    assert "ExactResume" not in names and names[-1] == "SaveOnTermination"
+
+
+def test_a_training_without_a_seed_draws_one(cfg):
+    assert training_seed(7) == 7 and training_seed(0) == 0
+    seed_everything(0)
+    drawn = {training_seed(-1), training_seed(-1), training_seed(None)}
+    assert len(drawn) == 3 and min(drawn) >= 0
