@@ -4,7 +4,8 @@
     tools/train_net.py --config-file configs/detectron2/mask_rcnn_R_50_FPN_1x_gradaug.yaml \\
         --num-gpus 8 [--resume] [--eval-only MODEL.WEIGHTS model.pth] [KEY VALUE ...]
 
-The flags are those of Detectron2's own tools/train_net.py. ``--register NAME ANNOTATIONS IMAGES``
+The flags are those of Detectron2's own tools/train_net.py; processes that torchrun starts find each
+other without them. ``--register NAME ANNOTATIONS IMAGES``
 (repeatable) makes a COCO-format dataset known under a name for DATASETS.TRAIN and DATASETS.TEST.
 MODEL.WEIGHTS may be a backbone of the model zoo, gradaug://NAME; a config that prepares images
 otherwise than it needs is an error, unless ``--fix-preprocessing`` may change it.
@@ -22,6 +23,7 @@ from detectron2.engine import default_argument_parser, launch
 from torch.multiprocessing import ProcessExitedException
 
 from gradaug_det.core.preemption import EXIT_CODE
+from gradaug_det.d2.processes import joined_processes, started_by_torchrun
 from gradaug_det.d2.train import run
 from gradaug_det.errors import GradAugError
 
@@ -42,17 +44,21 @@ def main(argv: list[str] | None = None) -> int:
         help="set channel order, mean, std and network to what a gradaug:// backbone needs",
     )
     args = parser.parse_args(argv)
-    if args.num_gpus > 1:  # the trainings are this process' children
-        signal.signal(signal.SIGTERM, _tell_children)
     try:
-        launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        if started_by_torchrun():
+            with joined_processes():
+                run(args)
+        else:
+            if args.num_gpus > 1:  # the trainings are this process' children
+                signal.signal(signal.SIGTERM, _tell_children)
+            launch(
+                run,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
     except (GradAugError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,11 +3,13 @@
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -101,6 +103,28 @@ def test_train_resume_evaluate(coco, tmp_path):
     assert (tmp_path / "eval" / predictions).read_text() == (
         tmp_path / "whole" / predictions
     ).read_text()
+
+
+@pytest.mark.integration
+def test_two_processes_of_torchrun_and_their_exact_resume(coco, tmp_path):
+    def torchrun(out, *extra):
+        command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node=2", "-m", "tests.d2.torchrun_worker"]
+        config = "mini_mask_rcnn_R_18_FPN_gradaug"
+        result = subprocess.run(
+            [*command, *flags(config, coco, out, *extra)], capture_output=True, text=True, cwd=ROOT
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        return torch.load(out / "model_final.pth", weights_only=True)["model"]
+
+    whole = torchrun(tmp_path / "whole")
+    assert {"bbox/AP", "gradaug/sub1/loss"} <= set(scalars(tmp_path / "whole"))
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(tmp_path / "whole" / "model_0000001.pth", half)
+    (half / "last_checkpoint").write_text("model_0000001.pth")
+    resumed = torchrun(half, "--resume")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 @pytest.mark.parametrize(

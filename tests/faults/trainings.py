@@ -11,6 +11,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 STEPS = 12
+STEPS_AN_EPOCH = 6
+"""Of two of the twelve images."""
 CHECKPOINT_EVERY = 3
 DETECTRON2_CONFIG = "mini_mask_rcnn_R_18_FPN_gradaug.yaml"
 
@@ -97,7 +99,7 @@ def mmdetection(folder, data, resume=True, workers=1):
             "train_cfg": {
                 "_delete_": True,
                 "type": "EpochBasedTrainLoop",
-                "max_epochs": 2,
+                "max_epochs": STEPS // STEPS_AN_EPOCH,
                 "val_interval": 1000,
             },
             "train_dataloader.sampler": {"type": "DefaultSampler", "shuffle": True},

@@ -22,7 +22,8 @@ from tests.mmdet.helpers import assert_same, make_runner, tiny_item, tiny_model
 class NoisyDataset(Dataset):
     """Images of which a stripe is drawn from numpy's generator, as augmentations are."""
 
-    metainfo = dict(classes=("a", "b", "c"), palette=None)
+    def __init__(self):
+        self.metainfo = dict(classes=("a", "b", "c"), palette=None)
 
     def __len__(self):
         return 7
@@ -157,7 +158,7 @@ def test_a_place_survives_the_way_to_a_worker():
 
 def test_what_has_no_order_is_refused(tmp_path):
     class Stream(IterableDataset):
-        metainfo = NoisyDataset.metainfo
+        metainfo = None
 
         def __iter__(self):
             yield from ()
