@@ -11,13 +11,16 @@ from pathlib import Path
 
 from gradaug_det.errors import GradAugError
 
+_PARTIAL = ".partial."
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path``: renamed to it at the end of the block, removed on error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    prefix = f"{_PARTIAL}{path.name}."
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -27,6 +30,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: str | Path) -> None:
+    """Removes what processes that were killed have left of :func:`atomic_path`.
+
+    Args:
+        folder: in which nobody is writing now; it need not be there.
+    """
+    for path in Path(folder).glob(f"{_PARTIAL}*"):
+        path.unlink(missing_ok=True)
 
 
 def _to_disk(path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer
 
 from gradaug_det.d2.zoo import zoo_url
-from gradaug_det.files import atomic_path, said_if_it_fails
+from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
 from gradaug_det.zoo.unpickle import load_checkpoint
 from gradaug_det.zoo.url import refuse_bare_backbone
 
@@ -30,6 +31,11 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         ZooError: a file holds more than weights and states, or cannot be read.
         GradAugError: a checkpoint could not be written; the one before it is intact.
     """
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        if self.save_dir and self.save_to_disk and comm.is_main_process():
+            remove_partial_files(self.save_dir)
+        return super().resume_or_load(path, resume=resume)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes under a temporary name and renames; then does the same with what names the last

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.sampling import stable_seed
 from gradaug_det.errors import ConfigError
-from gradaug_det.files import atomic_path, said_if_it_fails
+from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
 from gradaug_det.reproducible import seed_everything, seeded
 
 
@@ -61,6 +61,7 @@ class ExactResumeHook(Hook):
                 )
                 hook.max_keep_ckpts = 2
         if is_main_process():
+            remove_partial_files(runner.work_dir)
             _mend_note(Path(runner.work_dir), runner.logger)
         barrier()
 

@@ -22,7 +22,7 @@ from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import isolated_rng, stable_seed
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.files import atomic_path, said_if_it_fails
+from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
 from gradaug_det.pretrain.classifier import Classifier
 from gradaug_det.pretrain.data import (
     Images,
@@ -112,6 +112,8 @@ class Pretraining:
         done = self._finished()
         if done is not None:
             return done
+        if self.fabric.is_global_zero:
+            remove_partial_files(self.out)
         self.batches.first = self._resume()
         per_epoch, period = self.batches.steps_per_epoch, self.recipe.checkpoint_steps
         progress = tqdm(

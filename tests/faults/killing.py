@@ -36,7 +36,7 @@ class Outcome:
         points: kills.
         saving: of them while a checkpoint was being written.
         building: of them before the first step of an attempt.
-        partial: half-written files that a killed process left, none of them under a final name.
+        partial: half-written files that killed processes left, none of them under a final name.
         trainings: brought to their end.
         repeated: steps that were done again after a resume; their losses were the same.
         differences: what was not as without kills; must be empty.
@@ -97,7 +97,7 @@ def steps_done(folder):
 
 
 def being_written(folder):
-    return [path for path in Path(folder).glob(".*") if path.is_file()]
+    return [path for path in Path(folder).glob(".partial.*")]
 
 
 def kill(process, folder, when, rng):

@@ -40,6 +40,7 @@ def test_killed_while_saving_and_in_a_step_then_resumed(name, whole, faults_data
     assert steps_done(folder) >= 4
     assert finish(start(name, folder, faults_data)) == 0
     assert compare(expected(name, whole), folder, TRAININGS[name][1]) == []
+    assert not being_written(folder), "half-written files take room for ever"
 
 
 @ENGINES

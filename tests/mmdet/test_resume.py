@@ -184,6 +184,6 @@ def test_the_note_of_the_last_checkpoint_is_mended(note, tmp_path):
     _mend_note(tmp_path, logger)
     assert not file.exists(), "it would be taken for a checkpoint's name"
     torch.save({}, tmp_path / "iter_2.pth")
-    torch.save({}, tmp_path / ".iter_4.pth.abc.pth")  # half-written
+    torch.save({}, tmp_path / ".partial.iter_4.pth.abc.pth")  # half-written
     _mend_note(tmp_path, logger)
     assert file.read_text() == str(tmp_path / "iter_2.pth")
