@@ -42,6 +42,6 @@ def test_a_write_that_fails_is_a_sentence(tmp_path):
         with said_if_it_fails("the note", tmp_path / "x"):
             raise RuntimeError("stream failed\nC++ frames")
     missing = tmp_path / "gone" / "x"
-    with pytest.raises(GradAugError, match="the folder .*gone is not there"):
+    with pytest.raises(GradAugError, match=r"the folder .*gone is not there"):
         with said_if_it_fails("the note", missing):
             missing.write_text("")

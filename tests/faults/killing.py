@@ -97,7 +97,7 @@ def steps_done(folder):
 
 
 def being_written(folder):
-    return [path for path in Path(folder).glob(".partial.*")]
+    return list(Path(folder).glob(".partial.*"))
 
 
 def kill(process, folder, when, rng):
