@@ -73,9 +73,11 @@ def said_if_it_fails(what: str, path: str | Path) -> Iterator[None]:
 def _cause(error: Exception) -> str:
     while isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         error = error.__context__
-    return (
-        (error.strerror or str(error)) if isinstance(error, OSError) else str(error).split("\n")[0]
-    )
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if "inline_container" in str(error):  # torch's own writer, whose words name no cause
+        return "the file system took only a part of it"
+    return str(error).split("\n")[0]
 
 
 def _free(folder: Path) -> str:

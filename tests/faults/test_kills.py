@@ -62,11 +62,12 @@ def test_told_to_go_it_saves_at_once_and_says_so(name, whole, faults_data, tmp_p
 @ENGINES
 def test_a_disk_that_takes_no_more(name, whole, faults_data, tmp_path):
     folder = tmp_path / name
-    assert kill(start(name, folder, faults_data), folder, 4, random.Random(0))
+    alone = {"workers": 0}  # who would share memory by files, which are limited too
+    assert kill(start(name, folder, faults_data, **alone), folder, 4, random.Random(0))
     kept = {path: path.read_bytes() for path in checkpoints(folder)}
     assert kept
     limited = {"errors": tmp_path / "errors", "most_bytes": 2**20}
-    process = start(name, folder, faults_data, **limited, workers=0)  # they share memory by files
+    process = start(name, folder, faults_data, **limited, **alone)
     assert finish(process) == 1
     text = (tmp_path / "errors").read_text()
     assert re.search(
@@ -75,7 +76,7 @@ def test_a_disk_that_takes_no_more(name, whole, faults_data, tmp_path):
         text,
     )
     assert {path: path.read_bytes() for path in checkpoints(folder)} == kept
-    assert finish(start(name, folder, faults_data)) == 0
+    assert finish(start(name, folder, faults_data, **alone)) == 0
     assert compare(expected(name, whole), folder, TRAININGS[name][1]) == []
 
 
