@@ -24,5 +24,6 @@ custom_hooks = [
         seed=0,
         log_period=20,  # iterations between log lines that name widths and scales
         nonfinite="raise",  # a NaN or infinity stops and leaves a file to replay; or "skip"
-    )
+    ),
+    dict(type="ExactResumeHook"),  # resumed is uninterrupted; SIGTERM saves
 ]

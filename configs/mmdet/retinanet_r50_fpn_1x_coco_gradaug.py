@@ -6,4 +6,4 @@ _base_ = "./retinanet_r50_fpn_1x_coco_plain.py"
 
 custom_imports = dict(imports=["gradaug_det.mmdet"], allow_failed_imports=False)
 model = dict(backbone=dict(type="SlimmableResNet"))
-custom_hooks = [dict(type="GradAugHook")]
+custom_hooks = [dict(type="GradAugHook"), dict(type="ExactResumeHook")]

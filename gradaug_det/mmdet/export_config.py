@@ -50,7 +50,8 @@ def plain_config(config: Config, share: Fraction) -> Config:
 
 
 def _remove_hook_and_imports(config: Config) -> None:
-    hooks = [hook for hook in config.get("custom_hooks") or [] if _type_name(hook) != "GradAugHook"]
+    ours = ("GradAugHook", "ExactResumeHook")
+    hooks = [hook for hook in config.get("custom_hooks") or [] if _type_name(hook) not in ours]
     imports = (config.get("custom_imports") or {}).get("imports") or []
     imports = [imports] if isinstance(imports, str) else list(imports)
     imports = [name for name in imports if name.split(".")[0] != "gradaug_det"]
