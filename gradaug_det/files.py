@@ -42,6 +42,24 @@ def remove_partial_files(folder: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_writable(folder: str | Path) -> None:
+    """Makes a training's output folder, before anything that takes long.
+
+    Raises:
+        GradAugError: it cannot be made, or nothing can be written into it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise GradAugError(
+            f"nothing can be written to the output folder {folder}: {error.strerror or error}; "
+            "choose another one or correct its rights"
+        ) from None
+
+
 def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

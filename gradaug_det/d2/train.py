@@ -38,6 +38,7 @@ from gradaug_det.d2.resume import (
     training_seed,
 )
 from gradaug_det.errors import ConfigError
+from gradaug_det.files import check_writable
 
 
 class Trainer(DefaultTrainer):
@@ -118,6 +119,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     _agree_on_preprocessing(cfg, args)
     check_datasets(cfg)
+    check_writable(cfg.OUTPUT_DIR)
     cfg.freeze()
     default_setup(cfg, args)
     return cfg
@@ -162,6 +164,7 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
         register_coco(*dataset)
     cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     _agree_on_preprocessing(cfg, args)
+    check_writable(cfg.train.output_dir)
     default_setup(cfg, args)
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_only:

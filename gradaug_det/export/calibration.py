@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from gradaug_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 # Statistics are those of a batch, whose images should differ as those of a training's batch do.
 BATCH_SIZE = 8
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def find_images(source: str | Path, count: int) -> list[Path]:
@@ -39,10 +39,10 @@ def find_images(source: str | Path, count: int) -> list[Path]:
     if count < 1:
         raise ConfigError("--images", f"must be 1 or more, got {count}")
     if source.is_dir():
-        found = sorted(path for path in source.iterdir() if path.suffix.lower() in _SUFFIXES)
+        found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
         if not found:
             raise DataError(
-                f"--calibrate: there is no image in {source} (looked for {', '.join(_SUFFIXES)})"
+                f"--calibrate: there is no image in {source} (looked for {', '.join(IMG_EXTENSIONS)})"
             )
     elif source.is_file():
         found = _images_of_json(source)

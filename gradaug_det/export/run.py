@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pooch
 import torch
 from torch import nn
 
@@ -178,7 +178,4 @@ def _described(
 
 def _sha256(path: Path) -> str | None:
     """None for what is not a file of this machine."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return pooch.file_hash(str(path)) if path.is_file() else None

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from gradaug_det.datasets.check import check_before_training
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.files import check_writable
 from gradaug_det.mmdet import preprocessing
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.resume import ExactResumeHook
@@ -114,6 +115,7 @@ def build_runner(
     Raises:
         ConfigError: the config cannot be used.
         DataError: its data is not there.
+        GradAugError: nothing can be written to ``work_dir``.
     """
     config = load_config(file, overrides)
     config.work_dir, config.resume = str(work_dir), resume
@@ -121,6 +123,7 @@ def build_runner(
         preprocessing.fix_preprocessing(config)
     preprocessing.check_preprocessing(config)
     check_data(config)
+    check_writable(work_dir)
     load_files_safely()
     hooks = list(config.get("custom_hooks") or [])
     if exact_resume and not any(_is_exact_resume(hook) for hook in hooks):

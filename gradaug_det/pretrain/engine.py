@@ -22,7 +22,7 @@ from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import isolated_rng, stable_seed
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
+from gradaug_det.files import atomic_path, check_writable, remove_partial_files, said_if_it_fails
 from gradaug_det.pretrain.classifier import Classifier
 from gradaug_det.pretrain.data import (
     Images,
@@ -56,6 +56,7 @@ class Pretraining:
 
     def __init__(self, recipe: Recipe, out: str | Path, fabric: Fabric) -> None:
         self.recipe, self.out, self.fabric = recipe, Path(out), fabric
+        check_writable(self.out)
         if recipe.batch_size % fabric.world_size:
             raise ConfigError(
                 "batch_size",

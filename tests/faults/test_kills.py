@@ -12,8 +12,10 @@ import pytest
 from gradaug_det.core.preemption import EXIT_CODE
 from tests.faults.killing import (
     LIMIT,
+    attempt,
     being_written,
     compare,
+    context,
     finish,
     kill,
     start,
@@ -78,6 +80,19 @@ def test_a_disk_that_takes_no_more(name, whole, faults_data, tmp_path):
     assert {path: path.read_bytes() for path in checkpoints(folder)} == kept
     assert finish(start(name, folder, faults_data, **alone)) == 0
     assert compare(expected(name, whole), folder, TRAININGS[name][1]) == []
+
+
+@ENGINES
+def test_a_folder_that_cannot_be_written_to(name, faults_data, tmp_path):
+    """Root may write everywhere but where there is no disk."""
+    errors = tmp_path / "errors"
+    process = context().Process(
+        target=attempt, args=(name, "/proc/gradaug", faults_data), kwargs={"errors": errors}
+    )
+    process.start()
+    assert finish(process) == 1
+    sentence = "GradAugError: nothing can be written to the output folder /proc/gradaug: No such"
+    assert sentence in errors.read_text()
 
 
 def checkpoints(folder):
