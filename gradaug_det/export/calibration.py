@@ -41,9 +41,8 @@ def find_images(source: str | Path, count: int) -> list[Path]:
     if source.is_dir():
         found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
         if not found:
-            raise DataError(
-                f"--calibrate: there is no image in {source} (looked for {', '.join(IMG_EXTENSIONS)})"
-            )
+            known = ", ".join(IMG_EXTENSIONS)
+            raise DataError(f"--calibrate: there is no image in {source} (looked for {known})")
     elif source.is_file():
         found = _images_of_json(source)
     else:
