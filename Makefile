@@ -10,7 +10,7 @@ COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --no-emit-in
 	--no-annotate --quiet --override requirements/overrides.txt $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test study study-zoo compare-frameworks lint env-demo env-test lock clean
+.PHONY: help demo test docs study study-zoo compare-frameworks lint env-demo env-test lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ study-zoo: env-demo  ## train what is missing of the mini zoo's study (hours), w
 
 compare-frameworks: env-test  ## the same fine-tunings in both frameworks, 3 seeds; writes docs/frameworks
 	$(PY) -W ignore tools/compare_frameworks.py --publish $(ARGS)
+
+docs: env-test  ## build the documentation's site into output/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 lint: env-demo  ## check style and formatting only
 	$(PY) -m ruff check .

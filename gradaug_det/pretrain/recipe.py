@@ -74,8 +74,11 @@ class GradAugSettings:
     """GradAug's sub-networks; see :class:`gradaug_det.core.sampling.SubNetworkSampler`.
 
     Args:
-        num_subnets: n; 0 for plain training.
-        min_width, scales, block_survival, divisor: of the sampler.
+        num_subnets: n, sub-networks a step; 0 for plain training.
+        min_width: alpha, the smallest width multiplier, in (0, 1].
+        scales: image scales that sub-networks choose from, in (0, 4].
+        block_survival: probability that a sub-network keeps the last residual branch, in [0, 1].
+        divisor: channel counts of sub-networks are multiples of this; 1 is the authors' rule.
         rotations: angles in degrees that a sub-network's batch may be turned by.
     """
 
@@ -94,6 +97,7 @@ class Recipe:
     Args:
         name: of the backbone, as in the zoo.
         model: builder of a torchvision ResNet.
+        epochs: passes over the training images.
         batch_size: images a step, over all processes.
         mix: ``mixup``, ``cutmix`` (torchvision.transforms.v2) or ``none``.
         mix_alpha: parameter of its beta distribution.
