@@ -11,9 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
-    path
-    for pattern in ("*.md", "docs/*.md", "docs/reference/*.md")
-    for path in ROOT.glob(pattern)
+    path for pattern in ("*.md", "docs/*.md", "docs/reference/*.md") for path in ROOT.glob(pattern)
 )
 CODE = ("bash", "python", "yaml")
 _BLOCK = re.compile(

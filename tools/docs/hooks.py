@@ -1,4 +1,5 @@
-"""MkDocs' hooks: the repository's own pages, links between them, and tables from code.
+"""MkDocs' hooks: the repository's own pages, links between them, tables and excerpts
+from code.
 
 Documents link to each other as they lie in the repository, so that they read the same in a
 checkout. The site has those in ``docs`` at its root and the ones of `PAGES` beside them; links to
@@ -7,7 +8,9 @@ anything else in the repository become the file's name.
 
 from __future__ import annotations
 
+import inspect
 import os
+import pkgutil
 import re
 from pathlib import Path, PurePosixPath
 
@@ -22,6 +25,7 @@ PAGES = ("RESULTS.md", "MODEL_ZOO.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECUR
 STUDIES = ("*.md", "*.svg")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)((?:#[^)\s]*)?)\)|(!\[[^\]]*\])\(([^)\s]+)\)")
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+_SOURCE = re.compile(r"^<!-- source: ([\w.]+) -->$", re.MULTILINE)
 _TABLES = {
     "<!-- table: GradAug's settings -->": settings.detector_table,
     "<!-- table: keys of a pretraining recipe -->": settings.recipe_table,
@@ -42,10 +46,16 @@ def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) 
     for marker, table in _TABLES.items():
         if marker in text:
             text = text.replace(marker, table())
+    text = _SOURCE.sub(_source, text)
     here = repository_path(page.file.src_uri)
     parts = _CODE.split(text)  # code at the odd places, of which nothing is a link
     parts[::2] = [_LINK.sub(lambda match: _link(match, here, files), part) for part in parts[::2]]
     return "".join(parts)
+
+
+def _source(match: re.Match) -> str:
+    """Today's code of a function or class."""
+    return f"```python\n{inspect.getsource(pkgutil.resolve_name(match[1]))}```"
 
 
 def repository_path(uri: str) -> str:
