@@ -54,6 +54,7 @@ setup(
         ],
         "pretrain": ["lightning-fabric>=2.2", "omegaconf", "imagecorruptions-imaug", "tensorboard"],
         "gdrive": ["gdown>=6.5"],  # the authors' published weights
+        "docs": ["mkdocs-material", "mkdocstrings-python"],
         "dev": ["pytest", "pytest-timeout", "playwright", "ruff", "pre-commit"],
     },
     entry_points={"console_scripts": ["gradaug-det = gradaug_det.cli:main"]},

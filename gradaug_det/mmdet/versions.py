@@ -62,5 +62,5 @@ def check_stack() -> None:
     except (ImportError, AssertionError) as error:
         raise GradAugError(
             f"MMDetection cannot be used: {error}. Install onedl-mmengine, onedl-mmcv (built with "
-            "its ops, not onedl-mmcv-lite) and onedl-mmdetection; `make setup` does"
+            "its ops, not onedl-mmcv-lite) and onedl-mmdetection; `make env-test` does"
         ) from error

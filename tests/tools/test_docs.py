@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import Files
 
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.pretrain.recipe import Recipe, load_recipe
@@ -16,6 +18,7 @@ from gradaug_det.pretrain.recipe import Recipe, load_recipe
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "docs"))
 
 import docstrings
+import hooks
 import settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +133,19 @@ def test_a_setting_without_a_word_about_it_is_an_error():
 
     with pytest.raises(ValueError, match="says nothing of 'untold'"):
         list(settings._with_texts(Settings, {"told": "something"}))
+
+
+def test_links_to_files_that_are_not_on_the_site():
+    def linked(text: str) -> str:
+        return hooks._LINK.sub(lambda match: hooks._link(match, "docs/faq.md", Files([])), text)
+
+    assert linked("[the code](../setup.py)") == "the code (`setup.py`)"
+    assert linked("[`setup.py`](../setup.py)") == "`setup.py`"
+    assert linked("[x](https://example.com/a)") == "[x](https://example.com/a)"
+    with pytest.raises(PluginError, match="not in the repository"):
+        linked("[x](nowhere.md)")
+    with pytest.raises(PluginError, match="not on the site"):
+        linked("![x](../setup.py)")
 
 
 def test_docstrings_become_markdown():

@@ -8,6 +8,7 @@ anything else in the repository become the file's name.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import pkgutil
@@ -54,8 +55,12 @@ def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) 
 
 
 def _source(match: re.Match) -> str:
-    """Today's code of a function or class."""
-    return f"```python\n{inspect.getsource(pkgutil.resolve_name(match[1]))}```"
+    """Today's code of a function, without its docstring."""
+    lines = inspect.getsource(pkgutil.resolve_name(match[1])).splitlines()
+    first = ast.parse("\n".join(lines)).body[0].body[0]
+    if isinstance(first, ast.Expr):
+        del lines[first.lineno - 1 : first.end_lineno]
+    return "\n".join(["```python", *lines, "```"])
 
 
 def repository_path(uri: str) -> str:
