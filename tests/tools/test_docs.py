@@ -23,7 +23,15 @@ import settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
-    *("index", "tutorial_detectron2", "tutorial_mmdet", "how_it_works", "configuration", "faq"),
+    *(
+        "index",
+        "overview",
+        "tutorial_detectron2",
+        "tutorial_mmdet",
+        "how_it_works",
+        "configuration",
+        "faq",
+    ),
     *("troubleshooting", "check_data", "zoo", "benchmark", "export", "licences"),
     *("RESULTS", "MODEL_ZOO", "CHANGELOG", "CONTRIBUTING", "SECURITY"),
     *("studies/table3_mini/index", "studies/mini_zoo/index", "studies/mini_zoo/FINDINGS"),
@@ -62,6 +70,8 @@ def test_pages_and_pictures_are_there(site):
     # Links of the repository are links of the site, or the names of files.
     assert 'href="studies/mini_zoo/FINDINGS.html"' in text_of(site, "RESULTS")
     assert 'href="RESULTS.html"' in text_of(site, "faq")
+    assert 'href="overview.html"' in text_of(site, "index")
+    assert 'src="demo/predictions.jpg"' in text_of(site, "overview")
 
 
 @pytest.mark.integration

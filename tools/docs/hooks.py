@@ -22,7 +22,15 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("RESULTS.md", "MODEL_ZOO.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+README = "overview.md"  # MkDocs takes a README for an index, and there is one
+PAGES = (
+    "README.md",
+    "RESULTS.md",
+    "MODEL_ZOO.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+)
 STUDIES = ("*.md", "*.svg")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)((?:#[^)\s]*)?)\)|(!\[[^\]]*\])\(([^)\s]+)\)")
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
@@ -37,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are not in ``docs``, with their pictures."""
     studies = [p for pattern in STUDIES for p in (ROOT / "studies").glob(f"*/{pattern}")]
     for path in [*(ROOT / name for name in PAGES), *studies]:
-        uri = path.relative_to(ROOT).as_posix()
+        uri = uri_of(path.relative_to(ROOT).as_posix())
         files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
 
@@ -63,8 +71,15 @@ def _source(match: re.Match) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
+def uri_of(path: str) -> str:
+    """Where a file of the repository is on the site."""
+    return README if path == "README.md" else path.removeprefix("docs/")
+
+
 def repository_path(uri: str) -> str:
     """Where a file of the site is in the repository."""
+    if uri == README:
+        return "README.md"
     return uri if uri in PAGES or uri.startswith("studies/") else f"docs/{uri}"
 
 
@@ -75,16 +90,12 @@ def _link(match: re.Match, here: str, files: Files) -> str:
     path = os.path.normpath(PurePosixPath(here).parent / target)
     if not (ROOT / path).exists():
         raise PluginError(f"{here} links to {target}, which is not in the repository")
-    for uri in (path, f"{path}/README.md", path.removeprefix("docs/")):
-        if files.get_file_from_path(uri) is not None and repository_path(uri) in (path, uri):
+    for candidate in (path, f"{path}/README.md"):
+        uri = uri_of(candidate)
+        if files.get_file_from_path(uri) is not None and repository_path(uri) == candidate:
             start = PurePosixPath(uri_of(here)).parent
             to = PurePosixPath(os.path.relpath(uri, start)).as_posix()
             return f"{match[4]}({to})" if match[4] else f"[{label}]({to}{anchor})"
     if match[4]:
         raise PluginError(f"{here} shows {target}, which is not on the site")
     return label if "`" in label or path in label else f"{label} (`{path}`)"
-
-
-def uri_of(path: str) -> str:
-    """Where a file of the repository is on the site."""
-    return path.removeprefix("docs/")
