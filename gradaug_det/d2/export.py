@@ -90,7 +90,7 @@ class Detectron2Exporter:
         if config.suffix == ".py":
             return instantiate(LazyConfig.load(str(config)).model).eval()
         cfg = get_cfg()
-        cfg.merge_from_file(str(config))
+        cfg.merge_from_file(str(config), allow_unsafe=False)
         return build_model(cfg).eval()
 
     def part(self, model: nn.Module) -> nn.Module:

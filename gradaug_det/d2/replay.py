@@ -64,7 +64,7 @@ def _model(text: str | None, file: str | Path | None) -> Any:
     cfg = get_cfg()
     add_gradaug_config(cfg)
     if file is not None:
-        cfg.merge_from_file(str(file))
+        cfg.merge_from_file(str(file), allow_unsafe=False)
     else:
         cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
     cfg.MODEL.DEVICE = "cpu"

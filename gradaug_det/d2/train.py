@@ -97,7 +97,7 @@ def load_config(file: str | Path, overrides: list[str] = ()) -> CfgNode:
     if len(overrides) % 2:
         raise ConfigError("overrides", f"must be KEY VALUE pairs, got {' '.join(overrides)!r}")
     try:
-        cfg.merge_from_file(str(file))
+        cfg.merge_from_file(str(file), allow_unsafe=False)
         for key, value in zip(overrides[::2], overrides[1::2], strict=True):
             if key.startswith("GRADAUG.") and key.removeprefix("GRADAUG.") not in cfg.GRADAUG:
                 cfg.GRADAUG[key.removeprefix("GRADAUG.")] = value  # named by gradaug_options
