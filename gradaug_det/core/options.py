@@ -32,7 +32,8 @@ class GradAugOptions:
         supervision: what sub-networks learn from: ``labels`` (the detector's own losses on the
             transformed batch), ``soft`` (the full network's outputs, as in the paper's
             classification) or ``both``. ``labels`` won where it was measured; see RESULTS.md.
-        soft_weight, labels_weight: factors of the two kinds of losses, at least 0.
+        soft_weight: factor of the losses against soft targets, at least 0.
+        labels_weight: factor of the losses against ground truth, at least 0.
         soft_warmup: iterations in which ``soft_weight`` rises from 0, in equal steps. What a new
             head gives at first is no target for anything.
         subnet_norm: statistics of BatchNorm in sub-networks: ``auto``, ``batch`` or ``frozen``; see
