@@ -361,6 +361,19 @@ def _opcodes(rng: random.Random) -> bytes:
         *(b"\x8a\x01\x05", b"\x8e\x04\0\0\0\0\0\0\0abcd", b"r\xff\xff\xff\x0f", b"r\x10\0\0\0"),
         *(b"\x8e\0\0\0\0\1\0\0\0", b"\x96\x04\0\0\0\0\0\0\0abcd", b"P1\n", b"Q", b"I1\n", b"L2L\n"),
     ]
+    if rng.random() < 0.15:
+        # Small programs that are endless, or huge, for a reader that believes them.
+        key = b")" + b"2\x86" * 40
+        return rng.choice(
+            (
+                *(b"}" + key + b"Ns.", b"}(" + key + b"Nu.", b"(" + key + b"Nd."),
+                *(b"\x8f(" + key + b"\x90.", b"(" + key + b"\x91.", b"}Nr\xff\xff\xff\x3f."),
+                *(b"cbuiltins\nset\n]" + key + b"a\x85R.", b"}K\x01]" + b"2\x86" * 40 + b"s."),
+                *(b"\x8e" + b"\xff" * 5 + b"\0\0\0.", b"\x96" + b"\xff" * 5 + b"\0\0\0."),
+                *(b"c_codecs\nencode\n(Va\n" + key + b"tR.", b"cnumpy\ndtype\n" + key + b"\x85R."),
+                *(b"c_codecs\nencode\n(N}V__defaults__\n)stb.", b"I" + b"9" * 10**5 + b"\n."),
+            )
+        )
     parts = [b"\x80\x04"] if rng.random() < 0.5 else []
     for _ in range(rng.randrange(3, 40)):
         if rng.random() < 0.2:
@@ -372,7 +385,7 @@ def _opcodes(rng: random.Random) -> bytes:
 
 
 def _nested(rng: random.Random, depth: int) -> Any:
-    """A value whose parts are the same object again and again: small in a file, endless if walked."""
+    """A value whose parts are one object again and again: small in a file, endless to walk."""
     value: Any = rng.choice(((), (1,), [], {}))
     for _ in range(depth):
         kind = rng.choice((tuple, list, dict))
@@ -815,10 +828,10 @@ def table(folder: Path) -> str:
         "# Fuzzing",
         "",
         "What reads files from anywhere was given broken and hostile ones, drawn by Hypothesis. A",
-        "finding is an exception that is not the package's own with a sentence that can be printed,",
-        f"a dead process, an input that takes more than {INPUT_SECONDS:g} s, or memory that grows by",
-        f"more than {MEMORY_BYTES >> 20} MiB. What was found before is fixed, and kept as tests in",
-        "tests/faults/test_found_by_fuzzing.py.",
+        "finding is an exception that is not the package's own with a sentence that can be",
+        f"printed, a dead process, an input that takes more than {INPUT_SECONDS:g} s, or memory",
+        f"that grows by more than {MEMORY_BYTES >> 20} MiB. What was found before is fixed, and",
+        "kept as tests in tests/faults/test_found_by_fuzzing.py.",
         "",
         "| target | reads | minutes | inputs | accepted | refused with a sentence | kinds of "
         "sentences | slowest input | findings |",

@@ -33,7 +33,11 @@ def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     if not Path(file).is_file():
         raise ConfigError("config", f"names a file that does not exist: {file}")
-    config = Config.fromfile(file)
+    try:
+        config = Config.fromfile(file)
+    except Exception as error:  # a config is a program
+        problem = f"cannot be read: {file}: {type(error).__name__}: {error}"
+        raise ConfigError("config", problem) from error
     try:
         config.merge_from_dict(dict(overrides or {}))
     except (KeyError, TypeError, AssertionError) as error:

@@ -15,7 +15,7 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -96,8 +96,8 @@ def _read_pickle(path: Path) -> Any:
 
 def _refused(path: Path, wanted: str) -> ZooError:
     return ZooError(
-        f"the checkpoint {path} is refused: besides weights it holds {_printable(wanted)}; nothing of it has "
-        f"run. {_WAY_OUT}"
+        f"the checkpoint {path} is refused: besides weights it holds {_printable(wanted)}; "
+        f"nothing of it has run. {_WAY_OUT}"
     )
 
 
@@ -257,7 +257,7 @@ class _ArrayUnpickler(pickle._Unpickler):
     memo index takes gigabytes) and hashes any key. Arrays are read as fast.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, data: bytes) -> None:
         super().__init__(_Whole(data), encoding="latin1")
