@@ -85,7 +85,13 @@ def check_datasets(cfg: CfgNode) -> None:
                 # Detectron2 cannot draw run lengths then, and stops when the image's turn comes.
                 refused=("rle-instance",) if polygons and name in cfg.DATASETS.TRAIN else (),
             )
-        files = [record["file_name"] for record in DatasetCatalog.get(name)]
+        try:
+            files = [record["file_name"] for record in DatasetCatalog.get(name)]
+        except Exception as error:  # of whatever loads the data set
+            raise DataError(
+                f"dataset {name!r}: Detectron2 cannot load it ({type(error).__name__}: {error}); "
+                "correct its annotations"
+            ) from error
         missing = [file for file in files if not Path(file).is_file()]
         if missing:
             raise DataError(

@@ -76,14 +76,22 @@ def load_config(file: str | Path, overrides: list[str] = ()) -> CfgNode:
     except ConfigError:
         raise
     except Exception as error:  # yacs and PyYAML raise almost anything for a wrong file
-        reason = " ".join(str(error.args[0] if error.args else error).split())
-        if isinstance(error, YAMLError):
-            reason = f"it is not valid yaml: {' '.join(str(error).split())}"
-        elif not isinstance(error, (KeyError, ValueError, AssertionError)):
-            reason = f"{type(error).__name__}: {reason}"
-        raise ConfigError(str(file), f"or an override cannot be used: {reason}") from None
+        raise ConfigError(str(file), f"or an override cannot be used: {_reason(error)}") from None
     gradaug_options(cfg)
     return cfg
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    if isinstance(error, (KeyError, ValueError, AssertionError)):
+        return text
+    if isinstance(error, YAMLError):
+        return f"it is not valid yaml: {text}"
+    if isinstance(error, RecursionError):
+        return "files name each other as _BASE_ in a circle"
+    if isinstance(error, (AttributeError, TypeError)):
+        return f"a mapping of keys is expected where something else stands ({text})"
+    return f"{type(error).__name__}: {text}"
 
 
 def load_lazy_config(file: str | Path, overrides: list[str] = ()) -> Any:

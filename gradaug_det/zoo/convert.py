@@ -238,7 +238,6 @@ def _renaming(layout: Layout, old: Naming, new: Naming) -> dict[str, str]:
 # ---- checks -----------------------------------------------------------------------------------
 
 _STATISTICS = ("running_mean", "running_var")
-_MAX_BYTES = 4 * 2**30  # the largest ResNet of torchvision has 0.5 GB in float32
 
 
 def _is_numbers(value: Any) -> bool:
@@ -273,13 +272,14 @@ def _check(state: Mapping[str, Any], modules: list[str], source: Naming, classif
     unknown = next((name for name in state if name not in known), None)
     if unknown is not None:
         raise ZooError(f"{what}{shown(unknown)} is unknown")
-    size = 0
     for name, value in state.items():
         if not _is_numbers(value):
             raise ZooError(f"{what}'{name}' is a {type(value).__name__}, not a tensor of numbers")
-        size += value.nbytes
-    if size > _MAX_BYTES:  # a file can be small and a tensor of it, with strides of 0, huge
-        raise ZooError(f"{what}its tensors have {size} bytes, more than {_MAX_BYTES}")
+        if isinstance(value, Tensor) and value.nbytes > value.untyped_storage().nbytes():
+            # A stride of 0 makes a tensor of any size from one number.
+            raise ZooError(f"{what}'{name}' repeats its numbers to shape {tuple(value.shape)}")
+        if name.endswith(".num_batches_tracked") and tuple(value.shape) not in ((), (1,)):
+            raise ZooError(f"{what}'{name}' has shape {tuple(value.shape)}, it is one number")
     for first, *others in needed[int(classifier) :]:
         shape = tuple(state[first].shape)
         if len(shape) != 4:
