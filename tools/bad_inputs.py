@@ -18,11 +18,9 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the corpus is among the tests
-
 from gradaug_det.files import atomic_path
 
+ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "python tools/bad_inputs.py"
 SHOWN = 240
 
@@ -34,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "faults" / "bad_inputs.md")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
+    sys.path.insert(0, str(ROOT))
     from tests.faults.corpus import CASES
     from tests.faults.entries import outcome
 
@@ -62,17 +61,19 @@ def document(rows: list[tuple[str, str, str, str]]) -> str:
     lines = [
         "# Bad input, and what it gives",
         "",
-        f"{len(rows)} cases, made by tests/faults/corpus.py and tried by tests/faults/test_corpus.py.",
+        f"{len(rows)} cases, made by tests/faults/corpus.py and tried by",
+        "tests/faults/test_corpus.py.",
         "",
         f"```bash\n{COMMAND}  # wrote this page\n```",
         "",
-        "- `DataError`, `ConfigError`, `ZooError`: the package's own sentence; scripts print it and",
-        "  end with exit code 2.",
+        "- `DataError`, `ConfigError`, `ZooError`: the package's own sentence; scripts print it",
+        "  and end with exit code 2.",
         "- `warning`: the first one logged, then what is learned from: per image its boxes",
         "  (x0,y0,x1,y1:class).",
         "- `works`: what came of it; of check-data its exit code and the worst finding.",
-        "- `Detectron2's ...`, `MMDetection's ...`: the framework's own error when the image's turn",
-        "  comes; `gradaug-det check-data`, which decodes every image, finds it before.",
+        "- `Detectron2's ...`, `MMDetection's ...`: the framework's own error when the image's",
+        "  turn comes; `gradaug-det check-data`, which decodes every image, finds what is damaged",
+        "  before.",
         "",
         "| outcome | cases |",
         "|---|---|",
