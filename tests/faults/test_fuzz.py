@@ -24,7 +24,7 @@ def test_a_few_inputs_of_each_target(tmp_path, name):
     inputs, seen = fuzz.TARGETS[name].inputs(tmp_path), []
     (tmp_path / "input").mkdir()
 
-    @settings(FIXED, max_examples=15)
+    @settings(FIXED, max_examples=8)
     @given(inputs)
     def attempt(drawn):
         path = tmp_path / "input" / drawn[0]
@@ -36,7 +36,7 @@ def test_a_few_inputs_of_each_target(tmp_path, name):
         seen.append(drawn)
 
     attempt()
-    assert len(seen) >= 10
+    assert len(seen) >= 5
 
 
 def test_what_is_a_good_answer():
