@@ -22,6 +22,7 @@ from gradaug_det.benchmark.processes import from_first, gather
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, Metrics, WidthResult
 from gradaug_det.benchmark.store import DetectionStore
 from gradaug_det.core.checks import check_width
+from gradaug_det.datasets.check import check_before_training
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import IOU_TYPES, evaluate_coco
 from gradaug_det.evaluation.coco_data import load_ground_truth
@@ -89,6 +90,8 @@ def load_data(annotations: str | Path, images: str | Path, name: str) -> CocoDat
         if not found:
             raise DataError(f"{path} does not exist")
     truth = load_ground_truth(annotations)
+    # What would stop, or count wrong, after hours. Masks are looked at when they are scored.
+    check_before_training(annotations, name=name, masks=False, handled=("ignore-set",))
     categories = sorted((category["id"], category["name"]) for category in truth["categories"])
     return CocoData(annotations, images, name, tuple(categories))
 

@@ -15,10 +15,17 @@ def check_number(
     allowed = (
         f"{'[0' if above is None else f'({above:g}'}, {high:g}{')' if math.isinf(high) else ']'}"
     )
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
     if not number or not (value >= 0 if above is None else value > above) or not value <= high:
         raise ConfigError(key, f"must be a number in {allowed}, got {value!r}")
     return float(value)
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def check_width(value: Any, key: str = "width") -> float:

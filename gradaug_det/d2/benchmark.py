@@ -31,7 +31,7 @@ from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.data import register_coco
 from gradaug_det.d2.detector import no_traces
 from gradaug_det.d2.preprocessing import check_preprocessing
-from gradaug_det.d2.train import load_config
+from gradaug_det.d2.train import load_config, load_lazy_config
 from gradaug_det.errors import ConfigError
 
 
@@ -134,7 +134,7 @@ def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, s
 
 
 def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, str]:
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(str(files.config)), list(files.overrides))
+    cfg = load_lazy_config(files.config, list(files.overrides))
     if files.weights is not None:
         cfg.train.init_checkpoint = files.weights
     check_preprocessing(cfg)

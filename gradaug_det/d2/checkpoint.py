@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer
 
 from gradaug_det.d2.zoo import zoo_url
+from gradaug_det.errors import GradAugError, ZooError
 from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
 from gradaug_det.zoo.unpickle import load_checkpoint
 from gradaug_det.zoo.url import refuse_bare_backbone
@@ -65,7 +66,17 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         if zoo_url(path) is not None:
             path = PathManager.get_local_path(path)
         refuse_bare_backbone(path)
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        # Of Detectron2, where names or values are not what a detector's are, or a file is missing.
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+            if isinstance(e, GradAugError):
+                raise
+            reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
+            raise ZooError(
+                f"the checkpoint {path} cannot be loaded ({reason}); is it Detectron2's, of this "
+                "detector?"
+            ) from e
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):

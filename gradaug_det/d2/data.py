@@ -73,13 +73,25 @@ def check_datasets(cfg: CfgNode) -> None:
             raise DataError(f"dataset {name!r}: the annotation file {json_file} is missing; {hint}")
         # LVIS' and other files that have json_file are not of the same format.
         if MetadataCatalog.get(name).get("evaluator_type") == "coco":
+            root = Path(MetadataCatalog.get(name).image_root)
+            polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
             check_before_training(
                 json_file,
+                root if root.is_dir() else None,
                 name=f"dataset {name!r}",
                 num_classes=_num_classes(cfg),
                 masks=cfg.MODEL.MASK_ON,
+                handled=("missing-image",),  # named below, with what Detectron2 takes for the path
+                # Detectron2 cannot draw run lengths then, and stops when the image's turn comes.
+                refused=("rle-instance",) if polygons and name in cfg.DATASETS.TRAIN else (),
             )
-        files = [record["file_name"] for record in DatasetCatalog.get(name)]
+        try:
+            files = [record["file_name"] for record in DatasetCatalog.get(name)]
+        except Exception as error:  # of whatever loads the data set
+            raise DataError(
+                f"dataset {name!r}: Detectron2 cannot load it ({type(error).__name__}: {error}); "
+                "correct its annotations"
+            ) from error
         missing = [file for file in files if not Path(file).is_file()]
         if missing:
             raise DataError(

@@ -283,4 +283,5 @@ def _moved(boxes: list[Tensor], transform: BatchTransform, sizes: list[Size]) ->
 
 
 def _mirrored(deltas: Tensor, transform: BatchTransform) -> Tensor:
-    return transform.deltas(deltas.reshape(len(deltas), -1, 4)).flatten(1)
+    # Not -1: of no proposals the number of classes cannot be told.
+    return transform.deltas(deltas.unflatten(1, (deltas.shape[1] // 4, 4))).flatten(1)

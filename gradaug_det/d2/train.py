@@ -21,6 +21,7 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
+from yaml import YAMLError
 
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.config import add_gradaug_config, gradaug_options
@@ -103,12 +104,45 @@ def load_config(file: str | Path, overrides: list[str] = ()) -> CfgNode:
                 cfg.GRADAUG[key.removeprefix("GRADAUG.")] = value  # named by gradaug_options
             else:
                 cfg.merge_from_list([key, value])
-    except (KeyError, ValueError, AssertionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(str(file), f"or an override cannot be used: {error.args[0]}") from None
+    except ConfigError:
+        raise
+    except Exception as error:  # yacs and PyYAML raise almost anything for a wrong file
+        raise ConfigError(str(file), f"or an override cannot be used: {_reason(error)}") from None
     gradaug_options(cfg)
     return cfg
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    if isinstance(error, (KeyError, ValueError, AssertionError)):
+        return text
+    if isinstance(error, YAMLError):
+        return f"it is not valid yaml: {text}"
+    if isinstance(error, RecursionError):
+        return "files name each other as _BASE_ in a circle"
+    if isinstance(error, (AttributeError, TypeError)):
+        return f"a mapping of keys is expected where something else stands ({text})"
+    return f"{type(error).__name__}: {text}"
+
+
+def load_lazy_config(file: str | Path, overrides: list[str] = ()) -> Any:
+    """A LazyConfig with ``key=value`` overrides.
+
+    Raises:
+        ConfigError: the file or an override cannot be used.
+    """
+    if not Path(file).is_file():
+        raise ConfigError("--config-file", f"names a file that does not exist: {file}")
+    try:
+        cfg = LazyConfig.load(str(file))
+    except Exception as error:  # a config is a program
+        problem = f"cannot be run: {type(error).__name__}: {error}"
+        raise ConfigError(str(file), problem) from error
+    try:
+        return LazyConfig.apply_overrides(cfg, list(overrides))
+    except Exception as error:  # of Hydra's parser and OmegaConf
+        problem = f"cannot be used with {file}: {' '.join(str(error).split())}"
+        raise ConfigError("overrides", problem) from None
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -162,7 +196,7 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     register_mini_coco()
     for dataset in args.register:
         register_coco(*dataset)
-    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    cfg = load_lazy_config(args.config_file, args.opts)
     _agree_on_preprocessing(cfg, args)
     check_writable(cfg.train.output_dir)
     default_setup(cfg, args)

@@ -88,6 +88,8 @@ def _look(file: File, decode: bool) -> list[Problem]:
     try:
         if not file.path.exists():
             return [("missing-image", {})]
+        if not file.path.is_file():  # a folder; a pipe or a device would be read for ever
+            return [("unreadable-image", {"problem": "it is no ordinary file"})]
         with Image.open(file.path) as image:
             stored = image.size
             if decode:

@@ -51,6 +51,14 @@ def load_ground_truth(source: str | Path | dict | Any) -> dict:
             "COCO's own test sets come without annotations; evaluate on a validation set."
         )
 
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(data[key], (list, tuple)) or not all(
+            isinstance(entry, dict) and "id" in entry for entry in data[key]
+        ):
+            raise DataError(f"{origin}: {key!r} must be a list of objects with an id")
+    if not all("name" in category for category in data["categories"]):
+        raise DataError(f"{origin}: every category needs a name")
+
     annotations = [dict(annotation) for annotation in data["annotations"]]
     for annotation in annotations:
         lacking = [
@@ -223,5 +231,7 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
-    except json.JSONDecodeError as error:
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply to be COCO's") from error
+    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise DataError(f"{path} is not valid JSON ({error}); was its writing cut off?") from error

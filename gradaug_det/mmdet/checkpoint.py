@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.runner import CheckpointLoader, checkpoint
 
+from gradaug_det.errors import ZooError
 from gradaug_det.zoo.unpickle import load_checkpoint
 from gradaug_det.zoo.url import refuse_bare_backbone
 
@@ -38,4 +40,10 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     path = Path(filename).expanduser()
     refuse_bare_backbone(path)
     with torch.serialization.safe_globals(checkpoint.get_torch_safe_globals()):
-        return load_checkpoint(path)
+        content = load_checkpoint(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ZooError(
+            f"the checkpoint {path} holds no state_dict of tensors by name; is it MMDetection's?"
+        )
+    return content

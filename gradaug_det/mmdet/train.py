@@ -35,7 +35,11 @@ def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     if not Path(file).is_file():
         raise ConfigError("config", f"names a file that does not exist: {file}")
-    config = Config.fromfile(file)
+    try:
+        config = Config.fromfile(file)
+    except Exception as error:  # a config is a program
+        problem = f"cannot be read: {file}: {type(error).__name__}: {error}"
+        raise ConfigError("config", problem) from error
     try:
         config.merge_from_dict(dict(overrides or {}))
     except (KeyError, TypeError, AssertionError) as error:
@@ -56,10 +60,16 @@ def check_data(config: Config) -> None:
     """
     for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
         dataset = (config.get(key) or {}).get("dataset", {})
-        while "dataset" in dataset:  # RepeatDataset and its kin
+        while isinstance(dataset, Mapping) and "dataset" in dataset:  # RepeatDataset and its kin
             dataset = dataset["dataset"]
+        if not isinstance(dataset, Mapping):
+            raise ConfigError(f"{key}.dataset", f"must be a dict, got {dataset!r}")
+        prefix = dataset.get("data_prefix") or {}
+        if not isinstance(prefix, Mapping):
+            problem = f"must be a dict such as dict(img='images/'), got {prefix!r}"
+            raise ConfigError(f"{key}.dataset.data_prefix", problem)
         root = Path(dataset.get("data_root") or "")
-        paths = [dataset.get("ann_file"), (dataset.get("data_prefix") or {}).get("img")]
+        paths = [dataset.get("ann_file"), prefix.get("img")]
         for path in (root / path for path in paths if path):
             if "://" not in str(path) and not path.exists():
                 hint = (

@@ -105,8 +105,9 @@ class TwoStageTargets:
         target_logits, target_deltas = calls[f"box{stage}"][0]
         rois = _moved(calls[f"rois{stage}"][0], transform, sizes)
         sub = heads._bbox_forward(*first, features, rois)
-        shape = (len(target_deltas), -1, 4)
-        mirrored = transform.deltas(target_deltas.reshape(shape)).flatten(1)
+        # Not -1: of no proposals the number of classes cannot be told.
+        shape = (target_deltas.shape[1] // 4, 4)
+        mirrored = transform.deltas(target_deltas.unflatten(1, shape)).flatten(1)
         factors = {"cls": box_head.loss_cls.loss_weight, "box": box_head.loss_bbox.loss_weight}
         losses = {
             "cls": soft.class_kl(sub["cls_score"], target_logits),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
@@ -108,13 +109,36 @@ def _folders(settings: DataSettings) -> Images:
                 "train/CLASS/*.jpg and val/CLASS/*.jpg"
             )
     try:
-        train, val = ImageFolder(root / "train"), ImageFolder(root / "val")
+        train, val = (ImageFolder(root / split, loader=_load) for split in ("train", "val"))
     except FileNotFoundError as error:
         raise DataError(f"data.root {str(root)!r}: {error}") from None
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))[:5]
         raise DataError(f"train and val of {root} have different classes, e.g. {', '.join(odd)}")
     return Images(train, _Raw(val, settings.size), train.classes)
+
+
+def _load(path: str) -> Image.Image:
+    """An image file as RGB.
+
+    Raises:
+        DataError: it cannot be decoded, or has pixels that torchvision would clip to white.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise DataError(
+                    f"the image {path} has pixels of more than 8 bits (mode {image.mode}), which "
+                    "would be clipped; convert it to 8 bits"
+                )
+            return image.convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders let through whatever a damaged file raises
+        raise DataError(
+            f"the image {path} cannot be decoded ({error}); to find all such: gradaug-det "
+            "check-data --imagefolder ROOT"
+        ) from None
 
 
 def _labels(dataset: Dataset) -> np.ndarray:

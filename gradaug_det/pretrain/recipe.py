@@ -13,6 +13,7 @@ from typing import Any
 from gradaug_det.core.checks import check_integer, check_number
 from gradaug_det.core.sampling import SubNetworkSampler
 from gradaug_det.errors import ConfigError
+from gradaug_det.zoo.info import NAME
 
 _CHOICES = {
     "data.kind": ("garments", "imagefolder"),
@@ -140,6 +141,10 @@ class Recipe:
             value = self.get(key)
             if value not in allowed:
                 raise ConfigError(key, f"must be one of {', '.join(allowed)}, got {value!r}")
+        if len(self.name) > 100 or not NAME.fullmatch(self.name):
+            # Said now: the backbone's file, which is written at the end, refuses it.
+            problem = "must be lower-case letters, digits and single hyphens (at most 100)"
+            raise ConfigError("name", f"{problem}, got {self.name!r}")
         for key, low in (("epochs", 1), ("batch_size", 2), ("data.size", 16), ("data.workers", 0)):
             check_integer(key, self.get(key), low=low)
         check_integer("checkpoint_steps", self.checkpoint_steps, low=0)
@@ -152,6 +157,10 @@ class Recipe:
             check_number(key, self.get(key), high=1.0)
         for key in ("optim.weight_decay", "optim.warmup_epochs"):
             check_number(key, self.get(key))
+        for angle in self.gradaug.rotations:
+            if not -360 <= angle <= 360:  # nor NaN
+                problem = f"must be angles from -360 to 360 degrees, got {angle!r}"
+                raise ConfigError("gradaug.rotations", problem)
         if not self.gradaug.rotations:
             raise ConfigError("gradaug.rotations", "must list at least one angle; [0] never turns")
         try:
@@ -207,6 +216,7 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     for text in overrides:
         if "=" not in text:
@@ -219,6 +229,9 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         known = ", ".join(f.name for f in fields(Recipe))
         problem = str(error).splitlines()[0]
         raise ConfigError(str(error.full_key or file), f"{problem}; keys: {known}") from None
+    except YAMLError as error:
+        problem = f"must have values in yaml: {' '.join(str(error).split())}"
+        raise ConfigError("overrides", problem) from None
     return recipe.check()
 
 
@@ -232,7 +245,13 @@ def _with_bases(file: Path, depth: int = 0) -> list[Any]:
         raise ConfigError("base", f"of {file} never ends: files name each other in a circle")
     try:
         own = OmegaConf.load(file)
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(file), f"is not valid yaml: {error}") from None
+    except OSError as error:  # OmegaConf has one for a file that is no mapping or list, too
+        raise ConfigError(str(file), f"cannot be read as a mapping of keys: {error}") from None
+    if not OmegaConf.is_dict(own):
+        raise ConfigError(str(file), "must be a mapping of keys, it is a list")
     base = own.pop("base", None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigError("base", f"of {file} must be the name of another file, got {base!r}")
     return [*(_with_bases(file.parent / base, depth + 1) if base else []), own]

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradaug_det.errors import ConfigError, ZooError
+from gradaug_det.zoo.info import shown
 from gradaug_det.zoo.naming import NAMINGS, Naming, channel_order, naming
 
 STAGES = (1, 2, 3, 4)
@@ -125,7 +127,9 @@ def rename(state: Mapping[str, Any], source: str, target: str) -> dict[str, Any]
     for name, value in state.items():
         module, _, leaf = name.rpartition(".")
         if module not in modules:
-            raise ZooError(f"the checkpoint is not a ResNet of {old.title}: '{name}' is unknown")
+            raise ZooError(
+                f"the checkpoint is not a ResNet of {old.title}: {shown(name)} is unknown"
+            )
         if modules[module] and (leaf != "num_batches_tracked" or new.counts_batches):
             result[f"{modules[module]}.{leaf}"] = value
     return result
@@ -141,6 +145,12 @@ def strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, A
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
+    for name in state:
+        if not isinstance(name, str):
+            raise ZooError(
+                f"the checkpoint is not a ResNet of {source.title}: its entries need names, one "
+                f"has {shown(name)}"
+            )
     state = {name.removeprefix("module."): value for name, value in state.items()}
     stems = [source.stem[0]] + ([source.deep_stem[0]] if source.deep_stem else [])
     for prefix in _PREFIXES:
@@ -149,7 +159,7 @@ def strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, A
     first = next(iter(state), None)
     raise ZooError(
         f"the checkpoint is not a ResNet of {source.title}: '{source.stem[0]}.weight' is missing"
-        + (f"; its first entry is '{first}'" if first else "; it is empty")
+        + ("; it is empty" if first is None else f"; its first entry is {shown(first)}")
     )
 
 
@@ -230,6 +240,15 @@ def _renaming(layout: Layout, old: Naming, new: Naming) -> dict[str, str]:
 _STATISTICS = ("running_mean", "running_var")
 
 
+def _is_numbers(value: Any) -> bool:
+    """Whether it is a tensor or an array that is there, with values that can be copied."""
+    if isinstance(value, Tensor):
+        return value.layout is torch.strided and value.device.type != "meta"
+    if not isinstance(value, np.ndarray | np.generic):
+        return False
+    return value.dtype.kind in "biuf" and value.dtype.isnative and value.dtype.itemsize <= 8
+
+
 def _leaves(module: str, state: Mapping[str, Any]) -> list[str]:
     leaves = ("weight", "bias", *_STATISTICS, "num_batches_tracked")
     return [leaf for leaf in leaves if f"{module}.{leaf}" in state]
@@ -252,7 +271,15 @@ def _check(state: Mapping[str, Any], modules: list[str], source: Naming, classif
                 raise ZooError(f"{what}'{name}' is missing")
     unknown = next((name for name in state if name not in known), None)
     if unknown is not None:
-        raise ZooError(f"{what}'{unknown}' is unknown")
+        raise ZooError(f"{what}{shown(unknown)} is unknown")
+    for name, value in state.items():
+        if not _is_numbers(value):
+            raise ZooError(f"{what}'{name}' is a {type(value).__name__}, not a tensor of numbers")
+        if isinstance(value, Tensor) and value.nbytes > value.untyped_storage().nbytes():
+            # A stride of 0 makes a tensor of any size from one number.
+            raise ZooError(f"{what}'{name}' repeats its numbers to shape {tuple(value.shape)}")
+        if name.endswith(".num_batches_tracked") and tuple(value.shape) not in ((), (1,)):
+            raise ZooError(f"{what}'{name}' has shape {tuple(value.shape)}, it is one number")
     for first, *others in needed[int(classifier) :]:
         shape = tuple(state[first].shape)
         if len(shape) != 4:

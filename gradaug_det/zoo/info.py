@@ -171,6 +171,7 @@ def require(condition: object, rule: str, given: object) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as text, cut: it may be a whole file's worth."""
-    text = value if isinstance(value, str) and " " in value else repr(value)
+    """A value as text, cut and printable: it may be a whole file's worth, or steer a terminal."""
+    readable = isinstance(value, str) and " " in value and value.isprintable()
+    text = value if readable else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -15,7 +15,7 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -96,15 +96,20 @@ def _read_pickle(path: Path) -> Any:
 
 def _refused(path: Path, wanted: str) -> ZooError:
     return ZooError(
-        f"the checkpoint {path} is refused: besides weights it holds {wanted}; nothing of it has "
-        f"run. {_WAY_OUT}"
+        f"the checkpoint {path} is refused: besides weights it holds {_printable(wanted)}; "
+        f"nothing of it has run. {_WAY_OUT}"
     )
+
+
+def _printable(text: str) -> str:
+    """The text as a terminal may have it: it can be a file's own."""
+    return text if text.isprintable() else repr(text)
 
 
 def _damaged(path: Path, error: Exception) -> ZooError:
     # PyTorch puts advice before its reason.
     text = str(error).split("WeightsUnpickler error:")[-1].strip()
-    reason = (text.splitlines() or [""])[0][:200]
+    reason = _printable((text.splitlines() or [""])[0][:200])
     kind = type(error).__name__
     return ZooError(
         f"the checkpoint {path} cannot be read ({kind}: {reason}): it is damaged or not a "
@@ -179,13 +184,41 @@ def _no_bytes() -> bytes:
 def _encode(text: str, encoding: str) -> bytes:
     """Python 3 writes other bytes so in protocols 0 to 2."""
     if encoding != "latin1":
-        raise _ForbiddenError(f"the encoding {encoding!r:.40}")
+        named = f"{encoding!r:.40}" if isinstance(encoding, str) else type(encoding).__name__
+        raise _ForbiddenError(f"the encoding {named}")
     return text.encode("latin1")
+
+
+_HASHED = (str, bytes, int, float, bool, complex, type(None))
+
+
+def _key(value: Any) -> Any:
+    """The value, if hashing it takes no time.
+
+    Tuples have the hashes of what is in them, each time anew: a file of a hundred bytes can nest
+    them so that one key takes years.
+    """
+    parts = value if type(value) is tuple else (value,)
+    if not all(type(part) in _HASHED for part in parts):
+        raise _ForbiddenError(f"a key of a dict or set that is a {type(value).__name__} of others")
+    return value
+
+
+def _set(items: list[Any]) -> set:
+    return set(map(_key, items))
+
+
+def _frozenset(items: list[Any]) -> frozenset:
+    return frozenset(map(_key, items))
+
+
+def _ordered(pairs: list[Any] = ()) -> OrderedDict:  # Python 2 gives it a list of lists
+    return OrderedDict((_key(key), value) for key, value in pairs)
 
 
 _ALLOWED: dict[tuple[str, str], Callable] = {
     ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered,
     ("numpy", "dtype"): _Type,
     ("numpy", "ndarray"): _Array,
 }
@@ -195,15 +228,84 @@ for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
     _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _buffer_array
 for _builtins in ("builtins", "__builtin__"):  # of Python 3 and 2
     _ALLOWED[_builtins, "bytes"] = _no_bytes
-    for _type in (complex, frozenset, set):
-        _ALLOWED[_builtins, _type.__name__] = _type
+    _ALLOWED[_builtins, "complex"] = complex
+    _ALLOWED[_builtins, "frozenset"] = _frozenset
+    _ALLOWED[_builtins, "set"] = _set
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Knows the names above and no others; what it calls for numpy's is in this file."""
+class _Whole(io.BytesIO):
+    """Bytes that give what is asked for or nothing: half a string is no string."""
+
+    def read(self, size: int = -1) -> bytes:
+        return self._asked(super().read(size), size)
+
+    def readline(self, size: int = -1) -> bytes:
+        line = super().readline(size)
+        return self._asked(line, len(line) + (not line.endswith(b"\n")))
+
+    @staticmethod
+    def _asked(data: bytes, size: int) -> bytes:
+        if len(data) < size:
+            raise EOFError("it ends too early")
+        return data
+
+
+class _ArrayUnpickler(pickle._Unpickler):
+    """Knows the names above and no others; what it calls for numpy's is in this file.
+
+    Python's own unpickler in Python, not the one in C: that believes a file's sizes and indices (a
+    memo index takes gigabytes) and hashes any key. Arrays are read as fast.
+    """
+
+    dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="latin1")
+        super().__init__(_Whole(data), encoding="latin1")
+        self._size = len(data)
+
+    def _load_dict(self) -> None:
+        items = self.pop_mark()
+        keys = map(_key, items[::2])
+        self.append(dict(zip(keys, items[1::2], strict=True)))
+
+    def _load_setitem(self) -> None:
+        _key(self.stack[-2])
+        self.load_setitem()
+
+    def _load_setitems(self) -> None:
+        for key in self.stack[::2]:  # since the mark
+            _key(key)
+        self.load_setitems()
+
+    def _load_additems(self) -> None:
+        for item in self.stack:
+            _key(item)
+        self.load_additems()
+
+    def _load_frozenset(self) -> None:
+        self.append(_frozenset(self.pop_mark()))
+
+    def _load_build(self) -> None:
+        if type(self.stack[-2]) not in (_Type, _Array):  # functions would take attributes
+            raise _ForbiddenError(f"a state for a {type(self.stack[-2]).__name__}")
+        self.load_build()
+
+    def _load_bytearray8(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        if size > self._size:
+            raise pickle.UnpicklingError(f"it promises {size} bytes and has {self._size}")
+        self.append(bytearray(self.read(size)))
+
+    for _code, _load in (
+        (pickle.DICT, _load_dict),
+        (pickle.SETITEM, _load_setitem),
+        (pickle.SETITEMS, _load_setitems),
+        (pickle.ADDITEMS, _load_additems),
+        (pickle.FROZENSET, _load_frozenset),
+        (pickle.BUILD, _load_build),
+        (pickle.BYTEARRAY8, _load_bytearray8),
+    ):
+        dispatch[_code[0]] = _load
 
     def find_class(self, module: str, name: str) -> Callable:
         try:
@@ -212,12 +314,20 @@ class _ArrayUnpickler(pickle.Unpickler):
             raise _ForbiddenError(f"{module}.{name}, {_RUNS}") from None
 
 
-def _plain(value: Any) -> Any:
-    """The unpickled value with arrays in the place of what stands for them."""
+def _plain(value: Any, known: dict[int, Any] | None = None) -> Any:
+    """The unpickled value with arrays in the place of what stands for them.
+
+    What occurs many times is looked at once: else lists of lists of the same list take for ever.
+    """
+    known = {} if known is None else known
     if isinstance(value, _Array):
         return value.array
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in dict.items(value)}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value))
-    return value
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    if id(value) not in known:
+        if isinstance(value, dict):
+            new: Any = {key: _plain(item, known) for key, item in value.items()}
+        else:
+            new = type(value)(_plain(item, known) for item in value)
+        known[id(value)] = new
+    return known[id(value)]
