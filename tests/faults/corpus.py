@@ -331,6 +331,7 @@ BAD_OPTIONS = {
     "subnet_norm": ("bn", "", None, 1),
     "seed": (0.5, "x", None, True),
     "log_period": (-1, 0.5, "often", None),
+    "nonfinite": ("ignore", "", None, True),
 }
 # The same for a pretraining's recipe, as overrides.
 BAD_RECIPE = {
@@ -398,6 +399,7 @@ def _shown(value):
 
 CONFIGS = {
     ("Detectron2", "no yaml"): entries.d2_yaml("a: [1\n"),
+    ("Detectron2", "code in yaml"): entries.d2_yaml("VERSION: !!python/object/apply:os.getpid []\n"),
     ("Detectron2", "not text"): entries.d2_yaml(b"\xff\xfe\x00\x01"),
     ("Detectron2", "empty"): entries.d2_yaml(""),
     ("Detectron2", "a list"): entries.d2_yaml("- 1\n"),
