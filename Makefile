@@ -16,7 +16,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
 	@echo
 	@echo 'make demo FRAMEWORK=mmdet         in MMDetection instead of Detectron2 (needs env-test)'
-	@echo 'make test ARGS="-k slimming -x"   more arguments for pytest'
+	@echo 'make test ARGS="-k slimming -x"   more arguments for pytest ("-n 0": in this process)'
 	@echo 'make lock UPGRADE=--upgrade       newer versions, within the pins of requirements/*.in'
 
 demo: env-$(if $(filter mmdet,$(FRAMEWORK)),test,demo)  ## train, evaluate and report on the bundled mini-COCO
@@ -25,7 +25,7 @@ demo: env-$(if $(filter mmdet,$(FRAMEWORK)),test,demo)  ## train, evaluate and r
 test: env-test  ## lint, then run all tests (the first time compiles MMCV: 15 to 25 minutes)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 study: env-demo  ## train what is missing of the study of table 3 (hours), write its tables
 	$(PY) -W ignore tools/study_table3.py $(ARGS)

@@ -399,7 +399,9 @@ def _shown(value):
 
 CONFIGS = {
     ("Detectron2", "no yaml"): entries.d2_yaml("a: [1\n"),
-    ("Detectron2", "code in yaml"): entries.d2_yaml("VERSION: !!python/object/apply:os.getpid []\n"),
+    ("Detectron2", "code in yaml"): entries.d2_yaml(
+        "VERSION: !!python/object/apply:os.getpid []\n"
+    ),
     ("Detectron2", "not text"): entries.d2_yaml(b"\xff\xfe\x00\x01"),
     ("Detectron2", "empty"): entries.d2_yaml(""),
     ("Detectron2", "a list"): entries.d2_yaml("- 1\n"),
