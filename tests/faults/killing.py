@@ -65,6 +65,8 @@ def attempt(name, folder, data, errors=None, most_bytes=None, **options):
         errors: file for what it says on stderr.
         most_bytes: that a file of its can have; the operating system refuses more.
     """
+    os.setpgrp()  # with the workers that load its images
+    multiprocessing.set_start_method("fork", force=True)  # which those are started by
     logging.disable(logging.WARNING)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if errors:
@@ -86,9 +88,17 @@ def finish(process):
     """Waits for the end; returns the exit code."""
     process.join(LIMIT)
     if process.is_alive():
-        process.kill()
+        kill_all(process)
         raise AssertionError(f"no end after {LIMIT} s")
     return process.exitcode
+
+
+def kill_all(process):
+    """PyTorch's workers can outlive a process that is killed alone."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has no group of its own yet
+        process.kill()
 
 
 def steps_done(folder):
@@ -112,7 +122,7 @@ def kill(process, folder, when, rng):
             break
         time.sleep(0.0005)
     if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
+        kill_all(process)
     process.join(LIMIT)
     return process.exitcode == -signal.SIGKILL
 
