@@ -17,7 +17,7 @@ from torchvision.models import get_model
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from gradaug_det.core.engine import average_gradients
+from gradaug_det.core.engine import average_gradients, check_gradients
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import isolated_rng, stable_seed
@@ -185,6 +185,8 @@ class Pretraining:
                 f"the loss is {loss.item()} at step {step}; the optimizer has not stepped. Lower "
                 "optim.lr or lengthen optim.warmup_epochs; the last checkpoint is whole"
             )
+        scaler = getattr(fabric.strategy.precision, "scaler", None)
+        check_gradients(self.model, step, skip=False, scaler=scaler)
         self.optimizer.step()
         self.schedule.step()
         if self.ema:

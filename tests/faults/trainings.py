@@ -103,8 +103,10 @@ def mmdetection(folder, data, resume=True, workers=1):
                 "val_interval": 1000,
             },
             "train_dataloader.sampler": {"type": "DefaultSampler", "shuffle": True},
-            "custom_hooks.0.num_subnets": 1,
-            "custom_hooks.0.supervision": "both",
+            "custom_hooks": [
+                {"type": "GradAugHook", "num_subnets": 1, "supervision": "both"},
+                {"type": "EMAHook", "momentum": 0.1},
+            ],
             "default_hooks.checkpoint.interval": CHECKPOINT_EVERY,
             "log_level": "ERROR",
         },
@@ -144,7 +146,7 @@ TRAININGS = {
 
 
 def weights(file):
-    """All tensors of a final file, momentum and statistics included where it has them."""
+    """All tensors of a final file: momentum, statistics and moving averages where it has them."""
     from gradaug_det.zoo.unpickle import load_checkpoint
 
     if file.suffix == ".safetensors":
@@ -157,7 +159,8 @@ def weights(file):
         for name, v in state.items()
         if isinstance(v, torch.Tensor)
     }
-    return {**(content.get("model") or content["state_dict"]), **momentum}
+    average = {f"ema.{k}": v for k, v in content.get("ema_state_dict", {}).items()}
+    return {**(content.get("model") or content["state_dict"]), **momentum, **average}
 
 
 def losses(folder):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from gradaug_det.errors import ConfigError, GradAugError
+from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 from gradaug_det.pretrain.engine import Pretraining
 from gradaug_det.pretrain.study import METHODS
 from gradaug_det.zoo.backbone import read_backbone
@@ -141,3 +141,12 @@ def test_a_batch_that_processes_cannot_share(tmp_path):
 
     with pytest.raises(ConfigError, match="batch_size must be a multiple of the 3 processes"):
         Pretraining(training.recipe, tmp_path, Three())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(tmp_path):
+    training = pretraining(tiny_recipe("baseline"), tmp_path)
+    training.model.conv1.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = training.model.conv1.weight.clone()
+    with pytest.raises(NonFiniteLossError, match=r"iteration 0: .* have a gradient that is not"):
+        training.run()
+    assert torch.equal(training.model.conv1.weight, before)
