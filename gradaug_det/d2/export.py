@@ -68,6 +68,7 @@ class Detectron2Exporter:
     def config(self, share: Fraction, weights: str) -> tuple[str, str]:
         cfg = self.cfg.clone()
         cfg.pop("GRADAUG", None)
+        cfg.SOLVER.pop("EXACT_RESUME", None)
         cfg.MODEL.BACKBONE.NAME = _BUILDERS[cfg.MODEL.BACKBONE.NAME]
         cfg.MODEL.WEIGHTS = weights
         resnets = cfg.MODEL.RESNETS
