@@ -190,8 +190,9 @@ def resumable_train_loader(cfg: CfgNode, seed: int) -> ResumableLoader:
         cfg: with the keys of :func:`gradaug_det.d2.config.add_gradaug_config`.
         seed: see :class:`ResumableLoader`.
     """
-    parts = build_detection_train_loader.from_config(cfg)
-    del parts["sampler"]  # drawn from whatever state the generators had
+    # A sampler made here would draw its seed from whatever state the generators have.
+    parts = build_detection_train_loader.from_config(cfg, sampler=())
+    del parts["sampler"]
     dataset, mapper = parts.pop("dataset"), parts.pop("mapper")
 
     def make_sampler() -> Sampler:

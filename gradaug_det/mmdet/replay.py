@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +51,8 @@ def restore(dump: Dump, config: str | Path | None) -> tuple[GradAugDetector, Bat
     return GradAugDetector(model, GradAugOptions.from_mapping(dump.options)), decode(dump.batch)
 
 
-@contextmanager
-def running() -> Iterator[None]:
-    """What MMDetection's models need around them in training: nothing."""
-    with nullcontext():
-        yield
+running = nullcontext
+"""What MMDetection's models need around them in training: nothing."""
 
 
 def _encode(sample: DetDataSample) -> dict[str, Any]:
