@@ -10,9 +10,10 @@ Source: GradAug, section 3.1 and the authors' implementation (channel counts, ba
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -131,8 +132,9 @@ def at_width(
     """Within the block, ``module`` is its sub-network of that width; full width again afterwards.
 
     Outputs are zero-padded to the full channel count, so what follows the module need not know:
-    a convolution over padded channels equals the sliced one. Gradients flow into the first
-    channels of the module's own parameters. Running statistics are never written.
+    a convolution over padded channels equals the sliced one. ``backward`` adds to the first
+    channels of the parameters' own ``.grad`` (hooks on parameters do not see it, and
+    ``torch.autograd.grad`` does not find a way to them). Running statistics are never written.
 
     Args:
         module: a residual CNN; see :func:`slim_plan`.
@@ -180,7 +182,8 @@ def at_width(
             layer = module.get_submodule(owner)
             table = layer._parameters if key in layer._parameters else layer._buffers
             if table[key] is not None:
-                lend(table, key, _first_channels(table[key], dims, plan, width, divisor))
+                cut = partial(_first_channels, dims=dims, plan=plan, width=width, divisor=divisor)
+                lend(table, key, _slice(table[key], cut))
         handle = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
         try:
             yield module
@@ -219,6 +222,28 @@ class Loan:
                 table.pop(key, None)
             else:
                 table[key] = value
+
+
+def _slice(tensor: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
+    """A view of the tensor's first channels, whose gradient is added to those of ``tensor.grad``.
+
+    A leaf of its own. Autograd's slice would pad each gradient with zeros to full size; and since
+    all slices are made before the forward pass, it would do so after the last layer's backward,
+    with all of their gradients in memory until then.
+    """
+    part = cut(tensor.detach())
+    if tensor.requires_grad:
+        part.requires_grad_()
+        part.register_post_accumulate_grad_hook(partial(_pass_on_gradient, tensor, cut))
+    return part
+
+
+@torch.no_grad()
+def _pass_on_gradient(tensor: Tensor, cut: Callable[[Tensor], Tensor], part: Tensor) -> None:
+    if tensor.grad is None:
+        tensor.grad = torch.zeros_like(tensor)
+    cut(tensor.grad).add_(part.grad)
+    part.grad = None
 
 
 def _first_channels(
