@@ -23,6 +23,7 @@ custom_hooks = [
         subnet_norm="auto",  # BatchNorm statistics in sub-networks: as in the full network
         seed=0,
         log_period=20,  # iterations between log lines that name widths and scales
+        channels_last=False,  # True: convolutions keep (N, H, W, C) in memory, faster on CPUs
         nonfinite="raise",  # a NaN or infinity stops and leaves a file to replay; or "skip"
     ),
     dict(type="ExactResumeHook"),  # resumed is uninterrupted; SIGTERM saves

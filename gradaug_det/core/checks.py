@@ -39,3 +39,10 @@ def check_integer(key: str, value: Any, low: int | None = None) -> int:
         bound = "" if low is None else f" of at least {low}"
         raise ConfigError(key, f"must be an integer{bound}, got {value!r}")
     return value
+
+
+def check_bool(key: str, value: Any) -> bool:
+    """``value`` if it is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(key, f"must be True or False, got {value!r}")
+    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradaug_det.core.options import GradAugOptions
@@ -39,6 +40,8 @@ class SlimmableDetector:
         self.module, self.backbone, self.options = detector, backbone, options
         self.subnet_norm = options.subnet_norm
         slim_plan(backbone).check_norm(options.subnet_norm)
+        if options.channels_last:
+            detector.to(memory_format=torch.channels_last)
         self.targets = soft_targets(detector) if options.uses_soft else None
 
     def weighted(self, labels: Losses, soft: Losses, sub: SubNetwork) -> Losses:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gradaug_det.core.checks import check_integer, check_number
+from gradaug_det.core.checks import check_bool, check_integer, check_number
 from gradaug_det.core.sampling import SubNetworkSampler
 from gradaug_det.core.slimming import NORM_POLICIES
 from gradaug_det.errors import ConfigError
@@ -40,6 +40,8 @@ class GradAugOptions:
             :func:`gradaug_det.core.slimming.at_width`.
         seed: of widths, transforms and the sub-networks' own random numbers.
         log_period: iterations between the log lines that name widths and scales; 0 for none.
+        channels_last: convolutions keep their weights, and so their outputs, as (N, H, W, C) in
+            memory. On CPUs narrow layers are faster then; results differ by rounding.
         nonfinite: what a NaN or an infinity in a sub-network's loss, or in the step's gradient,
             does: ``raise`` stops and leaves a file for ``gradaug-det replay``; ``skip`` leaves that
             sub-network out (for a gradient: the whole step), counts it and goes on.
@@ -61,6 +63,7 @@ class GradAugOptions:
     subnet_norm: str = "auto"
     seed: int = 0
     log_period: int = 20
+    channels_last: bool = False
     nonfinite: str = "raise"
 
     def __post_init__(self) -> None:
@@ -73,6 +76,7 @@ class GradAugOptions:
             value = getattr(self, key)
             if value not in allowed:
                 raise ConfigError(key, f"must be one of {allowed}, got {value!r}")
+        check_bool("channels_last", self.channels_last)
         check_number("soft_weight", self.soft_weight)
         check_number("labels_weight", self.labels_weight)
         check_integer("soft_warmup", self.soft_warmup, low=0)

@@ -61,6 +61,7 @@ class GradAugHook(HookBase):
         subnet_norm: str = GradAugOptions.subnet_norm,
         seed: int = GradAugOptions.seed,
         log_period: int = GradAugOptions.log_period,
+        channels_last: bool = GradAugOptions.channels_last,
         nonfinite: str = GradAugOptions.nonfinite,
     ) -> None:
         self.options = GradAugOptions(
@@ -77,6 +78,7 @@ class GradAugHook(HookBase):
             subnet_norm=subnet_norm,
             seed=seed,
             log_period=log_period,
+            channels_last=channels_last,
             nonfinite=nonfinite,
         )
         self._cleanup = ExitStack()

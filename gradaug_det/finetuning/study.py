@@ -64,6 +64,8 @@ PARTS = {
     "sweep": "GradAug's settings",
 }
 SHARES = (0.1, 0.2, 0.5)
+LOW_DATA = (("plain", "1x"), ("labels", "1x"), ("rescaled", "as-labels"))
+"""Fine-tunings, and how long, whose need of images is compared."""
 SEEDS = (1, 2, 3)
 ROBUSTNESS = {"images": 100, "corruptions": [], "severities": [3], "fgsm": [2.0]}
 """Under which the finals are measured: the first images of the validation set under corruptions
@@ -220,9 +222,9 @@ def part_cells(part: str, seed: int) -> list[Cell]:
         ]
     if part == "low-data":
         return [
-            Cell("gradaug", method, seed, share=share)
+            Cell("gradaug", method, seed, budget, share)
             for share in SHARES
-            for method in ("plain", "labels")
+            for method, budget in LOW_DATA
         ]
     chosen = Cell("gradaug", "labels", seed, split="dev")
     plain = replace(chosen, method="plain")

@@ -15,6 +15,7 @@ from gradaug_det.finetuning.study import (
     BACKBONES,
     BUDGETS,
     COMPUTE_RATIO,
+    LOW_DATA,
     METHODS,
     PARTS,
     ROBUSTNESS,
@@ -127,11 +128,10 @@ def part_rows(part: str) -> list[Row]:
         return [Row((METHODS[c.method], _settings(c)), c, labels) for c in cells]
     if part == "low-data":
         return [
-            Row((f"{100 * share:g} %", METHODS[method]), cell, reference)
+            Row((f"{100 * share:g} %", _fine_tuning(cell)), cell, cell.plain)
             for share in (*SHARES, 1.0)
-            for method in ("plain", "labels")
-            for cell in [replace(plain, method=method, share=share)]
-            for reference in [replace(plain, share=share)]
+            for method, budget in LOW_DATA
+            for cell in [replace(plain, method=method, budget=budget, share=share)]
         ]
     cells = part_cells(part, 0)
     chosen = next(c for c in cells if c.method == "labels" and not c.changed)
@@ -175,24 +175,25 @@ def study_plots(study: Study, results: Results, seeds: Sequence[int]) -> dict[st
     """SVG text by file name; a plot without points is left out."""
     plain = Cell("gradaug", "plain", 0)
 
-    def curve(method: str, cells: list[Cell], xs: list[float | None]) -> Curve:
+    def curve(title: str, cells: list[Cell], xs: list[float | None]) -> Curve:
         aps = [values(results, cell, seeds, "bbox") for cell in cells]
         points = [Point(x, ap) for x, ap in zip(xs, aps, strict=True) if ap and x]
-        return Curve(METHODS[method], points, colour=list(METHODS).index(method))
+        return Curve(title, points, colour=list(METHODS).index(cells[0].method))
 
     shares = (*SHARES, 1.0)
     low_data = [
         curve(
-            method,
-            [replace(plain, method=method, share=share) for share in shares],
+            _fine_tuning(same),
+            [replace(same, share=share) for share in shares],
             [round(share * study.train) for share in shares],
         )
-        for method in ("plain", "labels")
+        for method, budget in LOW_DATA
+        for same in [replace(plain, method=method, budget=budget)]
     ]
     by_method = {"plain": [replace(plain, budget=budget) for budget in BUDGETS]}
     by_method |= {method: [replace(plain, method=method)] for method in _GRADAUG}
     compute = [
-        curve(method, cells, [_compute(study, results, cell, seeds) for cell in cells])
+        curve(METHODS[method], cells, [_compute(study, results, cell, seeds) for cell in cells])
         for method, cells in by_method.items()
     ]
     plots = {
@@ -330,6 +331,10 @@ def _settings(cell: Cell) -> str:
     return "; ".join(f"{names.get(key, key)} {_listed(value)}" for key, value in changed.items())
 
 
+def _fine_tuning(cell: Cell) -> str:
+    return ", ".join(filter(None, (METHODS[cell.method], _length(cell))))
+
+
 def _length(cell: Cell) -> str:
     """In 1x schedules; empty for one."""
     return "" if cell.budget == "1x" else f"{BUDGETS[cell.budget]:g}x"
@@ -410,8 +415,8 @@ _NOTES = {
         "sees rescaled images too. From\nthe GradAug backbone."
     ),
     "low-data": (
-        "From the GradAug backbone, the same number of iterations on the first images of the "
-        "training set."
+        "From the GradAug backbone, on the first images of the training set. The same number of "
+        "iterations, but\nplain fine-tuning with rescaled images takes GradAug's compute."
     ),
     "sweep": "On the dev split: these numbers choose settings and are no result.",
 }

@@ -69,6 +69,8 @@ class Pretraining:
         with isolated_rng(stable_seed("weights", recipe.seed)):
             model = get_model(recipe.model, weights=None, num_classes=len(self.images.classes))
         add_stochastic_depth(model, recipe.stochastic_depth)
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)
         wrapped, self.optimizer = fabric.setup(model, _optimizer(model, recipe))
         # Passes run on the module itself: gradients cross the network once a step, after all of
         # them, not once a backward.

@@ -331,6 +331,7 @@ BAD_OPTIONS = {
     "subnet_norm": ("bn", "", None, 1),
     "seed": (0.5, "x", None, True),
     "log_period": (-1, 0.5, "often", None),
+    "channels_last": ("yes", None, 1),
     "nonfinite": ("ignore", "", None, True),
 }
 # The same for a pretraining's recipe, as overrides.
@@ -364,6 +365,7 @@ BAD_RECIPE = {
     "ema_decay": ("-1", "2", "nan"),
     "precision": ("8-bit",),
     "seed": ("-1", "0.5"),
+    "channels_last": ("fast", "null"),
     "checkpoint_steps": ("-1", "x"),
 }
 

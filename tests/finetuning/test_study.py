@@ -92,8 +92,10 @@ def test_the_parts_are_the_study():
     }
     assert {c.backbone for c in compute} == set(BACKBONES)
     assert {c.budget for c in compute if c.backbone == "gradaug"} == set(BUDGETS) - {"1x"}
-    assert {(c.share, c.method) for c in low} == {
-        (s, m) for s in SHARES for m in ("plain", "labels")
+    assert {(c.share, c.method, c.budget) for c in low} == {
+        (s, m, b)
+        for s in SHARES
+        for m, b in (("plain", "1x"), ("labels", "1x"), ("rescaled", "as-labels"))
     }
     assert {c.num_subnets for c in sweep} == {1, 2, 3}
     assert {c.min_width for c in sweep} == {0.8, 0.9}
@@ -339,9 +341,12 @@ def test_low_data_rows_are_compared_within_a_share(study, tmp_path):
         plain = [(5 + 5 * share + noise, 4 + noise) for noise in (0.0, 0.1, 0.2)]
         made[replace(PLAIN, share=share)] = plain
         made[replace(LABELS, share=share)] = [(box + gain, mask + gain) for box, mask in plain]
+    made[replace(PLAIN, share=0.1, method="rescaled", budget="as-labels")] = [(9, 7)] * 3
     results = results_of(study, made)
     readme = write_study(tmp_path / "study", study, results, SEEDS)
     rows = rows_of(readme.read_text().split(f"## {PARTS['low-data']}")[1])
+    (control,) = (row for row in rows if row[:2] == ["10 %", "plain, rescaled images, 2.7x"])
+    assert control[6].startswith("+3.40"), "9 against a mean of 5.6, of plain with 10 %"
     gains = {row[0]: row[6].split()[0] for row in rows if row[1] == "GradAug, labels"}
     assert gains == {"10 %": "+1.00", "50 %": "+2.00", "100 %": "+3.00"}
     plot = (readme.parent / "low_data.svg").read_text()
