@@ -6,8 +6,10 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.func import functional_call
 from torchvision.ops import FrozenBatchNorm2d
 
+from gradaug_det.benchmark.memory import peak_growth
 from gradaug_det.core.slimming import at_width, slim_plan, untouched_statistics
 from gradaug_det.core.tracing import trace_plan
 from gradaug_det.errors import ConfigError, UnslimmableError
@@ -139,6 +141,73 @@ def test_gradients_reach_exactly_the_first_channels(resnet18):
         kept[tuple(slice(n) for n in plan.tensor_shape(name, parameter.shape, 0.75))] = True
         assert parameter.grad[~kept].abs().sum() == 0, name
         assert parameter.grad[kept].abs().sum() > 0, name
+
+
+def test_gradients_are_those_of_autograds_own_slices_and_add_up(resnet18):
+    plan, image = slim_plan(resnet18), torch.randn(2, 3, 64, 64)
+    slices = {
+        name: tensor[tuple(slice(n) for n in plan.tensor_shape(name, tensor.shape, 0.75))]
+        for name, tensor in [*resnet18.named_parameters(), *resnet18.named_buffers()]
+    }
+    resnet18.eval()
+    functional_call(resnet18, slices, image).square().sum().backward()
+    expected = {name: p.grad.clone() for name, p in resnet18.named_parameters()}
+    resnet18.zero_grad()
+    held = [p.grad for p in resnet18.parameters()]
+    for times in (1, 2):
+        with at_width(resnet18, 0.75):
+            resnet18(image).square().sum().backward()
+        for name, parameter in resnet18.named_parameters():
+            assert torch.equal(parameter.grad, times * expected[name]), name
+    assert held == [None] * len(held)
+
+
+def test_frozen_parameters_get_no_gradient(resnet18):
+    resnet18.conv1.requires_grad_(False)
+    with at_width(resnet18, 0.75):
+        resnet18(torch.randn(2, 3, 64, 64)).square().sum().backward()
+        assert not resnet18.conv1.weight.requires_grad
+    assert resnet18.conv1.weight.grad is None and resnet18.fc.weight.grad is not None
+
+
+def test_a_backward_after_the_block_reaches_the_parameters_too(resnet18):
+    with at_width(resnet18, 0.75):
+        loss = resnet18(torch.randn(2, 3, 64, 64)).square().sum()
+    loss.backward()
+    assert all(p.grad.abs().sum() > 0 for p in resnet18.parameters())
+
+
+def test_gradients_of_slices_are_not_held_until_the_end_of_backward(resnet18):
+    """The whole network's gradients are there already: a pass needs its activations beside them,
+    and one layer's gradient at a time."""
+    resnet18.train()
+    image = torch.randn(1, 3, 32, 32)  # next to no activations
+    resnet18(image.repeat(2, 1, 1, 1)).sum().backward()
+
+    def step():
+        with at_width(resnet18, 0.9):
+            resnet18(image.repeat(2, 1, 1, 1)).square().sum().backward()
+
+    step()
+    largest = max(p.nbytes for p in resnet18.parameters())
+    whole = sum(p.nbytes for p in resnet18.parameters())
+    assert peak_growth(step, torch.device("cpu")) < 3 * largest < 0.7 * whole
+
+
+def test_channels_last_weights_stay_so_and_gradients_are_the_same(resnet18):
+    resnet18.double()
+    image = torch.randn(2, 3, 64, 64, dtype=torch.double)
+    gradients = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        resnet18.to(memory_format=memory_format).zero_grad()
+        with at_width(resnet18, 0.75, norm="frozen"):
+            resnet18(image).square().sum().backward()
+        gradients.append({k: p.grad.clone() for k, p in resnet18.named_parameters()})
+    weight = resnet18.layer1[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert weight.grad.is_contiguous(memory_format=torch.channels_last)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-9, atol=1e-12)
 
 
 def state_and_attributes(network):

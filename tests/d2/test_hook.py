@@ -374,3 +374,15 @@ def test_supervision_that_a_detector_cannot_have():
         train(model, GradAugHook(supervision="soft", **SUBS), steps=1)
     with pytest.raises(ConfigError, match=r"subnet_norm is 'batch'"):
         train(tiny_model(), GradAugHook(subnet_norm="batch", **SUBS), steps=1)
+
+
+def test_channels_last_changes_the_memory_format_alone():
+    trained = {}
+    for channels_last in (False, True):
+        model = tiny_model(double=True)
+        train(model, GradAugHook(channels_last=channels_last, **SUBS), steps=1)
+        weight = model.backbone.bottom_up.res3[0].conv2.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        trained[channels_last] = weights(model)
+    for name, tensor in trained[False].items():
+        torch.testing.assert_close(trained[True][name], tensor, rtol=1e-6, atol=1e-7)

@@ -150,3 +150,20 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"iteration 0: .* have a gradient that is not"):
         training.run()
     assert torch.equal(training.model.conv1.weight, before)
+
+
+def test_channels_last_is_the_same_training_in_another_memory_format(tmp_path):
+    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    losses = {}
+    for channels_last in (False, True):
+        recipe = tiny_recipe("gradaug", "epochs=1", f"channels_last={channels_last}")
+        assert ("channels_last" in recipe.as_dict()) == channels_last
+        training = pretraining(recipe, tmp_path / str(channels_last))
+        weight = training.model.layer2[0].conv1.weight
+        losses[channels_last] = training.train_step(0, images, torch.arange(8))
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+    torch.testing.assert_close(losses[True], losses[False], rtol=1e-4, atol=1e-5)
+    metrics = training.run()
+    state, info = read_backbone(tmp_path / "True" / "backbone.safetensors")
+    assert info.metrics == pytest.approx(metrics) and info.recipe["channels_last"] is True
+    assert all(tensor.is_contiguous() for tensor in state.values())
