@@ -23,7 +23,8 @@ class ClassificationTraining:
     """The authors' recipe on random images; the classes are the embedded garments'.
 
     The variant ``authors`` keeps the loop's network, optimizer and batch, and takes
-    :func:`gradaug_det.speed.authors.authors_passes` in place of its passes.
+    :func:`gradaug_det.speed.authors.authors_passes` in place of its passes, in the memory format
+    and with the channel counts that they have.
     """
 
     def __init__(self, workload: Workload, variant: Variant) -> None:
@@ -35,16 +36,17 @@ class ClassificationTraining:
         fabric.launch()
         with tempfile.TemporaryDirectory() as folder:  # nothing is written before the first log
             self._training = Pretraining(recipe, folder, fabric)
-        self.model = workload.placed(self._training.model).train()
-        self.optimizer = self._training.optimizer
         self._by_authors = variant.kind == "authors"
+        channels_last = workload.channels_last and not self._by_authors
+        self.model = self._training.model.train()
+        self.optimizer = self._training.optimizer
         if self._by_authors:
             make_slimmable(self.model)
         random = torch.Generator().manual_seed(0)
         images = torch.randint(
             256, (workload.batch_size, 3, *workload.size), dtype=torch.uint8, generator=random
         )
-        if workload.channels_last:
+        if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         classes = len(self._training.images.classes)
         labels = torch.randint(classes, (workload.batch_size,), generator=random)
@@ -72,6 +74,7 @@ def _overrides(workload: Workload, variant: Variant) -> list[str]:
         "data.augment": "light",
         "data.size": 16,
         "optim.lr": 1e-30,
+        "channels_last": workload.channels_last and variant.kind != "authors",
         "gradaug.num_subnets": variant.num_subnets,
         **{f"gradaug.{key}": value for key, value in workload.options.items()},
     }

@@ -13,7 +13,7 @@ from gradaug_det.evaluation.rendering import json_text, templates, write_files
 from gradaug_det.speed.workload import TASKS
 
 NAME = "training"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def summarise(measured: dict[str, Any], clock: str = "cpu") -> dict[str, dict[str, Any]]:
@@ -70,7 +70,8 @@ def clock_of(workload: dict[str, Any]) -> str:
 
 
 def write_report(folder: str | Path, task: str, content: dict[str, Any]) -> Path:
-    """Writes a task's results, beside those of other tasks that are in the folder already.
+    """Writes a task's results, beside those of other tasks and of other settings that are in the
+    folder already.
 
     Args:
         folder: made if needed.
@@ -85,11 +86,13 @@ def write_report(folder: str | Path, task: str, content: dict[str, Any]) -> Path
         DataError: the folder's ``training.json`` is of something else.
     """
     folder = Path(folder)
-    tasks = _read_tasks(folder / f"{NAME}.json")
     summary = summarise(content["measured"], clock_of(content["workload"]))
-    tasks[task] = {"summary": summary, **content}
-    ordered = {name: tasks[name] for name in TASKS if name in tasks}
-    everything = {"schema_version": SCHEMA_VERSION, "tasks": ordered}
+    new = {"task": task, "summary": summary, **content}
+    sections = [
+        s for s in _read_sections(folder / f"{NAME}.json") if _measures(s) != _measures(new)
+    ]
+    ordered = sorted([*sections, new], key=lambda s: list(TASKS).index(s["task"]))
+    everything = {"schema_version": SCHEMA_VERSION, "sections": ordered}
     write_files(folder, {f"{NAME}.json": json_text(everything), f"{NAME}.md": _markdown(ordered)})
     return folder / f"{NAME}.md"
 
@@ -103,22 +106,27 @@ def write_profile(folder: str | Path, task: str, variant: str, table: str, comma
     return Path(folder) / name
 
 
-def _read_tasks(path: Path) -> dict[str, Any]:
+def _measures(section: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What a section is about: a second one of the same replaces it."""
+    return section["task"], json.loads(json.dumps(section["workload"]))
+
+
+def _read_sections(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        return {}
+        return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema_version"] == SCHEMA_VERSION:
-            return content["tasks"]
+            return content["sections"]
     except (ValueError, KeyError, TypeError):
         pass
     raise DataError(f"{path} is not of this benchmark; give another --out, or remove that file")
 
 
-def _markdown(tasks: dict[str, Any]) -> str:
-    sections = [
+def _markdown(sections: list[dict[str, Any]]) -> str:
+    shown = [
         {
-            "title": TASKS[name].title,
+            "title": _title(content),
             "workload": content["workload"],
             "rounds": len(content["measured"]["plain"]["rounds"]),
             "clock": {"cpu": "processor", "wall": "wall"}[clock_of(content["workload"])],
@@ -131,9 +139,17 @@ def _markdown(tasks: dict[str, Any]) -> str:
             "environment": content["environment"],
             "machine": machine_line(content["environment"]),
         }
-        for name, content in tasks.items()
+        for content in sections
     ]
-    return templates().get_template("training.md.j2").render(sections=sections)
+    return templates().get_template("training.md.j2").render(sections=shown)
+
+
+def _title(section: dict[str, Any]) -> str:
+    workload = section["workload"]
+    settings = ["channels last"] if workload["channels_last"] else []
+    settings += [f"{key} {value}" for key, value in workload["options"].items()]
+    height, width = workload["size"]
+    return ", ".join([TASKS[section["task"]].title, f"{height}x{width}", *settings])
 
 
 def _plain_numbers(plain: dict[str, Any]) -> dict[str, Any]:

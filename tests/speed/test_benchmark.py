@@ -77,7 +77,7 @@ def report(tmp_path_factory):
 
 
 def test_the_table_says_what_was_measured(report):
-    task = json.loads((report / "training.json").read_text())["tasks"]["classification"]
+    (task,) = json.loads((report / "training.json").read_text())["sections"]
     text = (report / "training.md").read_text()
     plain = task["measured"]["plain"]
     assert list(task["summary"]) == ["soft-2", "authors-1"]
@@ -98,8 +98,7 @@ def test_the_table_says_what_was_measured(report):
         )
         assert f"| {name} | {numbers}" in text
         assert f"({row['passes'][1]['flops']:.3f})" in text
-    assert "min_width = 0.8" in text
-    assert "channels last" in text
+    assert "## Classification, 32x32, channels last, min_width 0.8" in text
     assert "--only soft-2 authors-1 --profile soft-2" in text
     iterations = [entry["iteration"] for entry in plain["rounds"]]
     assert iterations == [entry["iteration"] for entry in own["rounds"]] == [1, 2, 3]
@@ -119,16 +118,21 @@ def test_profile_and_report_name_no_folder(report):
 def test_other_tasks_stay_in_the_report(report, tmp_path):
     file = tmp_path / "training.json"
     file.write_text((report / "training.json").read_text())
-    content = json.loads(file.read_text())["tasks"]["classification"]
-    write_report(tmp_path, "mmdet", {k: v for k, v in content.items() if k != "summary"})
-    tasks = json.loads(file.read_text())["tasks"]
-    assert list(tasks) == ["classification", "mmdet"]
-    assert tasks["classification"] == content
-    assert (tmp_path / "training.md").read_text().count("\n## ") == 2
+    (content,) = json.loads(file.read_text())["sections"]
+    measured = {k: v for k, v in content.items() if k not in ("summary", "task")}
+    write_report(tmp_path, "mmdet", measured)
+    write_report(tmp_path, "mmdet", measured | {"command": "again"})
+    other = measured | {"workload": measured["workload"] | {"threads": 7}}
+    write_report(tmp_path, "classification", other)
+    sections = json.loads(file.read_text())["sections"]
+    assert [s["task"] for s in sections] == ["classification", "classification", "mmdet"]
+    assert sections[0] == content
+    assert sections[1]["workload"]["threads"] == 7 and sections[2]["command"] == "again"
+    assert (tmp_path / "training.md").read_text().count("\n## ") == 3
 
 
 def test_a_file_of_something_else_is_not_overwritten(report, tmp_path):
-    content = json.loads((report / "training.json").read_text())["tasks"]["classification"]
+    (content,) = json.loads((report / "training.json").read_text())["sections"]
     (tmp_path / "training.json").write_text('{"ratios": {}}')
     with pytest.raises(DataError, match="another --out"):
         write_report(tmp_path, "mmdet", content)
