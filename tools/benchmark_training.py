@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Time, FLOPs and memory of a GradAug training step, as ratios to the plain step's.
 
-Writes training.json and training.md into --out; what they hold of other tasks and settings stays. Profiles go
-beside them. On a busy machine believe the processor time.
+Writes training.json and training.md into --out; what they hold of other tasks and settings stays.
+Profiles go beside them. On a busy machine believe the processor time.
 """
 
 import argparse
