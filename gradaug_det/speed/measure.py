@@ -101,10 +101,11 @@ class _Measured:
                 for s in self.training.sub_networks(entry["iteration"])
             )
             if key not in known:
-                known[key] = self._flops(entry["iteration"])
+                known[key] = self.flops(entry["iteration"])
             entry["flops"] = known[key]
 
-    def _flops(self, iteration: int) -> list[int]:
+    def flops(self, iteration: int) -> list[int]:
+        """Of the passes of a step, and of the rest."""
         with FlopCounterMode(display=False) as counter:
             parts = self._per_pass(iteration, lambda: (counter.get_total_flops(),))
         return [int(flops) for (flops,) in parts]
@@ -159,6 +160,12 @@ def measure(workload: Workload, variants: list[Variant], rounds: int) -> dict[st
         each.count_flops()
         results[each.variant.name] = {"rounds": each.rounds, "peak_bytes": each.peak_bytes()}
     return results
+
+
+def mean_flops(workload: Workload, variant: Variant, iterations: int) -> float:
+    """FLOPs of a step, mean over the sub-networks of the first iterations."""
+    each = _Measured(workload, variant)
+    return sum(sum(each.flops(i)) for i in range(iterations)) / iterations
 
 
 def profile_step(workload: Workload, variant: Variant, rows: int = 30) -> str:

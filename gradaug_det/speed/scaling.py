@@ -6,12 +6,23 @@ cross the network once, after all passes, so nothing hides it). Images are loade
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from gradaug_det.core.checks import check_integer, check_number
+from gradaug_det.core.engine import BUCKET_BYTES
+from gradaug_det.evaluation.environment import describe_environment, machine_line
+from gradaug_det.evaluation.rendering import json_text, templates
+from gradaug_det.files import atomic_path
+from gradaug_det.speed.measure import mean_flops
+from gradaug_det.speed.processes import step_times
+from gradaug_det.speed.workload import Variant, Workload, training_class
+
+logger = logging.getLogger(__name__)
 
 BATCH = 16
 """Images of a step in the 1x schedule, which is 90,000 steps long; larger batches have fewer."""
@@ -132,3 +143,96 @@ def predictions(
                 }
             )
     return rows
+
+
+def measure_scaling(
+    configs: Path, size: tuple[int, int], iterations: int, steps: int, images: int
+) -> dict[str, Any]:
+    """The pieces that this machine can measure, and the model's check on it.
+
+    Args:
+        configs: folder of the project's configs.
+        size: (height, width) of a training image in pixels, for the FLOPs.
+        iterations: whose sub-networks the FLOPs are counted of.
+        steps: of each training in the check.
+        images: loaded for the time of one.
+
+    Returns:
+        ``size``, ``flops_ratios`` (GradAug's over a plain step's, by variant), ``gradient_bytes``,
+        ``load_seconds``, ``check``: see :func:`check_on_two_processes`.
+    """
+    from gradaug_det.d2.speed import loading_seconds
+
+    large = Workload("detectron2", configs, size, batch_size=1)
+    variants = [Variant("labels", n) for n in (1, 2, 3)]
+    plain = mean_flops(large, Variant(), 1)
+    ratios = {}
+    for variant in variants:
+        ratios[variant.name] = mean_flops(large, variant, iterations) / plain
+        logger.info("FLOPs of %s: %.2f x plain", variant.name, ratios[variant.name])
+    model = training_class("detectron2")(large, Variant()).model
+    gradients = [p.nbytes for p in model.parameters() if p.requires_grad]
+    del model
+    seconds = loading_seconds(configs, images)
+    logger.info("an image is loaded in %.4f s", seconds)
+    return {
+        "size": list(size),
+        "iterations": iterations,
+        "plain_gflops": plain / 1e9,
+        "flops_ratios": ratios,
+        "gradient_bytes": sum(gradients),
+        "load_seconds": seconds,
+        "check": check_on_two_processes(configs, steps),
+    }
+
+
+def check_on_two_processes(configs: Path, steps: int) -> dict[str, Any]:
+    """The model's step of two processes beside the measured one, on the mini config.
+
+    What the model says: the step as two processes take it side by side that have nothing to tell
+    each other, and the averaging of gradients as it is measured in itself.
+
+    Returns:
+        ``all_reduce`` (seconds), ``gradient_bytes`` and by variant ``alone``, ``side by side``,
+        ``together``, ``model`` (seconds) and ``error`` (of the model, relative).
+    """
+    small = Workload("detectron2", configs, (192, 256), batch_size=2, small=True)
+    variants = [Variant(), Variant("labels", 2)]
+    times = step_times(small, variants, steps)
+    rows = {}
+    for name in (v.name for v in variants):
+        own = {mode: times[mode][name] for mode in times if mode != "all_reduce"}
+        # DistributedDataParallel's all-reduce of the plain step is hidden behind its backward.
+        exposed = 0.0 if name == "plain" else times["all_reduce"]
+        model = own["side by side"] + exposed
+        rows[name] = {**own, "model": model, "error": model / own["together"] - 1}
+    return {"all_reduce": times["all_reduce"], "steps": steps, "rows": rows}
+
+
+def write_scaling(
+    folder: Path, measured: dict[str, Any], pieces: Pieces, clusters: Mapping[str, Cluster]
+) -> Path:
+    """Writes ``scaling.md`` and ``benchmarks/scaling.json`` into a folder; returns the first."""
+    ratios = {"plain": 1.0, **measured["flops_ratios"]}
+    content = {
+        "measured": measured,
+        "pieces": asdict(pieces),
+        "clusters": {title: asdict(cluster) for title, cluster in clusters.items()},
+        "predictions": predictions(pieces, clusters, ratios),
+        "environment": describe_environment(),
+    }
+    machine = machine_line(content["environment"])
+    text = templates().get_template("scaling.md.j2").render(machine=machine, **content)
+    for path, written in (
+        (folder / "benchmarks" / "scaling.json", json_text(content)),
+        (folder / "scaling.md", text),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_text(written, encoding="utf-8")
+    return folder / "scaling.md"
+
+
+def messages_of(gradient_bytes: int) -> int:
+    """All-reduces of a step: one a bucket, and one of which parameters have a gradient."""
+    return math.ceil(gradient_bytes / BUCKET_BYTES) + 1

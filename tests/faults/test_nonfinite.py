@@ -179,3 +179,16 @@ def test_a_scaler_looks_at_gradients_itself():
     with pytest.raises(NonFiniteLossError, match=r"iteration 7: 1 of 1 parameters"):
         check_gradients(layer, 7, skip=False, scaler=off)
     assert not check_gradients(layer, 7, skip=True) and layer.weight.grad.eq(0).all()
+
+
+def test_finite_gradients_whose_sum_overflows_are_finite():
+    layer = torch.nn.Linear(4, 4)
+    layer.weight.grad = torch.full_like(layer.weight, 3e38)
+    layer.bias.grad = torch.zeros_like(layer.bias)
+    assert check_gradients(layer, 0, skip=False)
+    layer.bias.grad[0] = torch.nan
+    with pytest.raises(NonFiniteLossError, match="1 of 2 parameters"):
+        check_gradients(layer, 0, skip=False)
+    layer.half()
+    layer.weight.grad, layer.bias.grad = layer.weight.data * 0 + 6e4, layer.bias.data * 0
+    assert check_gradients(layer, 0, skip=False), "float16 gradients are added up in float32"
