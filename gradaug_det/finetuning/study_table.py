@@ -81,8 +81,8 @@ def study_text(study: Study, results: Results, seeds: Sequence[int]) -> str:
         if not any(c.name in results for seed in seeds for c in part_cells(part, seed)):
             continue
         parts += [f"## {title}", _NOTES[part], _table(part, study, results, seeds)]
-        if part in ("main", "compute"):
-            parts += ["\n".join(lines)] if (lines := _verdicts(part, results, seeds)) else []
+        lines = [*_verdicts(part, results, seeds), *_comparisons(part, results, seeds)]
+        parts += ["\n".join(lines)] if lines else []
         parts += [
             f"![{caption}]({name})"
             for name, (owner, caption) in _PLOTS.items()
@@ -283,12 +283,37 @@ def _robustness_note() -> str:
 
 
 def _verdicts(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
+    if part not in ("main", "compute"):
+        return []
     lines = []
     for row in part_rows(part):
         if row.cell.method == "plain" or not values(results, row.cell, seeds, "bbox"):
             continue
         found = {task: _compared(results, row, seeds, task, ENOUGH_SEEDS) for task in TARGETS}
         lines.append(f"- {METHODS[row.cell.method]}: {verdict(found)}.")
+    return lines
+
+
+def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
+    """GradAug beside plain fine-tuning with rescaled images, which no table compares."""
+    rescaled, compared = Cell("gradaug", "rescaled", 0), []
+    if part == "controls":
+        both = replace(rescaled, method="labels-rescaled")
+        for length, budget in (("iterations", "1x"), ("compute", "as-labels")):
+            title = f"GradAug on rescaled images minus plain on rescaled images, same {length}"
+            compared.append(Row((title,), both, replace(rescaled, budget=budget)))
+    if part == "low-data":
+        for share in (*SHARES, 1.0):
+            title = f"{100 * share:g} %: GradAug minus plain on rescaled images, same compute"
+            labels = replace(rescaled, method="labels", share=share)
+            plain = replace(rescaled, budget="as-labels", share=share)
+            compared.append(Row((title,), labels, plain))
+    lines = []
+    for row in compared:
+        shown = {task: _difference(results, row, seeds, task) for task in TARGETS}
+        if all(shown.values()):
+            texts = (f"{TASK_NAMES[task]} AP {text}" for task, text in shown.items())
+            lines.append(f"- {row.title[0]}: {', '.join(texts)}.")
     return lines
 
 

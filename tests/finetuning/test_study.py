@@ -10,6 +10,7 @@ from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.evaluation.agreement import Agreement
 from gradaug_det.evaluation.coco import COCO_METRICS
 from gradaug_det.finetuning import study as module
+from gradaug_det.evaluation.wording import signed
 from gradaug_det.finetuning.study import (
     BACKBONES,
     BUDGETS,
@@ -341,12 +342,16 @@ def test_low_data_rows_are_compared_within_a_share(study, tmp_path):
         plain = [(5 + 5 * share + noise, 4 + noise) for noise in (0.0, 0.1, 0.2)]
         made[replace(PLAIN, share=share)] = plain
         made[replace(LABELS, share=share)] = [(box + gain, mask + gain) for box, mask in plain]
-    made[replace(PLAIN, share=0.1, method="rescaled", budget="as-labels")] = [(9, 7)] * 3
+    control = replace(PLAIN, share=0.1, method="rescaled", budget="as-labels")
+    made[control] = [(9, 7), (9.1, 7), (9.2, 7)]
     results = results_of(study, made)
     readme = write_study(tmp_path / "study", study, results, SEEDS)
     rows = rows_of(readme.read_text().split(f"## {PARTS['low-data']}")[1])
     (control,) = (row for row in rows if row[:2] == ["10 %", "plain, rescaled images, 2.7x"])
-    assert control[6].startswith("+3.40"), "9 against a mean of 5.6, of plain with 10 %"
+    assert control[6].startswith("+3.50"), "9.1 against a mean of 5.6, of plain with 10 %"
+    title = "- 10 %: GradAug minus plain on rescaled images, same compute"
+    line = f"{title}: box AP {signed(-2.5)} ["
+    assert line in readme.read_text()
     gains = {row[0]: row[6].split()[0] for row in rows if row[1] == "GradAug, labels"}
     assert gains == {"10 %": "+1.00", "50 %": "+2.00", "100 %": "+3.00"}
     plot = (readme.parent / "low_data.svg").read_text()
@@ -355,6 +360,19 @@ def test_low_data_rows_are_compared_within_a_share(study, tmp_path):
     write_study(tmp_path / "study", study, {}, SEEDS)
     assert not (readme.parent / "low_data.svg").exists()
     assert "Finished" not in readme.read_text() and "|" not in readme.read_text().split("##")[-1]
+
+
+def test_gradaug_on_rescaled_images_is_compared_with_plain_on_rescaled_images(study, tmp_path):
+    rescaled = replace(PLAIN, method="rescaled")
+    made = {
+        rescaled: [(10, 9), (10.1, 9.1), (10.2, 9.2)],
+        replace(rescaled, budget="as-labels"): [(14, 13), (14.1, 13.1), (14.2, 13.2)],
+        replace(rescaled, method="labels-rescaled"): [(12, 11), (12.1, 11.1), (12.2, 11.2)],
+    }
+    readme = write_study(tmp_path / "study", study, results_of(study, made), SEEDS)
+    title = "GradAug on rescaled images minus plain on rescaled images, same"
+    assert f"- {title} iterations: box AP +2.00 [" in readme.read_text()
+    assert f"- {title} compute: box AP {signed(-2.0)} [" in readme.read_text()
 
 
 def test_the_sweep_is_compared_with_the_settings_of_the_other_parts():
