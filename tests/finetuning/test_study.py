@@ -9,8 +9,8 @@ import pytest
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.evaluation.agreement import Agreement
 from gradaug_det.evaluation.coco import COCO_METRICS
-from gradaug_det.finetuning import study as module
 from gradaug_det.evaluation.wording import signed
+from gradaug_det.finetuning import study as module
 from gradaug_det.finetuning.study import (
     BACKBONES,
     BUDGETS,
