@@ -10,13 +10,15 @@ from statistics import median
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from detectron2.data import DatasetMapper
-from detectron2.engine import SimpleTrainer, create_ddp_model
+from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.v2 import functional
 
 from gradaug_det.core.sampling import SubNetwork
@@ -43,7 +45,10 @@ class Detectron2Training:
         self.optimizer = build_optimizer(cfg, self.model)
         scenes = random_scenes(workload, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         batch = make_batch(scenes, cfg.INPUT.MASK_FORMAT)
-        trained = create_ddp_model(self.model, broadcast_buffers=False)  # of one process: itself
+        trained = self.model
+        if dist.is_available() and dist.is_initialized():
+            # Detectron2's create_ddp_model wants a GPU for each process.
+            trained = DistributedDataParallel(self.model, broadcast_buffers=False)
         self._trainer = SimpleTrainer(trained, repeat(batch), self.optimizer)
         options = variant.detector_options(workload.options)
         self._sampler = options.sampler

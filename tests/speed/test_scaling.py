@@ -71,7 +71,7 @@ def test_the_page_holds_what_was_measured_and_what_was_given(tmp_path):
     content = json.loads((tmp_path / "benchmarks" / "scaling.json").read_text())
     measured, text = content["measured"], (tmp_path / "scaling.md").read_text()
     assert list(measured["flops_ratios"]) == ["labels-1", "labels-2", "labels-3"]
-    assert 1 < measured["flops_ratios"]["labels-1"] < measured["flops_ratios"]["labels-3"] < 4
+    assert 1 < measured["flops_ratios"]["labels-1"] < measured["flops_ratios"]["labels-3"] < 8
     assert 150e6 < measured["gradient_bytes"] < 180e6, "44 million weights, the first ones frozen"
     assert 0 < measured["load_seconds"] < 5
     for name, row in measured["check"]["rows"].items():
