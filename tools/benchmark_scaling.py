@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from gradaug_det.errors import GradAugError
-from gradaug_det.speed.scaling import Cluster, Pieces, measure_scaling, messages_of, write_scaling
+from gradaug_det.speed.scaling import Cluster, Pieces, measure_scaling, write_scaling
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = 0.261  # s a step of 2 images a GPU, 8 V100: MODEL_ZOO.md of Detectron2, R50-FPN 1x
@@ -45,12 +45,10 @@ def main(argv: list[str] | None = None) -> int:
         measured = measure_scaling(
             ROOT / "configs", tuple(args.size), args.iterations, args.steps, args.images
         )
-        size = measured["gradient_bytes"]
         pieces = Pieces(
             args.plain_step,
             args.images_per_gpu,
-            size,
-            messages_of(size),
+            measured["gradient_bytes"],
             measured["load_seconds"],
             args.loaders,
         )

@@ -76,8 +76,7 @@ def check_gradients(module: nn.Module, iteration: int, skip: bool, scaler: Any =
     if not gradients or (scaler is not None and scaler.is_enabled()):
         return True
     # A sum is a sixteenth of the time of a look at every number, on CPUs. It can overflow: so look.
-    wide = [torch.promote_types(g.dtype, torch.float32) for g in gradients]
-    sums = [g.sum(dtype=kind).float() for g, kind in zip(gradients, wide, strict=True)]
+    sums = [g.sum(dtype=torch.promote_types(g.dtype, torch.float32)).float() for g in gradients]
     if torch.stack(sums).isfinite().all():
         return True
     bad = sum(not g.isfinite().all() for g in gradients)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode as CN
 
-from gradaug_det.core.checks import check_integer
+from gradaug_det.core.checks import check_bool, check_integer
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.errors import ConfigError
 
@@ -67,9 +67,7 @@ def gradaug_options(cfg: CN) -> GradAugOptions:
         if not key.isupper():
             raise ConfigError(f"GRADAUG.{key}", f"is unknown; write keys as {key.upper()}")
     values = {key.lower(): v for key, v in cfg.GRADAUG.items() if key != "ENABLED"}
-    if not isinstance(cfg.GRADAUG.get("ENABLED"), bool):
-        enabled = cfg.GRADAUG.get("ENABLED")
-        raise ConfigError("GRADAUG.ENABLED", f"must be True or False, got {enabled!r}")
+    check_bool("GRADAUG.ENABLED", cfg.GRADAUG.get("ENABLED"))
     try:
         # The hook takes n = 0 as a control; a config says ENABLED: False for plain training.
         count = check_integer("num_subnets", values.get("num_subnets", 1))

@@ -107,18 +107,14 @@ def part_rows(part: str) -> list[Row]:
         ]
     if part == "compute":
         rows = [
-            Row(
-                (name, f"plain, {BUDGETS['as-labels']:g}x"),
-                Cell(backbone, "plain", 0, "as-labels"),
-                replace(baseline, budget="as-labels"),
-            )
+            Row((name, _fine_tuning(cell)), cell, replace(baseline, budget="as-labels"))
             for backbone, name in BACKBONES.items()
+            for cell in [Cell(backbone, "plain", 0, "as-labels")]
         ]
         for method in ("labels", "soft", "both"):
-            budget = f"as-{method}"
-            long, title = replace(plain, budget=budget), f"plain, {BUDGETS[budget]:g}x"
+            long = replace(plain, budget=f"as-{method}")
             if method != "labels":  # whose plain row is above
-                rows.append(Row((BACKBONES["gradaug"], title), long))
+                rows.append(Row((BACKBONES["gradaug"], _fine_tuning(long)), long))
             gradaug = replace(plain, method=method)
             rows.append(Row((BACKBONES["gradaug"], f"{METHODS[method]}, 1x"), gradaug, long))
         return rows

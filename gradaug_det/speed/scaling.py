@@ -16,8 +16,7 @@ from typing import Any
 from gradaug_det.core.checks import check_integer, check_number
 from gradaug_det.core.engine import BUCKET_BYTES
 from gradaug_det.evaluation.environment import describe_environment, machine_line
-from gradaug_det.evaluation.rendering import json_text, templates
-from gradaug_det.files import atomic_path
+from gradaug_det.evaluation.rendering import json_text, templates, write_files
 from gradaug_det.speed.measure import mean_flops
 from gradaug_det.speed.processes import step_times
 from gradaug_det.speed.workload import Variant, Workload, training_class
@@ -78,7 +77,6 @@ class Pieces:
         plain_seconds: of a plain step's passes on one GPU.
         images_per_gpu: of a step.
         gradient_bytes: that cross the network once a step.
-        messages: in which they do.
         load_seconds: of one processor core to load and augment an image.
         loaders: processes that load images, for each GPU.
     """
@@ -86,9 +84,13 @@ class Pieces:
     plain_seconds: float
     images_per_gpu: int
     gradient_bytes: int
-    messages: int
     load_seconds: float
     loaders: int
+
+    @property
+    def messages(self) -> int:
+        """All-reduces of a step: one a bucket, and one of which parameters have a gradient."""
+        return math.ceil(self.gradient_bytes / BUCKET_BYTES) + 1
 
 
 def predict(pieces: Pieces, cluster: Cluster, compute_ratio: float, plain: bool) -> dict[str, Any]:
@@ -158,8 +160,9 @@ def measure_scaling(
         images: loaded for the time of one.
 
     Returns:
-        ``size``, ``flops_ratios`` (GradAug's over a plain step's, by variant), ``gradient_bytes``,
-        ``load_seconds``, ``check``: see :func:`check_on_two_processes`.
+        ``size``, ``iterations``, ``plain_gflops``, ``flops_ratios`` (GradAug's over a plain
+        step's, by variant), ``gradient_bytes``, ``load_seconds``, and ``check``: see
+        :func:`check_on_two_processes`.
     """
     from gradaug_det.d2.speed import loading_seconds
 
@@ -170,9 +173,8 @@ def measure_scaling(
     for variant in variants:
         ratios[variant.name] = mean_flops(large, variant, iterations) / plain
         logger.info("FLOPs of %s: %.2f x plain", variant.name, ratios[variant.name])
-    model = training_class("detectron2")(large, Variant()).model
-    gradients = [p.nbytes for p in model.parameters() if p.requires_grad]
-    del model
+    parameters = training_class("detectron2")(large, Variant()).model.parameters()
+    gradient_bytes = sum(p.nbytes for p in parameters if p.requires_grad)
     seconds = loading_seconds(configs, images)
     logger.info("an image is loaded in %.4f s", seconds)
     return {
@@ -180,7 +182,7 @@ def measure_scaling(
         "iterations": iterations,
         "plain_gflops": plain / 1e9,
         "flops_ratios": ratios,
-        "gradient_bytes": sum(gradients),
+        "gradient_bytes": gradient_bytes,
         "load_seconds": seconds,
         "check": check_on_two_processes(configs, steps),
     }
@@ -193,7 +195,7 @@ def check_on_two_processes(configs: Path, steps: int) -> dict[str, Any]:
     each other, and the averaging of gradients as it is measured in itself.
 
     Returns:
-        ``all_reduce`` (seconds), ``gradient_bytes`` and by variant ``alone``, ``side by side``,
+        ``all_reduce`` (seconds), ``steps`` and ``rows``: by variant ``alone``, ``side by side``,
         ``together``, ``model`` (seconds) and ``error`` (of the model, relative).
     """
     small = Workload("detectron2", configs, (192, 256), batch_size=2, small=True)
@@ -216,23 +218,13 @@ def write_scaling(
     ratios = {"plain": 1.0, **measured["flops_ratios"]}
     content = {
         "measured": measured,
-        "pieces": asdict(pieces),
+        "pieces": {**asdict(pieces), "messages": pieces.messages},
         "clusters": {title: asdict(cluster) for title, cluster in clusters.items()},
         "predictions": predictions(pieces, clusters, ratios),
         "environment": describe_environment(),
     }
     machine = machine_line(content["environment"])
     text = templates().get_template("scaling.md.j2").render(machine=machine, **content)
-    for path, written in (
-        (folder / "benchmarks" / "scaling.json", json_text(content)),
-        (folder / "scaling.md", text),
-    ):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(written, encoding="utf-8")
+    write_files(folder / "benchmarks", {"scaling.json": json_text(content)})
+    write_files(folder, {"scaling.md": text})
     return folder / "scaling.md"
-
-
-def messages_of(gradient_bytes: int) -> int:
-    """All-reduces of a step: one a bucket, and one of which parameters have a gradient."""
-    return math.ceil(gradient_bytes / BUCKET_BYTES) + 1

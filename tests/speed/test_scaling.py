@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from gradaug_det.errors import ConfigError
-from gradaug_det.speed.scaling import Cluster, Pieces, messages_of, predict, predictions
+from gradaug_det.speed.scaling import Cluster, Pieces, predict, predictions
 
 ROOT = Path(__file__).parents[2]
 PIECES = Pieces(
     plain_seconds=0.3,
     images_per_gpu=2,
     gradient_bytes=180_000_000,
-    messages=8,
     load_seconds=0.05,
     loaders=4,
 )
@@ -61,7 +60,7 @@ def test_gradaug_pays_for_what_a_plain_step_hides():
     assert gradaug["all_reduce"] == pytest.approx(cost) and cost > 0
     assert gradaug["ratio"] == pytest.approx((0.9 + cost) / 0.3)
     assert gradaug["efficiency"] == pytest.approx(0.9 / (0.9 + cost))
-    assert messages_of(PIECES.gradient_bytes) == 8
+    assert PIECES.messages == 8
 
 
 def test_the_page_holds_what_was_measured_and_what_was_given(tmp_path):
