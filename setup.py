@@ -54,6 +54,7 @@ setup(
         ],
         "pretrain": ["lightning-fabric>=2.2", "omegaconf", "imagecorruptions-imaug", "tensorboard"],
         "gdrive": ["gdown>=6.5"],  # the authors' published weights
+        "onnx": ["onnx", "onnxruntime"],
         "docs": ["mkdocs-material", "mkdocstrings-python"],
         "dev": ["pytest", "pytest-timeout", "playwright", "ruff", "pre-commit"],
     },

@@ -18,11 +18,11 @@ from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.export_lazy import lazy_config
-from gradaug_det.d2.export_trace import trace_detector
+from gradaug_det.d2.export_trace import traceable_detector
 from gradaug_det.d2.train import load_config
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.export.calibration import in_batches
-from gradaug_det.export.exporter import TorchScriptFile
+from gradaug_det.export.programs import Traceable
 from gradaug_det.export.widths import scaled
 
 _NAME = "MODEL.BACKBONE.NAME"
@@ -110,8 +110,8 @@ class Detectron2Exporter:
             samples = [mapper({"file_name": str(file)}) for file in files]
             yield model.preprocess_image(samples).tensor
 
-    def torchscript(self, model: nn.Module) -> TorchScriptFile:
-        return trace_detector(model)
+    def traceable(self, model: nn.Module) -> Traceable:
+        return traceable_detector(model)
 
 
 class _StrictCheckpointer(SafeCheckpointer):

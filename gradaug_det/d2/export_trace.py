@@ -1,4 +1,4 @@
-"""A whole Detectron2 detector as a traced program, by Detectron2's own adapter."""
+"""A whole Detectron2 detector as something to trace, by Detectron2's own adapter."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import importlib
 import importlib.util
 import sys
 import types
-import warnings
 from typing import Any
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
-from torch import Tensor, nn
+from torch import nn
 
-from gradaug_det.errors import ConfigError
-from gradaug_det.export.exporter import TorchScriptFile
+from gradaug_det.export.programs import Traceable
 
 
-def trace_detector(model: nn.Module) -> TorchScriptFile:
-    """The detector as a program of one image of any size, without resizing and mask pasting.
+def traceable_detector(model: nn.Module) -> Traceable:
+    """The detector as a function of one image of any size, without resizing and mask pasting.
 
     Raises:
-        ConfigError: the detector cannot be traced, or the program finds something else than it on
-            an image of another size.
+        RuntimeError, ValueError, TypeError, AttributeError: Detectron2's adapter fails.
     """
     inference = _inference if isinstance(model, GeneralizedRCNN) else None
     generator = torch.Generator().manual_seed(0)
@@ -30,24 +27,18 @@ def trace_detector(model: nn.Module) -> TorchScriptFile:
         torch.randint(0, 256, (3, *size), generator=generator).float()
         for size in ((192, 256), (224, 160))
     )
-    try:
-        adapter = _adapter()(model, [{"image": image}], inference)
-        # Sizes that become constants where they matter are found by the comparison below.
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.jit.trace(adapter, (image,), check_trace=False)
-            found, expected = program(other), adapter(other)
-    except (RuntimeError, ValueError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise _refused(f"Detectron2's TracingAdapter fails: {reason}") from error
-    if not all(map(_close, found, expected)):
-        raise _refused("the traced program finds something else on an image of another size")
-    names = ", ".join(_names(adapter.outputs_schema))
-    return TorchScriptFile(
-        "model.torchscript.pt",
-        program,
-        f"the whole detector: one image (3, H, W) as float32, 0 to 255, resized and in the "
-        f"config's channel order -> {names}, in pixels of that image"
+    adapter = _adapter()(model, [{"image": image}], inference).eval()
+    adapter(image)  # outputs_schema is known after it
+    names = _names(adapter.outputs_schema)
+    return Traceable(
+        name="model",
+        module=adapter,
+        example=image,
+        other=other,
+        sizes={1: "height", 2: "width"},
+        outputs=tuple(name.replace(" ", "_") for name in names),
+        note="the whole detector: one image (3, H, W) as float32, 0 to 255, resized and in the "
+        f"config's channel order -> {', '.join(names)}, in pixels of that image"
         + ("; masks are of their boxes, not pasted" if "pred_masks" in names else ""),
     )
 
@@ -83,16 +74,3 @@ def _names(schema: Any) -> list[str]:
     ):
         schema = schema.schemas[0]
     return [*schema.keys, "image size"]
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return found.shape == expected.shape and torch.allclose(
-        found.float(), expected.float(), rtol=1e-4, atol=1e-4
-    )
-
-
-def _refused(why: str) -> ConfigError:
-    return ConfigError(
-        "--torchscript",
-        f"is not possible for this detector: {why}; export without it",
-    )

@@ -25,6 +25,7 @@ from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.hook import GradAugHook
 from gradaug_det.d2.train import load_config
+from gradaug_det.export.calibration import recalibrate
 from gradaug_det.speed.scenes import Scene, polygons, random_scenes
 from gradaug_det.speed.workload import Variant, Workload
 
@@ -32,7 +33,11 @@ _CONFIGS = {False: "mask_rcnn_R_50_FPN_1x_plain.yaml", True: "mini_mask_rcnn_R_1
 
 
 class Detectron2Training:
-    """Detectron2's SimpleTrainer with the GradAug hook, on Mask R-CNN with random weights."""
+    """Detectron2's SimpleTrainer with the GradAug hook, on Mask R-CNN with random weights.
+
+    BatchNorm's statistics are those of the batch: else the random backbone's outputs are so large
+    that hardly a proposal is left, and the plain step has almost no heads.
+    """
 
     def __init__(self, workload: Workload, variant: Variant) -> None:
         overrides = {"MODEL.WEIGHTS": "", "MODEL.DEVICE": workload.device, "SOLVER.BASE_LR": 0.0}
@@ -45,6 +50,10 @@ class Detectron2Training:
         self.optimizer = build_optimizer(cfg, self.model)
         scenes = random_scenes(workload, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         batch = make_batch(scenes, cfg.INPUT.MASK_FORMAT)
+        with torch.no_grad():
+            images = self.model.eval().preprocess_image(batch).tensor
+        recalibrate(self.model.backbone.bottom_up, [images])
+        self.model.train()
         trained = self.model
         if dist.is_available() and dist.is_initialized():
             # Detectron2's create_ddp_model wants a GPU for each process.

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class TorchScriptFile:
-    """A traced network.
-
-    Args:
-        name: of its file.
-        program: what is saved.
-        note: for readers: what goes in and what comes out.
-    """
-
-    name: str
-    program: torch.jit.ScriptModule
-    note: str
+from gradaug_det.export.programs import Traceable
 
 
 class Exporter(Protocol):
@@ -75,9 +60,9 @@ class Exporter(Protocol):
     def batches(self, model: nn.Module, images: Sequence[Path]) -> Iterator[Tensor]:
         """The images (N, 3, H, W) as ``backbone`` sees them, by the config's test pipeline."""
 
-    def torchscript(self, model: nn.Module) -> TorchScriptFile:
-        """The detector as a program, as far as the framework can be traced.
+    def traceable(self, model: nn.Module) -> Traceable:
+        """What a program can be made of, as far as the framework can be traced.
 
         Raises:
-            ConfigError: it cannot: says why.
+            RuntimeError, ValueError, TypeError, AttributeError: the framework's own adapter fails.
         """

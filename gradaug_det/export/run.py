@@ -20,6 +20,7 @@ from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.environment import describe_environment
 from gradaug_det.export.calibration import find_images, has_statistics, recalibrate
 from gradaug_det.export.exporter import Exporter
+from gradaug_det.export.programs import make_program
 from gradaug_det.export.slicing import check_same, find_readers, load_narrow, narrow_state
 from gradaug_det.export.widths import share_of_channels
 from gradaug_det.files import atomic_path
@@ -47,7 +48,7 @@ class Exported:
 
     Args:
         config, weights: their paths.
-        program: the TorchScript file's, if one was asked for.
+        program: the program's, if one was asked for.
         record: the content of ``export.json``.
     """
 
@@ -81,7 +82,7 @@ def export_detector(
     out: str | Path,
     *,
     calibration: Calibration | None = None,
-    torchscript: bool = False,
+    program: str | None = None,
 ) -> Exported:
     """Writes the sub-network of that width as a detector of its own.
 
@@ -93,7 +94,7 @@ def export_detector(
         width: of the sub-network; 1 for the full one.
         out: folder; files of these names in it are replaced.
         calibration: measure BatchNorm statistics; without it, they are the full network's, cut.
-        torchscript: also write a traced program.
+        program: also write one of :data:`gradaug_det.export.programs.FORMATS`.
 
     Raises:
         ConfigError, DataError, UnslimmableError, ZooError: something given cannot be used.
@@ -116,7 +117,7 @@ def export_detector(
     difference = _compare(exporter, narrow, width)
     if images:
         recalibrate(exporter.part(narrow), exporter.batches(narrow, images))
-    program = exporter.torchscript(narrow) if torchscript else None
+    made = make_program(program, lambda: exporter.traceable(narrow)) if program else None
     record = {
         "framework": exporter.framework,
         "width": width,
@@ -130,18 +131,18 @@ def export_detector(
             "weights_sha256": _sha256(Path(str(files.weights))),
         },
         "calibration": _described(calibration, images, narrow, exporter),
-        "torchscript": None if program is None else {"file": program.name, "note": program.note},
+        "program": None if made is None else {"file": made.name, "note": made.note},
         "environment": describe_environment(),
     }
     with atomic_path(weights) as temporary:
         torch.save(exporter.checkpoint(narrow.state_dict(), content), temporary)
-    if program is not None:
-        with atomic_path(out / program.name) as temporary:
-            torch.jit.save(program.program, str(temporary))
+    if made is not None:
+        with atomic_path(out / made.name) as temporary:
+            temporary.write_bytes(made.content)
     for file, text in ((name, content), ("export.json", json.dumps(record, indent=1) + "\n")):
         with atomic_path(out / file) as temporary:
             temporary.write_text(text, "utf-8")
-    return Exported(out / name, weights, program and out / program.name, record)
+    return Exported(out / name, weights, made and out / made.name, record)
 
 
 @torch.no_grad()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from gradaug_det.evaluation.agreement import Agreement, agreement
 from gradaug_det.evaluation.comparison import TASK_NAMES
@@ -20,6 +22,7 @@ from gradaug_det.finetuning.study import (
     PARTS,
     ROBUSTNESS,
     SHARES,
+    SPLITS,
     Cell,
     Study,
     finals,
@@ -136,14 +139,36 @@ def part_rows(part: str) -> list[Row]:
 
 def values(results: Results, cell: Cell, seeds: Iterable[int], task: str) -> list[float]:
     """AP of each seed that has a result, in per cent."""
-    found = (results.get(replace(cell, seed=seed).name) for seed in seeds)
-    return [result["metrics"][task]["AP"] for result in found if result]
+    return [result["metrics"][task]["AP"] for result in _found(results, cell, seeds)]
 
 
-def step_seconds(results: Results, cell: Cell, seeds: Iterable[int]) -> float | None:
-    """Mean duration of a step over the seeds that have a result; None if none has."""
+def step_ratio(results: Results, cell: Cell, seeds: Iterable[int]) -> float | None:
+    """Duration of a step over that of a plain step of the same kind of processor, mean over seeds.
+
+    The plain ones are of the same images, if that processor has any, or else of others: how many
+    images there are does not matter to a step. None where no processor has both.
+    """
+    seeds = list(seeds)
+    plain = {}
+    others = itertools.product((*SHARES, 1.0), SPLITS)
+    own = [cell.plain, *(replace(cell.plain, share=share, split=split) for share, split in others)]
+    for reference in own:
+        times: dict[str, list[float]] = {}
+        for found in _found(results, reference, seeds):
+            times.setdefault(found["cpu"], []).append(found["step_seconds"])
+        plain = {cpu: fmean(seconds) for cpu, seconds in times.items()} | plain
+    ratios = [
+        found["step_seconds"] / plain[found["cpu"]]
+        for found in _found(results, cell, seeds)
+        if found["cpu"] in plain
+    ]
+    return fmean(ratios) if ratios else None
+
+
+def _found(results: Results, cell: Cell, seeds: Iterable[int]) -> list[Mapping[str, Any]]:
+    """A cell's results over seeds; those that are missing are left out."""
     found = (results.get(replace(cell, seed=seed).name) for seed in seeds)
-    return fmean(times) if (times := [r["step_seconds"] for r in found if r]) else None
+    return [result for result in found if result]
 
 
 def verdict(differences: Mapping[str, Agreement | None]) -> str:
@@ -201,10 +226,8 @@ def study_plots(study: Study, results: Results, seeds: Sequence[int]) -> dict[st
 
 def _compute(study: Study, results: Results, cell: Cell, seeds: Sequence[int]) -> float | None:
     """Measured time of all steps over that of the plain 1x schedule; None without results."""
-    ours, theirs = (step_seconds(results, c, seeds) for c in (cell, cell.plain))
-    if not ours or not theirs:
-        return None
-    return study.cell_iterations(cell) * ours / (study.iterations * theirs)
+    ratio = step_ratio(results, cell, seeds)
+    return ratio and ratio * study.cell_iterations(cell) / study.iterations
 
 
 def _table(part: str, study: Study, results: Results, seeds: Sequence[int]) -> str:
@@ -333,8 +356,8 @@ def _interval(found: Agreement) -> str:
 
 
 def _step_ratio(results: Results, cell: Cell, seeds: Sequence[int]) -> str:
-    ours, theirs = (step_seconds(results, c, seeds) for c in (cell, cell.plain))
-    return f"{ours / theirs:.2f}" if ours and theirs else ""
+    ratio = step_ratio(results, cell, seeds)
+    return f"{ratio:.2f}" if ratio else ""
 
 
 def _mean(numbers: list[float]) -> str:
@@ -408,7 +431,8 @@ table says otherwise.
   test split's garments.
 - Equal compute: a GradAug step takes {ratios} times a
   plain one's processor time, so plain fine-tuning gets that many times the iterations. The last
-  column has the ratio of the mean step times of these very trainings."""
+  column has the ratio of the step times of these very trainings, each to plain ones on the same
+  kind of processor (every result names its own)."""
 
 
 _HEADS = {

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.errors import ZooError
 from gradaug_det.export.calibration import in_batches
-from gradaug_det.export.exporter import TorchScriptFile
+from gradaug_det.export.programs import Traceable
 from gradaug_det.mmdet.backbone import detector_backbone
 from gradaug_det.mmdet.benchmark import options
 from gradaug_det.mmdet.checkpoint import load_files_safely
@@ -91,15 +91,23 @@ class MMDetectionExporter:
             samples = [pipeline({"img_path": str(file), "img_id": 0}) for file in files]
             yield model.data_preprocessor(pseudo_collate(samples), False)["inputs"]
 
-    def torchscript(self, model: nn.Module) -> TorchScriptFile:
+    def traceable(self, model: nn.Module) -> Traceable:
         """Backbone and neck: MMCV's own operations, which the heads use, cannot be traced."""
-        example = torch.zeros(1, 3, 64, 96)
+        generator = torch.Generator().manual_seed(0)
+        module = _Features(model).eval()
+        example, other = (
+            torch.randn(*shape, generator=generator) for shape in ((1, 3, 64, 96), (2, 3, 128, 64))
+        )
         with torch.no_grad():
-            program = torch.jit.trace(_Features(model), example)
-        return TorchScriptFile(
-            "features.torchscript.pt",
-            program,
-            "backbone and neck only (MMCV's NMS and RoIAlign leave no trace): prepared images "
+            levels = len(module(example))
+        return Traceable(
+            name="features",
+            module=module,
+            example=example,
+            other=other,
+            sizes={0: "images", 2: "height", 3: "width"},
+            outputs=tuple(f"level_{level}" for level in range(levels)),
+            note="backbone and neck only (MMCV's NMS and RoIAlign leave no trace): prepared images "
             "(N, 3, H, W) as float32 -> the neck's feature maps",
         )
 

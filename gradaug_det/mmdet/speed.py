@@ -21,6 +21,7 @@ from mmengine.structures import InstanceData
 from torch.utils.data import DataLoader
 
 from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.export.calibration import recalibrate
 from gradaug_det.mmdet.hook import GradAugHook
 from gradaug_det.mmdet.train import load_config
 from gradaug_det.speed.scenes import Scene, polygons, random_scenes
@@ -31,7 +32,10 @@ _numbers = count()
 
 
 class MMDetTraining:
-    """MMEngine's loop with the GradAug hook, on Mask R-CNN with random weights."""
+    """MMEngine's loop with the GradAug hook, on Mask R-CNN with random weights.
+
+    BatchNorm's statistics are those of the batch, as in Detectron2's.
+    """
 
     def __init__(self, workload: Workload, variant: Variant) -> None:
         config = load_config(workload.configs / "mmdet" / _CONFIGS[workload.small])
@@ -45,7 +49,10 @@ class MMDetTraining:
         with tempfile.TemporaryDirectory() as folder:
             self._runner = _runner(config, items, folder, GradAugHook(**vars(options)))
         self._runner.model.init_weights()
-        self.model = workload.placed(self._runner.model.to(workload.device)).train()
+        self.model = workload.placed(self._runner.model.to(workload.device)).eval()
+        prepared = self.model.data_preprocessor(copy.deepcopy(self._batch))
+        recalibrate(self.model.backbone, [prepared["inputs"]])
+        self.model.train()
         self._runner.optim_wrapper = self._runner.build_optim_wrapper(config.optim_wrapper)
         self.optimizer = self._runner.optim_wrapper.optimizer
         self._runner.call_hook("before_train")

@@ -18,6 +18,7 @@ from gradaug_det.d2.train import load_config
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.export.calibration import find_images
+from gradaug_det.export.programs import FORMATS
 from gradaug_det.export.run import Calibration, export_detector
 from tests.cross.helpers import ROOT
 from tests.d2.helpers import calibrate
@@ -27,6 +28,7 @@ from tests.export.helpers import (
     assert_same_results,
     detections,
     exported_files,
+    load_program,
     run_plainly,
     some_as_truth,
 )
@@ -208,13 +210,14 @@ def test_calibrated_statistics_are_those_of_the_images(checkpoints, coco, tmp_pa
     np.testing.assert_allclose(stem.norm.running_var, seen.var((0, 2, 3)), rtol=1e-4)
 
 
-def test_the_traced_program_finds_the_same(checkpoints, tmp_path):
+@pytest.mark.parametrize("program", FORMATS)
+def test_the_traced_program_finds_the_same(program, checkpoints, tmp_path):
     """On images of other sizes, also where nothing is found."""
     opts = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.3")
     source = files(checkpoints["detectron2"], *opts)
-    exported = export_detector(source, WIDTH, tmp_path / "narrow", torchscript=True)
-    assert "pred_boxes, pred_classes, pred_masks, scores" in exported.record["torchscript"]["note"]
-    program = torch.jit.load(str(exported.program))
+    exported = export_detector(source, WIDTH, tmp_path / "narrow", program=program)
+    assert "pred_boxes, pred_classes, pred_masks, scores" in exported.record["program"]["note"]
+    run = load_program(exported.program)
     model = Detectron2Exporter(source).build(exported.config)
     model.load_state_dict(torch.load(exported.weights, weights_only=True)["model"])
     counts = []
@@ -222,7 +225,7 @@ def test_the_traced_program_finds_the_same(checkpoints, tmp_path):
     for size, threshold in (((96, 128), 0.3), ((160, 96), 0.3)):
         image = torch.randint(0, 256, (3, *size), generator=generator).float()
         with torch.no_grad():
-            boxes, classes, _, scores, _ = program(image)
+            boxes, classes, _, scores, _ = run(image)
             expected = model.inference([{"image": image}], do_postprocess=False)[0]
         torch.testing.assert_close(scores, expected.scores)
         torch.testing.assert_close(boxes, expected.pred_boxes.tensor)

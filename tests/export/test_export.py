@@ -129,7 +129,6 @@ def test_the_command(checkpoints, coco, tmp_path, capsys):
     assert record["width"] == 0.875 and record["calibration"] == {"source": "val", "images": 2}
     assert len(record["source"]["weights_sha256"]) == 64
     for wrong, message in (
-        (["0.875", "--onnx"], "--onnx is not available: gradaug_det has"),
         (["0.875", "--images", "3"], "--images says how many of --calibrate are used"),
         (["0.9"], "nearest widths that it can express are 0.890625 or 0.90625"),
     ):

@@ -15,6 +15,7 @@ from gradaug_det.core.slimming import at_width
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.export.calibration import find_images
+from gradaug_det.export.programs import FORMATS
 from gradaug_det.export.run import Calibration, export_detector
 from gradaug_det.mmdet.export import MMDetectionExporter
 from tests.export.conftest import CONFIGS
@@ -23,6 +24,7 @@ from tests.export.helpers import (
     assert_same_results,
     detections,
     exported_files,
+    load_program,
     run_plainly,
     some_as_truth,
 )
@@ -80,7 +82,7 @@ def mini(checkpoints, tmp_path_factory):
     """The mini detector, and its export."""
     source = files(checkpoints["mmdet"], *MINI)
     out = tmp_path_factory.mktemp("mmdet") / "narrow"
-    return source, export_detector(source, WIDTH, out, torchscript=True)
+    return source, export_detector(source, WIDTH, out)
 
 
 def test_detections_and_ap_are_the_sliced_networks(mini, data):
@@ -134,14 +136,15 @@ def test_what_the_files_say(mini):
     assert checkpoint["meta"]["cfg"] == exported.config.read_text()
 
 
-def test_traced_feature_maps(mini):
-    source, exported = mini
-    program = torch.jit.load(str(exported.program))
+@pytest.mark.parametrize("program", FORMATS)
+def test_traced_feature_maps(program, mini, tmp_path):
+    source, _ = mini
+    run = load_program(export_detector(source, WIDTH, tmp_path, program=program).program)
     exporter = MMDetectionExporter(source)
     images = torch.randn(2, 3, 96, 64)
     with torch.no_grad(), at_width(exporter.backbone, WIDTH, norm="frozen"):
         expected = exporter.features(exporter.model, images)
-        torch.testing.assert_close(list(program(images)), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(list(run(images)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

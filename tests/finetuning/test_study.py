@@ -23,7 +23,13 @@ from gradaug_det.finetuning.study import (
     Study,
     all_cells,
 )
-from gradaug_det.finetuning.study_table import part_rows, study_text, verdict, write_study
+from gradaug_det.finetuning.study_table import (
+    part_rows,
+    step_ratio,
+    study_text,
+    verdict,
+    write_study,
+)
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "studies" / "table3_mini"
@@ -191,12 +197,12 @@ def test_a_backbone_of_another_recipe_is_not_taken(study, tmp_path, monkeypatch)
         replace(study, root=tmp_path)._make_backbone("mixup")
 
 
-def result(study, cell, box=10.0, mask=8.0, step=0.5):
+def result(study, cell, box=10.0, mask=8.0, step=0.5, cpu="AMD"):
     metrics = {
         task: {**dict.fromkeys(COCO_METRICS, ap), "AP-Coat": ap}
         for task, ap in (("bbox", box), ("segm", mask))
     }
-    return {"hash": study.hash(cell), "metrics": metrics, "step_seconds": step}
+    return {"hash": study.hash(cell), "metrics": metrics, "step_seconds": step, "cpu": cpu}
 
 
 def test_another_hash_is_no_result(study):
@@ -316,6 +322,22 @@ def test_a_table_has_means_spreads_differences_and_step_ratios(study):
     assert "GradAug, labels: **target reached**: box AP +4.00" in text
     for part in list(PARTS)[1:]:
         assert PARTS[part] not in text, "a part without a training of its own"
+
+
+def test_steps_are_compared_on_the_same_processor(study):
+    def ratio(*made):
+        results = {c.name: result(study, c, step=step, cpu=cpu) for c, step, cpu in made}
+        return step_ratio(results, LABELS, SEEDS)
+
+    slow, fast = (replace(LABELS, seed=2), 4.0, "AMD"), (LABELS, 0.8, "Intel")
+    assert ratio((PLAIN, 2.0, "AMD"), fast) is None
+    assert ratio((PLAIN, 2.0, "AMD"), fast, slow) == 2.0
+    # Other images' plain steps count where there are none of the same; other backbones' never.
+    fewer = (replace(PLAIN, share=0.1), 0.2, "Intel")
+    assert ratio((PLAIN, 2.0, "AMD"), fast, slow, fewer) == 3.0
+    assert ratio((replace(PLAIN, split="dev"), 0.4, "Intel"), fast) == 2.0
+    assert ratio((PLAIN, 0.4, "Intel"), fewer, fast) == 2.0
+    assert ratio((replace(PLAIN, backbone="none"), 0.4, "Intel"), fast) is None
 
 
 def test_at_equal_compute_each_method_has_a_reference_of_its_own(study):

@@ -48,6 +48,16 @@ def test_whole_sub_networks_cost_a_plain_pass_each(task, variants):
         assert len(entry["cpu"]) == len(entry["wall"]) == variant.num_subnets + 2
 
 
+def test_the_heads_have_as_many_proposals_as_in_training():
+    from gradaug_det.d2.speed import Detectron2Training
+
+    training = Detectron2Training(tiny("detectron2", size=(192, 256)), Variant())
+    training.step(0)
+    latest = training._trainer.storage.latest()
+    sampled = sum(latest[f"roi_head/num_{kind}_samples"][0] for kind in ("fg", "bg"))
+    assert sampled == training.model.roi_heads.batch_size_per_image
+
+
 def test_narrow_and_small_sub_networks_cost_less():
     workload = tiny("classification", {"min_width": 0.5, "scales": [0.5]})
     measured = measure(workload, [Variant(), Variant("soft", 1), Variant("authors", 1)], rounds=1)

@@ -32,8 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", type=int, metavar="N", help=f"the first N of --calibrate; default {IMAGES}"
     )
     formats = parser.add_mutually_exclusive_group()
-    formats.add_argument("--torchscript", action="store_true", help="also write a traced program")
-    formats.add_argument("--onnx", action="store_true", help="not available: says why")
+    for name, text in (("torchscript", "a traced program"), ("onnx", "the same as ONNX")):
+        formats.add_argument(
+            f"--{name}",
+            action="store_const",
+            dest="program",
+            const=name,
+            help=f"also write {text}",
+        )
     parser.add_argument("--framework", choices=["detectron2", "mmdet"], help="if not obvious")
     parser.add_argument(
         "--opts",
@@ -46,13 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    if args.onnx:
-        raise ConfigError(
-            "--onnx",
-            "is not available: gradaug_det has no ONNX runtime, and a graph that nobody ran is not "
-            "worth a file. The exported folder is an ordinary detector: give it to Detectron2's "
-            "tools/deploy/export_model.py or to MMDeploy, or use --torchscript",
-        )
     if args.images is not None and args.calibrate is None:
         raise ConfigError("--images", "says how many of --calibrate are used, which is missing")
     calibration = None
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         args.config, args.weights, args.config.stem, args.framework, tuple(args.opts)
     )
     exported = export_detector(
-        files, args.width, args.out, calibration=calibration, torchscript=args.torchscript
+        files, args.width, args.out, calibration=calibration, program=args.program
     )
     record = exported.record
     logger.info(
@@ -76,5 +75,5 @@ def run(args: argparse.Namespace) -> int:
     )
     logger.info("config: %s", exported.config)
     if exported.program is not None:
-        logger.info("%s: %s", exported.program, record["torchscript"]["note"])
+        logger.info("%s: %s", exported.program, record["program"]["note"])
     return 0
