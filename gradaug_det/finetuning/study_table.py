@@ -368,7 +368,8 @@ def _mean(numbers: list[float]) -> str:
 def _settings(cell: Cell) -> str:
     if not cell.uses_gradaug:
         return _length(cell)
-    changed = {"soft_warmup": cell.soft_warmup} if cell.method != "labels" else cell.changed
+    has_targets = cell.supervision in ("soft", "both")
+    changed = cell.changed | ({"soft_warmup": cell.soft_warmup} if has_targets else {})
     if not changed:
         return "as everywhere"
     names = {"num_subnets": "n", "min_width": "alpha", "soft_warmup": "warm-up"}

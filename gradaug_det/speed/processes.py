@@ -27,7 +27,8 @@ def step_times(workload: Workload, variants: list[Variant], steps: int) -> dict[
         steps: of each variant, in turns; the first of them does not count.
 
     Returns:
-        By mode (:data:`MODES`) and variant the median seconds of a step, of the slower process;
+        By mode (:data:`MODES`) and variant the median seconds of a step. Processes begin a step
+        together, and it takes what the slower one takes, whichever that is;
         ``all_reduce``: of :func:`gradaug_det.core.engine.average_gradients` alone.
     """
     results: dict[str, Any] = {}
@@ -38,7 +39,10 @@ def step_times(workload: Workload, variants: list[Variant], steps: int) -> dict[
             arguments = (meeting, mode == "together", folder, workload, variants, steps)
             mp.spawn(_process, arguments, nprocs=processes)
             found = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(processes)]
-        times = {name: max(one[name] for one in found) for name in found[0]}
+        times = {
+            name: median(map(max, zip(*(one[name] for one in found), strict=True)))
+            for name in found[0]
+        }
         if mode == "together":
             results["all_reduce"] = times.pop("all_reduce")
         results[mode] = times
@@ -69,7 +73,7 @@ def _process(
         times["all_reduce"] = [
             _timed(lambda: average_gradients(model), meeting) for _ in range(steps)
         ]
-    torch.save({name: median(own[1:]) for name, own in times.items()}, Path(folder) / f"{rank}.pt")
+    torch.save({name: own[1:] for name, own in times.items()}, Path(folder) / f"{rank}.pt")
     if joined:
         dist.destroy_process_group()
 
