@@ -11,7 +11,6 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradaug_det.benchmark.detector import Detector
@@ -22,19 +21,21 @@ from gradaug_det.core.slimming import at_width, slim_plan
 
 def at_detector_width(detector: Detector, width: float) -> AbstractContextManager:
     """Within the block, the detector's backbone has that width, with its own statistics sliced."""
-    return nullcontext() if width == 1 else at_width(detector.backbone, width, norm="frozen")
+    if width == 1:
+        return nullcontext()
+    return at_width(detector.backbone, width, norm="frozen", divisor=detector.divisor)
 
 
-def count_parameters(model: nn.Module, backbone: nn.Module, width: float) -> int:
-    """Parameters that the model uses when its backbone has that width."""
-    total = sum(parameter.numel() for parameter in model.parameters())
+def count_parameters(detector: Detector, width: float) -> int:
+    """Parameters that the detector uses when its backbone has that width."""
+    total = sum(parameter.numel() for parameter in detector.model.parameters())
     if width == 1:
         return total
-    plan = slim_plan(backbone)
-    unused = sum(
-        parameter.numel() - math.prod(plan.tensor_shape(name, parameter.shape, width))
-        for name, parameter in backbone.named_parameters()
-    )
+    plan = slim_plan(detector.backbone)
+    unused = 0
+    for name, parameter in detector.backbone.named_parameters():
+        shape = plan.tensor_shape(name, parameter.shape, width, detector.divisor)
+        unused += parameter.numel() - math.prod(shape)
     return total - unused
 
 
@@ -67,7 +68,7 @@ def measure_costs(
     return [
         [
             Cost(
-                parameters=count_parameters(detector.model, detector.backbone, width),
+                parameters=count_parameters(detector, width),
                 gflops=_gflops(detector, width, samples[index]),
                 milliseconds=1000 * median(seconds[index, width]) if repeats else None,
                 peak_megabytes=_peak_megabytes(detector, width, samples[index]),

@@ -64,11 +64,13 @@ class Detector(Protocol):
         framework: for readers.
         model: the network, in evaluation mode.
         backbone: the part of it that can be slimmed.
+        divisor: of the channels of its sub-networks, as its config trains them.
     """
 
     framework: str
     model: nn.Module
     backbone: nn.Module
+    divisor: int
 
     def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:
         """The images in that order, prepared as the config's own test pipeline does.

@@ -28,6 +28,7 @@ from gradaug_det.benchmark.detector import (
 )
 from gradaug_det.d2.backbone import slimmable_part
 from gradaug_det.d2.checkpoint import SafeCheckpointer
+from gradaug_det.d2.config import gradaug_options
 from gradaug_det.d2.data import register_coco
 from gradaug_det.d2.detector import no_traces
 from gradaug_det.d2.preprocessing import check_preprocessing
@@ -43,7 +44,7 @@ class Detectron2Detector:
     def __init__(self, files: DetectorFiles, data: CocoData, device: str) -> None:
         self.data = data
         load = _load_lazy if files.config.suffix == ".py" else _load_yaml
-        self.model, self.mapper, self._description = load(files, device)
+        self.model, self.mapper, self.divisor, self._description = load(files, device)
         self.model.eval()
         self.backbone = slimmable_part(self.model.backbone)
         head = getattr(self.model, "roi_heads", self.model)
@@ -122,7 +123,7 @@ class _Corrupt(T.Augmentation):
         return T.ColorTransform(lambda img: self.change.apply(img, self.file_name, self.order))
 
 
-def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, str]:
+def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, int, str]:
     cfg = load_config(files.config, list(files.overrides))
     if files.weights is not None:
         cfg.MODEL.WEIGHTS = files.weights
@@ -130,10 +131,11 @@ def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, s
     check_preprocessing(cfg)
     model = build_model(cfg)
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    return model, DatasetMapper(cfg, is_train=False), cfg.dump()
+    divisor = gradaug_options(cfg).divisor if cfg.GRADAUG.ENABLED else 1
+    return model, DatasetMapper(cfg, is_train=False), divisor, cfg.dump()
 
 
-def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, str]:
+def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, int, str]:
     cfg = load_lazy_config(files.config, list(files.overrides))
     if files.weights is not None:
         cfg.train.init_checkpoint = files.weights
@@ -145,4 +147,5 @@ def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, s
     training = cfg.dataloader.train.mapper
     mapper.use_instance_mask = training.get("use_instance_mask", mapper.use_instance_mask)
     mapper.instance_mask_format = training.get("instance_mask_format", mapper.instance_mask_format)
-    return model, mapper, LazyConfig.to_py(cfg)
+    hook = cfg.get("gradaug") or {}  # a lazy GradAugHook
+    return model, mapper, hook.get("divisor", 1), LazyConfig.to_py(cfg)

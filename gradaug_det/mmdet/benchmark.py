@@ -12,7 +12,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.structures.mask import encode_mask_results
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
@@ -51,6 +51,7 @@ class MMDetectionDetector:
         load_checkpoint(self.model, str(weights), map_location=device)
         self.model.eval()
         self.backbone = self.model.backbone
+        self.divisor = _divisor(self.config)
         head = getattr(getattr(self.model, "roi_head", self.model), "bbox_head", None)
         head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
         check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
@@ -162,6 +163,14 @@ def _loading(pipeline: list[dict]) -> int:
     raise ConfigError(
         "test_dataloader.dataset.pipeline", "has no LoadImageFromFile, after which images change"
     )
+
+
+def _divisor(config: Config) -> int:
+    """Of the GradAugHook, if there is one; its type may be its name or itself."""
+    for hook in config.get("custom_hooks") or []:
+        if getattr(hook["type"], "__name__", hook["type"]) == "GradAugHook":
+            return hook.get("divisor", 1)
+    return 1
 
 
 def _without_pretrained(model: Any) -> Any:

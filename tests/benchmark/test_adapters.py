@@ -1,6 +1,7 @@
 """The benchmark of real detectors of both frameworks, against the frameworks' own evaluators."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -258,6 +259,37 @@ def test_corruptions_are_the_same_in_both_frameworks(world):
     assert not torch.equal(other["inputs"], clean["inputs"])
 
 
+@pytest.mark.parametrize(
+    ("framework", "overrides", "divisor"),
+    [
+        ("detectron2", ("GRADAUG.ENABLED", "True", "GRADAUG.DIVISOR", "16"), 16),
+        ("detectron2", ("GRADAUG.ENABLED", "False", "GRADAUG.DIVISOR", "16"), 1),
+        ("mmdet", ("custom_hooks.0.divisor=16",), 16),
+        ("mmdet", (), 1),
+    ],
+)
+def test_sub_networks_have_the_channels_that_were_trained(world, framework, overrides, divisor):
+    plain = files(world, framework)
+    config = plain.config.with_name(plain.config.name.replace("plain", "gradaug"))
+    own = replace(plain, config=config, overrides=overrides)
+    detector = load_detector(own, world[1], "cpu")
+    with at_detector_width(detector, 0.9):
+        layers = [m for m in detector.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
+        shapes = {
+            f"{name}.{key}": tensor.shape
+            for name, module in detector.backbone.named_modules()
+            for key, tensor in module._parameters.items()
+            if tensor is not None
+        }
+        channels = {layer.weight.shape[0] for layer in layers}
+    assert all(count % divisor == 0 for count in channels)
+    assert (58 in channels) == (divisor == 1)
+    used = sum(parameter.numel() for parameter in detector.model.parameters())
+    for name, parameter in detector.backbone.named_parameters():
+        used -= parameter.numel() - math.prod(shapes.get(name, parameter.shape))
+    assert count_parameters(detector, 0.9) == used
+
+
 def test_cost_is_that_of_the_sliced_network(world):
     from fvcore.nn import FlopCountAnalysis
 
@@ -272,7 +304,7 @@ def test_cost_is_that_of_the_sliced_network(world):
     others = sum(p.numel() for p in detector.model.parameters()) - sum(
         p.numel() for p in detector.backbone.parameters()
     )
-    assert count_parameters(detector.model, detector.backbone, 0.9) == used + others
+    assert count_parameters(detector, 0.9) == used + others
 
     samples = [[detector.dataset([1_000_001], Clean())[0]]]
     ((cost,),) = measure_costs([detector], [1.0], samples, repeats=0)
