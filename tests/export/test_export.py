@@ -1,6 +1,7 @@
 """What both frameworks share: widths, who reads the backbone, statistics, images, the command."""
 
 import json
+import sys
 from fractions import Fraction
 
 import pytest
@@ -13,6 +14,7 @@ from gradaug_det.cli import main
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.errors import ConfigError, DataError, UnslimmableError
 from gradaug_det.export.calibration import find_images, in_batches, recalibrate
+from gradaug_det.export.programs import FORMATS, Traceable, make_program
 from gradaug_det.export.slicing import check_same, find_readers
 from gradaug_det.export.widths import expressible_widths, scaled, share_of_channels
 from tests.export.conftest import CONFIGS
@@ -134,3 +136,45 @@ def test_the_command(checkpoints, coco, tmp_path, capsys):
     ):
         assert main([*arguments, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+class ConstantSize(nn.Module):
+    """Its trace multiplies by the example's height, whatever the image's is."""
+
+    def forward(self, image):
+        return (image.mean() * float(image.shape[1]),)
+
+
+class NoTensor(nn.Module):
+    def forward(self, image):
+        return (str(image),)
+
+
+def traceable(module):
+    return Traceable(
+        name="toy",
+        module=module.eval(),
+        example=torch.rand(3, 4, 4),
+        other=torch.rand(3, 6, 5),
+        sizes={1: "height", 2: "width"},
+        outputs=("mean",),
+        note="a toy",
+    )
+
+
+@pytest.mark.parametrize("program", FORMATS)
+def test_programs_that_cannot_be(program):
+    for module, message in (
+        (ConstantSize(), f"--{program} .* finds something else on an image of another size"),
+        (NoTensor(), f"--{program} is not possible for this detector: tracing fails"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_program(program, lambda m=module: traceable(m))
+
+
+def test_a_program_without_its_format_or_runtime(monkeypatch):
+    with pytest.raises(ConfigError, match="'torchscript', 'onnx'], got 'coreml'"):
+        make_program("coreml", lambda: traceable(ConstantSize()))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"--onnx needs onnxruntime: pip install"):
+        make_program("onnx", lambda: traceable(ConstantSize()))
