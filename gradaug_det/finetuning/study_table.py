@@ -314,8 +314,13 @@ def _verdicts(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
 
 
 def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
-    """GradAug beside plain fine-tuning with rescaled images, which no table compares."""
+    """What no table compares: GradAug with plain fine-tuning with rescaled images, and `both` with
+    `labels`."""
     rescaled, compared = Cell("gradaug", "rescaled", 0), []
+    if part in ("main", "sweep"):
+        both = replace(rescaled, method="both", split="dev" if part == "sweep" else "test")
+        title = "GradAug, both, minus GradAug, labels, same iterations"
+        compared.append(Row((title,), both, replace(both, method="labels")))
     if part == "controls":
         both = replace(rescaled, method="labels-rescaled")
         for length, budget in (("iterations", "1x"), ("compute", "as-labels")):

@@ -324,6 +324,20 @@ def test_a_table_has_means_spreads_differences_and_step_ratios(study):
         assert PARTS[part] not in text, "a part without a training of its own"
 
 
+def test_both_is_compared_with_labels(study):
+    aps = [(14.0, 12.0), (15.0, 13.0), (16.0, 14.0)]
+    made = {LABELS: aps, replace(LABELS, method="both"): [(box, mask + 3) for box, mask in aps]}
+    line = "- GradAug, both, minus GradAug, labels, same iterations: "
+    line += "box AP 0.00 [\N{MINUS SIGN}2.27, +2.27], "
+    assert f"{line}mask AP +3.00 [+0.73, +5.27]." in study_text(
+        study, results_of(study, made), SEEDS
+    )
+    dev = {replace(cell, split="dev"): values for cell, values in made.items()}
+    assert f"{line}mask AP +3.00 [+0.73, +5.27]." in study_text(
+        study, results_of(study, dev), SEEDS
+    )
+
+
 def test_steps_are_compared_on_the_same_processor(study):
     def ratio(*made):
         results = {c.name: result(study, c, step=step, cpu=cpu) for c, step, cpu in made}
