@@ -1,7 +1,6 @@
 """The benchmark of real detectors of both frameworks, against the frameworks' own evaluators."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -259,6 +258,21 @@ def test_corruptions_are_the_same_in_both_frameworks(world):
     assert not torch.equal(other["inputs"], clean["inputs"])
 
 
+def parameters_in_use(detector, width):
+    """As many as the backbone's modules hold at that width, and those of the rest."""
+    plan = slim_plan(detector.backbone)
+    used = 0
+    with at_detector_width(detector, width):
+        for name in plan.tensors:
+            tensor = detector.backbone.get_submodule(name.rpartition(".")[0])
+            parameter = tensor._parameters.get(name.rpartition(".")[2])
+            used += 0 if parameter is None else parameter.numel()
+    others = sum(p.numel() for p in detector.model.parameters()) - sum(
+        p.numel() for p in detector.backbone.parameters()
+    )
+    return used + others
+
+
 @pytest.mark.parametrize(
     ("framework", "overrides", "divisor"),
     [
@@ -275,36 +289,17 @@ def test_sub_networks_have_the_channels_that_were_trained(world, framework, over
     detector = load_detector(own, world[1], "cpu")
     with at_detector_width(detector, 0.9):
         layers = [m for m in detector.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
-        shapes = {
-            f"{name}.{key}": tensor.shape
-            for name, module in detector.backbone.named_modules()
-            for key, tensor in module._parameters.items()
-            if tensor is not None
-        }
         channels = {layer.weight.shape[0] for layer in layers}
     assert all(count % divisor == 0 for count in channels)
     assert (58 in channels) == (divisor == 1)
-    used = sum(parameter.numel() for parameter in detector.model.parameters())
-    for name, parameter in detector.backbone.named_parameters():
-        used -= parameter.numel() - math.prod(shapes.get(name, parameter.shape))
-    assert count_parameters(detector, 0.9) == used
+    assert count_parameters(detector, 0.9) == parameters_in_use(detector, 0.9)
 
 
 def test_cost_is_that_of_the_sliced_network(world):
     from fvcore.nn import FlopCountAnalysis
 
     detector = load_detector(files(world, "detectron2"), world[1], "cpu")
-    plan = slim_plan(detector.backbone)
-    used = 0
-    with at_detector_width(detector, 0.9):
-        for name in plan.tensors:
-            tensor = detector.backbone.get_submodule(name.rpartition(".")[0])
-            parameter = tensor._parameters.get(name.rpartition(".")[2])
-            used += 0 if parameter is None else parameter.numel()
-    others = sum(p.numel() for p in detector.model.parameters()) - sum(
-        p.numel() for p in detector.backbone.parameters()
-    )
-    assert count_parameters(detector, 0.9) == used + others
+    assert count_parameters(detector, 0.9) == parameters_in_use(detector, 0.9)
 
     samples = [[detector.dataset([1_000_001], Clean())[0]]]
     ((cost,),) = measure_costs([detector], [1.0], samples, repeats=0)

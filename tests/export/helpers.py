@@ -15,18 +15,6 @@ from gradaug_det.benchmark.run import load_detector
 from gradaug_det.core.slimming import slim_plan
 
 WIDTH = 0.875
-
-
-def load_program(file):
-    """A function of one tensor, from a file of TorchScript or ONNX."""
-    if file.suffix == ".pt":
-        return torch.jit.load(str(file))
-    onnx.checker.check_model(onnx.load(str(file)), full_check=True)
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    (name,) = (node.name for node in session.get_inputs())
-    return lambda image: [torch.as_tensor(v) for v in session.run(None, {name: image.numpy()})]
-
-
 # What a plain environment runs, without gradaug_det in it.
 BLOCK = """
 import sys
@@ -50,6 +38,16 @@ files = sys.argv[1:]
 found = [detect(*pair, image) for pair in zip(files[::2], files[1::2], strict=True)]
 torch.save(found, "found.pt")
 """
+
+
+def load_program(file):
+    """A function of one tensor, from a file of TorchScript or ONNX."""
+    if file.suffix == ".pt":
+        return torch.jit.load(str(file))
+    onnx.checker.check_model(onnx.load(str(file)), full_check=True)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (name,) = (node.name for node in session.get_inputs())
+    return lambda image: [torch.as_tensor(v) for v in session.run(None, {name: image.numpy()})]
 
 
 def run_plainly(program, image, exported, folder):
