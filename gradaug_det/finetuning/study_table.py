@@ -17,6 +17,9 @@ from gradaug_det.finetuning.study import (
     BACKBONES,
     BUDGETS,
     COMPUTE_RATIO,
+    EQUAL_COMPUTE,
+    FINALS,
+    FIRST_SEED,
     LOW_DATA,
     METHODS,
     PARTS,
@@ -109,12 +112,12 @@ def part_rows(part: str) -> list[Row]:
             for m in _GRADAUG
         ]
     if part == "compute":
+        baseline = replace(baseline, budget="as-labels")
         rows = [
-            Row((name, _fine_tuning(cell)), cell, replace(baseline, budget="as-labels"))
-            for backbone, name in BACKBONES.items()
-            for cell in [Cell(backbone, "plain", 0, "as-labels")]
+            Row((BACKBONES[cell.backbone], _fine_tuning(cell)), cell, baseline)
+            for cell in (baseline, replace(baseline, backbone="gradaug"))
         ]
-        for method in ("labels", "soft", "both"):
+        for method in EQUAL_COMPUTE:
             long = replace(plain, budget=f"as-{method}")
             if method != "labels":  # whose plain row is above
                 rows.append(Row((BACKBONES["gradaug"], _fine_tuning(long)), long))
@@ -132,7 +135,7 @@ def part_rows(part: str) -> list[Row]:
             for method, budget in LOW_DATA
             for cell in [replace(plain, method=method, budget=budget, share=share)]
         ]
-    cells = part_cells(part, 0)
+    cells = [replace(cell, seed=0) for cell in part_cells(part, FIRST_SEED)]
     chosen = next(c for c in cells if c.method == "labels" and not c.changed)
     return [Row((METHODS[c.method], _settings(c)), c, chosen) for c in cells]
 
@@ -332,13 +335,24 @@ def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]
             labels = replace(rescaled, method="labels", share=share)
             plain = replace(rescaled, budget="as-labels", share=share)
             compared.append(Row((title,), labels, plain))
-    lines = []
+    lines = _first_seed(results) if part == "sweep" else []
     for row in compared:
         shown = {task: _difference(results, row, seeds, task) for task in TARGETS}
         if all(shown.values()):
             texts = (f"{TASK_NAMES[task]} AP {text}" for task, text in shown.items())
             lines.append(f"- {row.title[0]}: {', '.join(texts)}.")
     return lines
+
+
+def _first_seed(results: Results) -> list[str]:
+    """What rows of one seed are to be read against, where other rows are means over seeds."""
+    cells = [Cell("gradaug", method, FIRST_SEED, split="dev") for method in FINALS]
+    found = [(cell, results[cell.name]["metrics"]) for cell in cells if cell.name in results]
+    return [
+        f"- {METHODS[cell.method]}, seed {FIRST_SEED} alone: box AP {metrics['bbox']['AP']:.1f}, "
+        f"mask AP {metrics['segm']['AP']:.1f}."
+        for cell, metrics in found
+    ]
 
 
 def _compared(
@@ -408,7 +422,7 @@ def _progress(results: Results, seeds: Sequence[int]) -> str:
 def _introduction(study: Study) -> str:
     default = Cell("gradaug", "labels", 0)
     scales = ", ".join(f"{scale:g}" for scale in default.scales)
-    ratios = ", ".join(f"{ratio:g} (`{method}`)" for method, ratio in COMPUTE_RATIO.items())
+    ratios = ", ".join(f"{COMPUTE_RATIO[method]:g} (`{method}`)" for method in EQUAL_COMPUTE)
     return f"""# Table 3 of the paper in small: fine-tuning on mini-COCO
 
 Mask R-CNN with ResNet-18-FPN in Detectron2 (`configs/detectron2/mini_mask_rcnn_R_18_FPN_*.yaml`),
@@ -467,9 +481,13 @@ _NOTES = {
     ),
     "low-data": (
         "From the GradAug backbone, on the first images of the training set. The same number of "
-        "iterations, but\nplain fine-tuning with rescaled images takes GradAug's compute."
+        "iterations, but\nplain fine-tuning with rescaled images takes GradAug's compute (one seed "
+        "with fewer images)."
     ),
-    "sweep": "On the dev split: these numbers choose settings and are no result.",
+    "sweep": (
+        "On the dev split: these numbers choose settings and are no result. Most settings have one "
+        "seed."
+    ),
 }
 _PLOTS = {
     "compute.svg": ("compute", "Box AP by compute, from the GradAug backbone"),

@@ -22,6 +22,7 @@ from gradaug_det.finetuning.study import (
     Cell,
     Study,
     all_cells,
+    finals,
 )
 from gradaug_det.finetuning.study_table import (
     part_rows,
@@ -67,7 +68,8 @@ def test_names_say_what_differs_from_the_default():
         ({"budget": "2x"}, "budget must be one of"),
         ({"split": "val"}, "split must be one of"),
         ({"share": 0.0}, "share must be above 0"),
-        ({"budget": "as-soft"}, "budget of GradAug must be 1x, got 'as-soft'"),
+        ({"budget": "as-soft"}, "budget must be one of .*'as-both'.*got 'as-soft'"),
+        ({"budget": "as-both"}, "budget of GradAug must be 1x, got 'as-both'"),
     ],
 )
 def test_a_cell_that_cannot_be(change, message):
@@ -79,9 +81,9 @@ def test_a_part_is_balanced_over_seeds_wherever_it_stops():
     cells = all_cells([1, 2, 3], ["sweep", "main"])
     assert cells == all_cells([1, 2, 3], ["main"]) + all_cells([1, 2, 3], ["sweep"])
     for part in PARTS:
-        seeds = [cell.seed for cell in all_cells([3, 1], [part])]
+        seeds = [cell.seed for cell in all_cells([3, 2], [part])]
         assert seeds == sorted(seeds, reverse=True)
-        assert seeds.count(1) == seeds.count(3)
+        assert seeds.count(2) == seeds.count(3)
     with pytest.raises(ConfigError, match="'rest' is unknown"):
         all_cells([1], ["rest"])
 
@@ -97,7 +99,7 @@ def test_the_parts_are_the_study():
         ("labels", "min_width"),
         ("labels", "scales"),
     }
-    assert {c.backbone for c in compute} == set(BACKBONES)
+    assert {c.backbone for c in compute} == {"baseline", "gradaug"}
     assert {c.budget for c in compute if c.backbone == "gradaug"} == set(BUDGETS) - {"1x"}
     assert {(c.share, c.method, c.budget) for c in low} == {
         (s, m, b)
@@ -110,6 +112,22 @@ def test_the_parts_are_the_study():
     for cell in main + compute + low:
         assert (cell.split, cell.changed) == ("test", {})
     assert {cell.split for cell in sweep} == {"dev"}, "settings are not chosen on what is reported"
+
+
+def test_what_needs_no_interval_has_one_seed():
+    first, second = ({replace(c, seed=0) for c in all_cells([seed])} for seed in (1, 2))
+    assert second < first
+    once = first - second
+    assert {c.method for c in once if c.share < 1} == {"rescaled"}
+    settings = {c for c in once if c.share == 1}
+    assert {c.split for c in settings} == {"dev"}
+    assert all(c.changed or c.method == "soft" for c in settings)
+    compared = {c.method for c in second if c.split == "dev"}
+    assert compared == {"plain", "labels", "both"}, "of which one becomes the default"
+
+
+def test_robustness_is_of_trainings_of_the_study():
+    assert set(finals(SEEDS)) <= set(all_cells())
 
 
 def test_a_warm_up_is_for_soft_targets_alone():
@@ -418,6 +436,14 @@ def test_the_sweep_is_compared_with_the_settings_of_the_other_parts():
     assert {("GradAug, labels", "as everywhere"), ("GradAug, labels", "n 3")} <= titles
     assert ("GradAug, labels", "scales 1, 0.75, 0.5") in titles
     assert len(titles) == len(rows)
+
+
+def test_settings_of_one_seed_are_read_against_that_seed(study):
+    labels = replace(LABELS, split="dev")
+    made = {labels: [(14.0, 12.0), (18.0, 16.0)], replace(labels, num_subnets=3): [(15.0, 13.0)]}
+    text = study_text(study, results_of(study, made), SEEDS)
+    assert "- GradAug, labels, seed 1 alone: box AP 14.0, mask AP 12.0." in text
+    assert "plain, seed 1 alone" not in text
 
 
 @pytest.mark.parametrize(
