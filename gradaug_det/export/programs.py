@@ -7,7 +7,6 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -74,11 +73,11 @@ def onnx(traceable: Traceable) -> Program:
     """By PyTorch's exporter from the traced module; ONNX Runtime runs it for the check.
 
     Raises:
-        ConfigError: onnx or onnxruntime is missing, or the program finds something else on an
-            input of another size.
+        ConfigError: the program finds something else on an input of another size.
         RuntimeError, ValueError, TypeError, AttributeError: the module cannot be exported.
     """
-    onnxruntime = _onnx_runtime()
+    import onnxruntime
+
     buffer = io.BytesIO()
     torch.onnx.export(
         traceable.module,
@@ -100,6 +99,26 @@ def onnx(traceable: Traceable) -> Program:
 
 
 FORMATS: dict[str, Callable[[Traceable], Program]] = {"torchscript": torchscript, "onnx": onnx}
+_PACKAGES = {"torchscript": (), "onnx": ("onnx", "onnxruntime")}
+
+
+def check_format(format_: str) -> None:
+    """Before any work for a program is done.
+
+    Raises:
+        ConfigError: not one of :data:`FORMATS`, or a package that it needs is missing.
+    """
+    if format_ not in FORMATS:
+        raise ConfigError("program", f"must be one of {list(FORMATS)}, got {format_!r}")
+    for package in _PACKAGES[format_]:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ConfigError(
+                f"--{format_}",
+                f"needs {package}: pip install 'gradaug_det[{format_}]'; its runtime checks the "
+                "program",
+            ) from error
 
 
 def make_program(format_: str, traceable: Callable[[], Traceable]) -> Program:
@@ -110,11 +129,10 @@ def make_program(format_: str, traceable: Callable[[], Traceable]) -> Program:
         traceable: makes what is traced; may fail as tracing may.
 
     Raises:
-        ConfigError: an unknown format, a package is missing, or there is no such program of this
-            detector: says why.
+        ConfigError: :func:`check_format` refuses, or there is no such program of this detector:
+            says why.
     """
-    if format_ not in FORMATS:
-        raise ConfigError("program", f"must be one of {list(FORMATS)}, got {format_!r}")
+    check_format(format_)
     try:
         # Sizes that become constants where they matter are found by the check.
         with torch.no_grad(), warnings.catch_warnings():
@@ -125,17 +143,6 @@ def make_program(format_: str, traceable: Callable[[], Traceable]) -> Program:
     except (RuntimeError, ValueError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise _refused(f"--{format_}", f"tracing fails: {reason}") from error
-
-
-def _onnx_runtime() -> ModuleType:
-    try:
-        importlib.import_module("onnx")
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise ConfigError(
-            "--onnx",
-            f"needs {error.name}: pip install 'gradaug_det[onnx]'; its runtime checks the program",
-        ) from error
 
 
 def _check(option: str, traceable: Traceable, run: Callable[[Tensor], Sequence[Tensor]]) -> None:

@@ -20,7 +20,7 @@ from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.environment import describe_environment
 from gradaug_det.export.calibration import find_images, has_statistics, recalibrate
 from gradaug_det.export.exporter import Exporter
-from gradaug_det.export.programs import make_program
+from gradaug_det.export.programs import check_format, make_program
 from gradaug_det.export.slicing import check_same, find_readers, load_narrow, narrow_state
 from gradaug_det.export.widths import share_of_channels
 from gradaug_det.files import atomic_path
@@ -102,6 +102,8 @@ def export_detector(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ConfigError("--out", f"must be a folder, and {out} is a file")
+    if program is not None:
+        check_format(program)
     images = find_images(calibration.source, calibration.images) if calibration else []
     exporter = load_exporter(files)
     model, backbone = exporter.model, exporter.backbone
@@ -117,7 +119,9 @@ def export_detector(
     difference = _compare(exporter, narrow, width)
     if images:
         recalibrate(exporter.part(narrow), exporter.batches(narrow, images))
-    made = make_program(program, lambda: exporter.traceable(narrow)) if program else None
+    made = (
+        make_program(program, lambda: exporter.traceable(narrow)) if program is not None else None
+    )
     record = {
         "framework": exporter.framework,
         "width": width,

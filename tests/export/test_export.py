@@ -10,11 +10,13 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 from torchvision.models import resnet18, resnet50, resnext50_32x4d
 
+from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.cli import main
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.errors import ConfigError, DataError, UnslimmableError
 from gradaug_det.export.calibration import find_images, in_batches, recalibrate
 from gradaug_det.export.programs import FORMATS, Traceable, make_program
+from gradaug_det.export.run import export_detector
 from gradaug_det.export.slicing import check_same, find_readers
 from gradaug_det.export.widths import expressible_widths, scaled, share_of_channels
 from tests.export.conftest import CONFIGS
@@ -172,9 +174,13 @@ def test_programs_that_cannot_be(program):
             make_program(program, lambda m=module: traceable(m))
 
 
-def test_a_program_without_its_format_or_runtime(monkeypatch):
+def test_a_program_without_its_format_or_runtime(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="'torchscript', 'onnx'], got 'coreml'"):
         make_program("coreml", lambda: traceable(ConstantSize()))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r"--onnx needs onnxruntime: pip install"):
         make_program("onnx", lambda: traceable(ConstantSize()))
+    # Before the detector, of which there is none here, is looked for.
+    files = DetectorFiles(tmp_path / "no.yaml", "no.pth", label="none")
+    with pytest.raises(ConfigError, match=r"--onnx needs onnxruntime"):
+        export_detector(files, 0.9, tmp_path, program="onnx")
