@@ -51,8 +51,8 @@ METHODS = {
 sizes of sub-networks' already when the full network sees them."""
 COMPUTE_RATIO = {"soft": 2.4, "labels": 2.7, "both": 3.1}
 """A GradAug step (n = 2) over a plain one, in processor time on one thread: 28 steps of 4 images of
-each, in turns of 14 after 2 others (0.45 s plain; 1.09 s, 1.22 s and 1.37 s). The tables show the
-ratios of the study's own step times."""
+each, in turns of 14 after 2 others (0.45 s plain; 1.09 s, 1.22 s and 1.37 s). Step times of the
+study's own trainings are in the results; they are of different days, and of whatever ran beside."""
 EQUAL_COMPUTE = ("labels", "both")
 """Supervisions that plain fine-tuning of the same compute is trained for. Not ``soft``, which loses
 to plain fine-tuning of the same iterations already."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from gradaug_det.finetuning.study import (
     PARTS,
     ROBUSTNESS,
     SHARES,
-    SPLITS,
     Cell,
     Study,
     finals,
@@ -145,29 +143,6 @@ def values(results: Results, cell: Cell, seeds: Iterable[int], task: str) -> lis
     return [result["metrics"][task]["AP"] for result in _found(results, cell, seeds)]
 
 
-def step_ratio(results: Results, cell: Cell, seeds: Iterable[int]) -> float | None:
-    """Duration of a step over that of a plain step of the same kind of processor, mean over seeds.
-
-    The plain ones are of the same images, if that processor has any, or else of others: how many
-    images there are does not matter to a step. None where no processor has both.
-    """
-    seeds = list(seeds)
-    plain = {}
-    others = itertools.product((*SHARES, 1.0), SPLITS)
-    own = [cell.plain, *(replace(cell.plain, share=share, split=split) for share, split in others)]
-    for reference in own:
-        times: dict[str, list[float]] = {}
-        for found in _found(results, reference, seeds):
-            times.setdefault(found["cpu"], []).append(found["step_seconds"])
-        plain = {cpu: fmean(seconds) for cpu, seconds in times.items()} | plain
-    ratios = [
-        found["step_seconds"] / plain[found["cpu"]]
-        for found in _found(results, cell, seeds)
-        if found["cpu"] in plain
-    ]
-    return fmean(ratios) if ratios else None
-
-
 def _found(results: Results, cell: Cell, seeds: Iterable[int]) -> list[Mapping[str, Any]]:
     """A cell's results over seeds; those that are missing are left out."""
     found = (results.get(replace(cell, seed=seed).name) for seed in seeds)
@@ -199,9 +174,9 @@ def study_plots(study: Study, results: Results, seeds: Sequence[int]) -> dict[st
     """SVG text by file name; a plot without points is left out."""
     plain = Cell("gradaug", "plain", 0)
 
-    def curve(title: str, cells: list[Cell], xs: list[float | None]) -> Curve:
+    def curve(title: str, cells: list[Cell], xs: Iterable[float]) -> Curve:
         aps = [values(results, cell, seeds, "bbox") for cell in cells]
-        points = [Point(x, ap) for x, ap in zip(xs, aps, strict=True) if ap and x]
+        points = [Point(x, ap) for x, ap in zip(xs, aps, strict=True) if ap]
         return Curve(title, points, colour=list(METHODS).index(cells[0].method))
 
     shares = (*SHARES, 1.0)
@@ -214,11 +189,9 @@ def study_plots(study: Study, results: Results, seeds: Sequence[int]) -> dict[st
         for method, budget in LOW_DATA
         for same in [replace(plain, method=method, budget=budget)]
     ]
-    by_method = {"plain": [replace(plain, budget=budget) for budget in BUDGETS]}
-    by_method |= {method: [replace(plain, method=method)] for method in _GRADAUG}
     compute = [
-        curve(METHODS[method], cells, [_compute(study, results, cell, seeds) for cell in cells])
-        for method, cells in by_method.items()
+        curve("plain", [replace(plain, budget=b) for b in BUDGETS], BUDGETS.values()),
+        *(curve(METHODS[m], [replace(plain, method=m)], [c]) for m, c in COMPUTE_RATIO.items()),
     ]
     plots = {
         "low_data.svg": ap_plot(low_data, "training images", "box AP, %"),
@@ -227,19 +200,12 @@ def study_plots(study: Study, results: Results, seeds: Sequence[int]) -> dict[st
     return {name: plot for name, plot in plots.items() if plot}
 
 
-def _compute(study: Study, results: Results, cell: Cell, seeds: Sequence[int]) -> float | None:
-    """Measured time of all steps over that of the plain 1x schedule; None without results."""
-    ratio = step_ratio(results, cell, seeds)
-    return ratio and ratio * study.cell_iterations(cell) / study.iterations
-
-
 def _table(part: str, study: Study, results: Results, seeds: Sequence[int]) -> str:
     head, reference = _HEADS[part]
     columns = (
         *head,
         *("iterations", "seeds", "box AP", "mask AP"),
         *(f"{TASK_NAMES[task]} AP minus {reference}" for task in TARGETS),
-        "step time / plain's",
     )
     lines = [
         f"| {' | '.join(columns)} |",
@@ -255,7 +221,6 @@ def _table(part: str, study: Study, results: Results, seeds: Sequence[int]) -> s
             str(len(aps["bbox"])),
             *(_mean(own) for own in aps.values()),
             *(_difference(results, row, seeds, task) for task in TARGETS),
-            _step_ratio(results, row.cell, seeds),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -374,11 +339,6 @@ def _interval(found: Agreement) -> str:
     return f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
 
 
-def _step_ratio(results: Results, cell: Cell, seeds: Sequence[int]) -> str:
-    ratio = step_ratio(results, cell, seeds)
-    return f"{ratio:.2f}" if ratio else ""
-
-
 def _mean(numbers: list[float]) -> str:
     text = f"{fmean(numbers):.1f}"
     return f"{text} ± {stdev(numbers):.1f}" if len(numbers) > 1 else text
@@ -422,7 +382,7 @@ def _progress(results: Results, seeds: Sequence[int]) -> str:
 def _introduction(study: Study) -> str:
     default = Cell("gradaug", "labels", 0)
     scales = ", ".join(f"{scale:g}" for scale in default.scales)
-    ratios = ", ".join(f"{COMPUTE_RATIO[method]:g} (`{method}`)" for method in EQUAL_COMPUTE)
+    ratios = ", ".join(f"{ratio:g} (`{method}`)" for method, ratio in COMPUTE_RATIO.items())
     return f"""# Table 3 of the paper in small: fine-tuning on mini-COCO
 
 Mask R-CNN with ResNet-18-FPN in Detectron2 (`configs/detectron2/mini_mask_rcnn_R_18_FPN_*.yaml`),
@@ -449,10 +409,9 @@ table says otherwise.
 - Settings are chosen on a dev build of mini-COCO (`gradaug-det build-mini-coco --dev`), whose
   images show garments of Fashion-MNIST's train split alone. All parts but the last report on the
   test split's garments.
-- Equal compute: a GradAug step takes {ratios} times a
-  plain one's processor time, so plain fine-tuning gets that many times the iterations. The last
-  column has the ratio of the step times of these very trainings, each to plain ones on the same
-  kind of processor (every result names its own)."""
+- Equal compute: a GradAug step takes {ratios}
+  times a plain one's processor time, measured in turns in one run, so plain fine-tuning gets that
+  many times the iterations."""
 
 
 _HEADS = {

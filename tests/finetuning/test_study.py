@@ -11,6 +11,7 @@ from gradaug_det.evaluation.agreement import Agreement
 from gradaug_det.evaluation.coco import COCO_METRICS
 from gradaug_det.evaluation.wording import signed
 from gradaug_det.finetuning import study as module
+from gradaug_det.finetuning import study_table as table
 from gradaug_det.finetuning.study import (
     BACKBONES,
     BUDGETS,
@@ -26,7 +27,6 @@ from gradaug_det.finetuning.study import (
 )
 from gradaug_det.finetuning.study_table import (
     part_rows,
-    step_ratio,
     study_text,
     verdict,
     write_study,
@@ -215,12 +215,12 @@ def test_a_backbone_of_another_recipe_is_not_taken(study, tmp_path, monkeypatch)
         replace(study, root=tmp_path)._make_backbone("mixup")
 
 
-def result(study, cell, box=10.0, mask=8.0, step=0.5, cpu="AMD"):
+def result(study, cell, box=10.0, mask=8.0):
     metrics = {
         task: {**dict.fromkeys(COCO_METRICS, ap), "AP-Coat": ap}
         for task, ap in (("bbox", box), ("segm", mask))
     }
-    return {"hash": study.hash(cell), "metrics": metrics, "step_seconds": step, "cpu": cpu}
+    return {"hash": study.hash(cell), "metrics": metrics}
 
 
 def test_another_hash_is_no_result(study):
@@ -307,7 +307,7 @@ def test_two_cells_for_real_and_once_more(tmp_path, monkeypatch):
 def results_of(study, made):
     """Results from ``{cell of any seed: [(box AP, mask AP) of each seed]}``."""
     return {
-        own.name: result(study, own, box, mask, step=1.35 if cell.uses_gradaug else 0.5)
+        own.name: result(study, own, box, mask)
         for cell, aps in made.items()
         for seed, (box, mask) in enumerate(aps, start=1)
         for own in [replace(cell, seed=seed)]
@@ -318,7 +318,7 @@ def rows_of(text):
     return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
 
 
-def test_a_table_has_means_spreads_differences_and_step_ratios(study):
+def test_a_table_has_means_spreads_and_differences(study):
     results = results_of(
         study,
         {
@@ -334,7 +334,6 @@ def test_a_table_has_means_spreads_differences_and_step_ratios(study):
     labels = rows["GradAug", "GradAug, labels"]
     assert labels[3] == "13.0 ± 1.0"
     assert labels[4] == "+4.00 [+1.73, +6.27]"  # Welch, 4 degrees of freedom
-    assert labels[6] == "2.70"
     assert ("Mixup", "plain") not in rows
     assert "main 7 of 24" in text and "Unfinished" in text
     assert "GradAug, labels: **target reached**: box AP +4.00" in text
@@ -356,22 +355,6 @@ def test_both_is_compared_with_labels(study):
     )
 
 
-def test_steps_are_compared_on_the_same_processor(study):
-    def ratio(*made):
-        results = {c.name: result(study, c, step=step, cpu=cpu) for c, step, cpu in made}
-        return step_ratio(results, LABELS, SEEDS)
-
-    slow, fast = (replace(LABELS, seed=2), 4.0, "AMD"), (LABELS, 0.8, "Intel")
-    assert ratio((PLAIN, 2.0, "AMD"), fast) is None
-    assert ratio((PLAIN, 2.0, "AMD"), fast, slow) == 2.0
-    # Other images' plain steps count where there are none of the same; other backbones' never.
-    fewer = (replace(PLAIN, share=0.1), 0.2, "Intel")
-    assert ratio((PLAIN, 2.0, "AMD"), fast, slow, fewer) == 3.0
-    assert ratio((replace(PLAIN, split="dev"), 0.4, "Intel"), fast) == 2.0
-    assert ratio((PLAIN, 0.4, "Intel"), fewer, fast) == 2.0
-    assert ratio((replace(PLAIN, backbone="none"), 0.4, "Intel"), fast) is None
-
-
 def test_at_equal_compute_each_method_has_a_reference_of_its_own(study):
     results = results_of(
         study,
@@ -388,6 +371,16 @@ def test_at_equal_compute_each_method_has_a_reference_of_its_own(study):
     (row,) = (row for row in rows_of(compute) if row[1] == "GradAug, labels, 1x")
     assert row[6].startswith("+1.00")
     assert "compute.svg" in compute
+
+
+def test_the_plot_of_compute_has_each_fine_tuning_at_its_cost(study, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(table, "ap_plot", lambda curves, *_: drawn.append(curves) or "")
+    made = {cell: [(10.0, 8.0)] for cell in (PLAIN, replace(PLAIN, budget="as-labels"), LABELS)}
+    table.study_plots(study, results_of(study, made), SEEDS)
+    (curves,) = (c for c in drawn if c[0].label == "plain" and c[0].points[-1].x < 10)
+    found = {curve.label: [point.x for point in curve.points] for curve in curves if curve.points}
+    assert found == {"plain": [1.0, 2.7], "GradAug, labels": [2.7]}
 
 
 def test_low_data_rows_are_compared_within_a_share(study, tmp_path):
