@@ -15,9 +15,9 @@ from gradaug_det.files import atomic_path
 from gradaug_det.finetuning.study import (
     BACKBONES,
     BUDGETS,
+    COMPARED,
     COMPUTE_RATIO,
     EQUAL_COMPUTE,
-    FINALS,
     FIRST_SEED,
     LOW_DATA,
     METHODS,
@@ -190,7 +190,7 @@ def study_plots(study: Study, results: Results, seeds: Sequence[int]) -> dict[st
         for same in [replace(plain, method=method, budget=budget)]
     ]
     compute = [
-        curve("plain", [replace(plain, budget=b) for b in BUDGETS], BUDGETS.values()),
+        curve(METHODS["plain"], [replace(plain, budget=b) for b in BUDGETS], BUDGETS.values()),
         *(curve(METHODS[m], [replace(plain, method=m)], [c]) for m, c in COMPUTE_RATIO.items()),
     ]
     plots = {
@@ -311,7 +311,7 @@ def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]
 
 def _first_seed(results: Results) -> list[str]:
     """What rows of one seed are to be read against, where other rows are means over seeds."""
-    cells = [Cell("gradaug", method, FIRST_SEED, split="dev") for method in FINALS]
+    cells = [Cell("gradaug", method, FIRST_SEED, split="dev") for method in COMPARED]
     found = [(cell, results[cell.name]["metrics"]) for cell in cells if cell.name in results]
     return [
         f"- {METHODS[cell.method]}, seed {FIRST_SEED} alone: box AP {metrics['bbox']['AP']:.1f}, "
