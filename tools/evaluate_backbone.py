@@ -14,8 +14,7 @@ import torch
 
 from gradaug_det.errors import GradAugError
 from gradaug_det.files import atomic_path
-from gradaug_det.pretrain.data import load_images
-from gradaug_det.pretrain.recipe import DataSettings
+from gradaug_det.pretrain.data import Crops
 from gradaug_det.pretrain.robustness import corrupted_sets, load_classifier, measure
 
 
@@ -34,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         model, _ = load_classifier(args.weights)
-        images, labels = load_images(DataSettings(size=args.size), seed=0).val.tensors
+        crops = Crops("test", root="", size=args.size)
+        images, labels = crops.pixels(range(len(crops))), crops.labels
         first = torch.cat([(labels == c).nonzero()[: args.corrupted, 0] for c in labels.unique()])
         metrics = measure(
             model, images, labels, corrupted_sets(images[first], args.cache), labels[first]

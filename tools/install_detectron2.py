@@ -337,8 +337,8 @@ def install_command(wheel: Path, python: str = sys.executable) -> list[str]:
     beside = Path(python).parent / "uv"
     uv = str(beside) if beside.exists() else shutil.which("uv")
     if uv:
-        options = ["--no-deps", "--no-index", "--reinstall", "--python", python]
-        return [uv, "pip", "install", *options, str(wheel)]
+        options = ["--no-deps", "--no-index", "--reinstall", "--compile-bytecode"]
+        return [uv, "pip", "install", "--python", python, *options, str(wheel)]
     return [
         *(python, "-m", "pip", "install"),
         *("--no-deps", "--no-index", "--force-reinstall", str(wheel)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,7 +164,11 @@ def _place_pile(
 
 
 def render_garment_crops(
-    images: np.ndarray, labels: np.ndarray, size: int, seed: int
+    images: np.ndarray,
+    labels: np.ndarray,
+    size: int,
+    seed: int,
+    indices: Sequence[int] | np.ndarray | None = None,
 ) -> np.ndarray:
     """Render single garments for classification, by the code that draws the detection images.
 
@@ -176,9 +181,10 @@ def render_garment_crops(
         labels: (N,) classes 0..9.
         size: side of a crop in pixels, at least 16.
         seed: not negative.
+        indices: of the crops to draw, for all N.
 
     Returns:
-        (N, 3, size, size) uint8, RGB.
+        (N, 3, size, size) uint8, RGB; of ``indices`` alone if they are given.
 
     Raises:
         ConfigError: a size, seed or shape that cannot be used.
@@ -194,14 +200,15 @@ def render_garment_crops(
         raise ConfigError("size", f"{size} is too small for a garment; use 16 or more")
     if seed < 0:
         raise ConfigError("seed", f"{seed} is negative; use 0 or more")
-    crops = np.empty((len(labels), 3, size, size), np.uint8)
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        rng = np.random.default_rng([seed, _CROP_STREAM, index])
+    indices = range(len(labels)) if indices is None else indices
+    crops = np.empty((len(indices), 3, size, size), np.uint8)
+    for crop, index in zip(crops, indices, strict=True):
+        rng = np.random.default_rng([seed, _CROP_STREAM, int(index)])
         canvas = render_canvas(rng, (size, size), distractors=(0, 4))
         scale = size / GARMENT_SIDE * rng.uniform(0.55, 1.0)
-        patch = _random_patch(rng, image, int(label), scale, _random_tint(rng))
+        patch = _random_patch(rng, images[index], int(labels[index]), scale, _random_tint(rng))
         shift = rng.uniform(-0.1, 0.1, 2) * size
         left, top = ((size - patch.alpha.shape[0]) / 2 + shift).astype(int).tolist()
         blend(canvas, patch, left, top)
-        crops[index] = _finish(rng, canvas).transpose(2, 0, 1)
+        crop[:] = _finish(rng, canvas).transpose(2, 0, 1)
     return crops

@@ -6,7 +6,7 @@ a resumed training, and one with another number of loader processes, sees the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -91,13 +91,47 @@ def _garments(settings: DataSettings) -> Images:
     return Images(train, val, list(CLASS_NAMES))
 
 
+class Crops(Dataset):
+    """Garments on canvases: index -> (uint8 (3, size, size), label), drawn when first asked for.
+
+    Args:
+        split: ``train`` or ``test``; also the seed of its crops, so that all trainings learn from
+            and are compared on the same pictures.
+        root: folder of Fashion-MNIST's files; empty for the embedded garments.
+        size: side of a crop in pixels.
+
+    Attributes:
+        labels: (N,).
+    """
+
+    def __init__(self, split: str, root: str, size: int) -> None:
+        self._garments, labels = load_garments(split, root or None)
+        self.labels = torch.from_numpy(labels).long()
+        self._seed = ("train", "test").index(split)
+        self._pixels = torch.empty((len(labels), 3, size, size), dtype=torch.uint8)
+        self._drawn = np.zeros(len(labels), bool)
+
+    def pixels(self, indices: Sequence[int] | np.ndarray) -> Tensor:
+        """uint8 (len(indices), 3, size, size)."""
+        indices = np.asarray(indices)
+        missing = np.unique(indices[~self._drawn[indices]])
+        if len(missing):
+            size = self._pixels.shape[-1]
+            crops = render_garment_crops(self._garments, self.labels, size, self._seed, missing)
+            self._pixels[missing] = torch.from_numpy(crops)
+            self._drawn[missing] = True
+        return self._pixels[indices]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.pixels([index])[0], self.labels[index]
+
+
 @lru_cache(maxsize=4)
-def _garment_split(split: str, root: str, size: int) -> TensorDataset:
-    """uint8 (3, size, size) crops and labels; drawn with one seed for all trainings, so that all
-    learn from and are compared on the same pictures."""
-    garments, labels = load_garments(split, root or None)
-    crops = render_garment_crops(garments, labels, size, ("train", "test").index(split))
-    return TensorDataset(torch.from_numpy(crops), torch.from_numpy(labels).long())
+def _garment_split(split: str, root: str, size: int) -> Crops:
+    return Crops(split, root, size)
 
 
 def _folders(settings: DataSettings) -> Images:
@@ -142,8 +176,8 @@ def _load(path: str) -> Image.Image:
 
 
 def _labels(dataset: Dataset) -> np.ndarray:
-    if isinstance(dataset, TensorDataset):
-        return dataset.tensors[1].numpy()
+    if isinstance(dataset, Crops):
+        return dataset.labels.numpy()
     return np.asarray(dataset.targets)
 
 
@@ -250,6 +284,8 @@ class StatelessBatches:
 
 def train_loader(images: Images, recipe: Recipe, batches: StatelessBatches) -> DataLoader:
     """Batches of (uint8 (N, 3, H, W), (N,) labels), from ``batches.first`` to the last step."""
+    if isinstance(images.train.dataset, Crops):
+        images.train.dataset.pixels(images.train.indices)  # not in each loader process
     return DataLoader(
         Augmented(images.train, recipe.data, recipe.seed),
         batch_sampler=batches,

@@ -135,8 +135,9 @@ def train_accuracies(runs: Iterable[Run], out: Path) -> dict[str, float]:
         if file.is_file():
             model, info = load_classifier(file)
             chosen = load_images(DataSettings(**info.recipe["data"]), info.recipe["seed"]).train
-            images, labels = (tensor[chosen.indices] for tensor in chosen.dataset.tensors)
-            found[run.name] = round(accuracy(model, images, labels), 2)
+            crops, indices = chosen.dataset, chosen.indices
+            correct = accuracy(model, crops.pixels(indices), crops.labels[indices])
+            found[run.name] = round(correct, 2)
     return found
 
 

@@ -19,6 +19,8 @@ def test_crops_are_reproducible_and_depend_on_seed_and_position_only(garments):
     assert crops.dtype == np.uint8
     np.testing.assert_array_equal(crops, render_garment_crops(images, labels, 64, seed=3))
     np.testing.assert_array_equal(crops[:5], render_garment_crops(images[:5], labels[:5], 64, 3))
+    chosen = render_garment_crops(images, labels, 64, seed=3, indices=[7, 2])
+    np.testing.assert_array_equal(crops[[7, 2]], chosen)
     other = render_garment_crops(images, labels, 64, seed=4)
     assert all((a != b).any() for a, b in zip(crops, other, strict=True))
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from gradaug_det.datasets import load_garments, render_garment_crops
 from gradaug_det.errors import DataError
 from gradaug_det.pretrain.data import (
     Augmented,
+    Crops,
     Lighting,
     StatelessBatches,
     load_images,
@@ -85,6 +87,24 @@ def test_a_share_has_all_classes_and_a_holdout_is_kept_out():
     inside = held.val.images.indices
     assert not set(inside) & set(held.train.indices)
     assert torch.equal(held.val[0][0], whole.train.dataset[inside[0]][0])
+
+
+def test_only_crops_that_are_asked_for_are_drawn_and_once(monkeypatch):
+    drawn = []
+
+    def noted(*args):
+        drawn.append(args[-1].tolist())
+        return render_garment_crops(*args)
+
+    monkeypatch.setattr("gradaug_det.pretrain.data.render_garment_crops", noted)
+    crops = Crops("test", root="", size=16)
+    images, labels = load_garments("test")
+    expected = render_garment_crops(images[:8], labels[:8], 16, seed=1)
+    assert np.array_equal(crops.pixels([7, 2, 7]), expected[[7, 2, 7]])
+    assert np.array_equal(crops[3][0], expected[3])
+    assert crops[3][1] == labels[3]
+    assert np.array_equal(crops.pixels(range(8)), expected)
+    assert drawn == [[2, 7], [3], [0, 1, 4, 5, 6]]
 
 
 def make_folders(root, classes=("cat", "dog"), splits=("train", "val")):

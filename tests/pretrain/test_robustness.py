@@ -7,8 +7,7 @@ import torch.nn.functional as F
 
 from gradaug_det.errors import DataError
 from gradaug_det.evaluation.corruptions import corruption_names
-from gradaug_det.pretrain.data import load_images, normalize
-from gradaug_det.pretrain.recipe import DataSettings
+from gradaug_det.pretrain.data import Crops, normalize
 from gradaug_det.pretrain.robustness import (
     accuracy,
     corrupt_images,
@@ -22,8 +21,8 @@ from tests.pretrain.helpers import pretraining, tiny_recipe
 
 @pytest.fixture(scope="module")
 def images():
-    pixels, labels = load_images(DataSettings(size=32), seed=0).val.tensors
-    return pixels[:40], labels[:40]
+    crops = Crops("test", root="", size=32)
+    return crops.pixels(range(40)), crops.labels[:40]
 
 
 @pytest.fixture(scope="module")
