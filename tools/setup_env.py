@@ -222,7 +222,7 @@ def plan(kind: str, root: Path, python: Path) -> list[Step]:
         Step(
             "packages",
             f"installing PyTorch and {len(demo) - 1} pinned packages"
-            " (about 3 minutes, 7 GB; 2 minutes if uv has them in its cache)",
+            " (about 2 minutes, 7 GB; half a minute if uv has them in its cache)",
             [[*sync, "-r", str(locks["demo"])]],
             [locks["demo"]],
         ),
