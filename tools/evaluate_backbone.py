@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         model, _ = load_classifier(args.weights)
         crops = Crops("test", root="", size=args.size)
-        images, labels = crops.pixels(range(len(crops))), crops.labels
+        images, labels = crops.pixels(range(len(crops))), crops.targets
         first = torch.cat([(labels == c).nonzero()[: args.corrupted, 0] for c in labels.unique()])
         metrics = measure(
             model, images, labels, corrupted_sets(images[first], args.cache), labels[first]

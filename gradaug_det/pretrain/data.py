@@ -76,7 +76,7 @@ def load_images(settings: DataSettings, seed: int) -> Images:
         DataError: they are not there.
     """
     images = _garments(settings) if settings.kind == "garments" else _folders(settings)
-    labels = _labels(images.train)
+    labels = np.asarray(images.train.targets)
     chosen = _share(labels, settings.fraction, seed)
     if settings.holdout:
         held = set(_share(labels, settings.holdout, stable_seed("holdout", seed)).tolist())
@@ -87,7 +87,7 @@ def load_images(settings: DataSettings, seed: int) -> Images:
 
 
 def _garments(settings: DataSettings) -> Images:
-    train, val = (_garment_split(s, settings.root, settings.size) for s in ("train", "test"))
+    train, val = (_cached_crops(s, settings.root, settings.size) for s in ("train", "test"))
     return Images(train, val, list(CLASS_NAMES))
 
 
@@ -101,12 +101,12 @@ class Crops(Dataset):
         size: side of a crop in pixels.
 
     Attributes:
-        labels: (N,).
+        targets: (N,) labels, as torchvision's datasets call them.
     """
 
     def __init__(self, split: str, root: str, size: int) -> None:
         self._garments, labels = load_garments(split, root or None)
-        self.labels = torch.from_numpy(labels).long()
+        self.targets = torch.from_numpy(labels).long()
         self._seed = ("train", "test").index(split)
         self._pixels = torch.empty((len(labels), 3, size, size), dtype=torch.uint8)
         self._drawn = np.zeros(len(labels), bool)
@@ -117,21 +117,19 @@ class Crops(Dataset):
         missing = np.unique(indices[~self._drawn[indices]])
         if len(missing):
             size = self._pixels.shape[-1]
-            crops = render_garment_crops(self._garments, self.labels, size, self._seed, missing)
+            crops = render_garment_crops(self._garments, self.targets, size, self._seed, missing)
             self._pixels[missing] = torch.from_numpy(crops)
             self._drawn[missing] = True
         return self._pixels[indices]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.pixels([index])[0], self.labels[index]
+        return self.pixels([index])[0], self.targets[index]
 
 
-@lru_cache(maxsize=4)
-def _garment_split(split: str, root: str, size: int) -> Crops:
-    return Crops(split, root, size)
+_cached_crops = lru_cache(maxsize=4)(Crops)
 
 
 def _folders(settings: DataSettings) -> Images:
@@ -173,12 +171,6 @@ def _load(path: str) -> Image.Image:
             f"the image {path} cannot be decoded ({error}); to find all such: gradaug-det "
             "check-data --imagefolder ROOT"
         ) from None
-
-
-def _labels(dataset: Dataset) -> np.ndarray:
-    if isinstance(dataset, Crops):
-        return dataset.labels.numpy()
-    return np.asarray(dataset.targets)
 
 
 def _share(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -136,7 +136,7 @@ def train_accuracies(runs: Iterable[Run], out: Path) -> dict[str, float]:
             model, info = load_classifier(file)
             chosen = load_images(DataSettings(**info.recipe["data"]), info.recipe["seed"]).train
             crops, indices = chosen.dataset, chosen.indices
-            correct = accuracy(model, crops.pixels(indices), crops.labels[indices])
+            correct = accuracy(model, crops.pixels(indices), crops.targets[indices])
             found[run.name] = round(correct, 2)
     return found
 

@@ -22,7 +22,7 @@ from tests.pretrain.helpers import pretraining, tiny_recipe
 @pytest.fixture(scope="module")
 def images():
     crops = Crops("test", root="", size=32)
-    return crops.pixels(range(40)), crops.labels[:40]
+    return crops.pixels(range(40)), crops.targets[:40]
 
 
 @pytest.fixture(scope="module")
