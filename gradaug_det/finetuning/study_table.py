@@ -265,7 +265,9 @@ def _robustness_note() -> str:
     return (
         f"Detectors from the GradAug backbone on the first {ROBUSTNESS['images']} validation "
         "images. mPC: mean AP under\nImageNet-C's 15 corruptions at severity "
-        f"{severities}. `tools/study_table3.py --robustness`."
+        f"{severities}. `tools/study_table3.py --robustness`.\nA detector that is gone is "
+        "trained again first; on another kind of processor than before it is\nanother one of the "
+        "same settings and seed, with other AP than the tables above have."
     )
 
 
