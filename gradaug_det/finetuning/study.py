@@ -492,8 +492,8 @@ class Study:
 
     def _measure_robustness(self, cell: Cell) -> None:
         training = self._training(cell)
-        # Does nothing where the detector of the result is still there.
-        run_trainings([training], self.root, threads=self.result(cell)["threads"])
+        # Trains nothing where the detector of the result is still there.
+        (record,) = run_trainings([training], self.root, threads=self.result(cell)["threads"])
         folder, report = training.folder, training.folder / "robustness"
         command = [
             *("tools/benchmark.py", "--resume", "--out", report),
@@ -507,6 +507,10 @@ class Study:
         (measured,) = json.loads((report / "report.json").read_text())["detectors"][0]["widths"]
         found = {
             "settings": ROBUSTNESS,
+            "cpu": describe_environment()["cpu"],
+            # Of this detector on all images: not the result's if it had to be trained again and
+            # processors differ.
+            "detector_AP": {task: _rounded(v["AP"]) for task, v in record.metrics.items()},
             "AP": {task: _rounded(values["AP"]) for task, values in measured["metrics"].items()},
             "mPC": {task: _rounded(value) for task, value in measured["mPC"].items()},
             "fgsm": measured["fgsm"],

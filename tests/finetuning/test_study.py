@@ -289,6 +289,9 @@ def test_two_cells_for_real_and_once_more(tmp_path, monkeypatch):
     robust = study.result(scratch)["robustness"]
     assert list(robust["corruptions"]) == ["contrast"] and "3" in robust["corruptions"]["contrast"]
     assert set(robust["AP"]) == set(robust["mPC"]) == {"bbox", "segm"} and "2" in robust["fgsm"]
+    assert robust["cpu"] == found[scratch.name]["cpu"]
+    own = {task: values["AP"] for task, values in found[scratch.name]["metrics"].items()}
+    assert robust["detector_AP"] == own
     assert (tmp_path / "out" / scratch.name / "robustness" / "report.json").is_file()
 
     assert study.redo(cells[1]) == []
@@ -474,7 +477,10 @@ def test_robustness_has_a_table_when_it_is_measured(study):
                 "mPC": {"bbox": box + seed, "segm": 3.0},
                 "fgsm": {"2": {"bbox": box - seed, "segm": 1.0}},
             }
+    results[PLAIN.name]["robustness"]["detector_AP"] = {"bbox": 9.0, "segm": 7.5}
+    results[LABELS.name]["robustness"]["detector_AP"] = {"bbox": 14.0, "segm": 12.0}
     text = study_text(study, results, SEEDS).split("## Robustness")[1]
+    assert "have: 1 of these 4." in text
     plain, labels = [row for row in rows_of(text) if row[0] != "fine-tuning"]
     assert plain[:6] == ["plain", "2", "9.0 ± 0.0", "5.5 ± 0.7", "3.0 ± 0.0", "2.5 ± 0.7"]
     assert labels[6].startswith("+2.00 [") and labels[7].startswith("+2.00 [")
