@@ -80,15 +80,16 @@ ROBUSTNESS = {"images": 100, "corruptions": [], "severities": [3], "fgsm": [2.0]
 (none named: all 15) at these severities, and under FGSM with these steps of 255."""
 MEASURED = ("iterations", "metrics", "losses")
 """Keys of a result that the same cell must give again, to the last digit."""
-_CANDIDATE_SCALES = (1.25, 1.0, 0.8)
-"""What the sweep's one seed shows to be best: over all seeds before it becomes a default."""
+CANDIDATE_SCALES = (1.25, 1.0, 0.8)
+"""What the sweep's one seed shows to be best: over all seeds before it becomes a default, and
+beside plain fine-tuning whose images have these sizes."""
 _SWEEP: dict[str, tuple] = {
     "num_subnets": (1, 2, 3),
     "min_width": (0.8, 0.9),
-    "scales": ((1.0, 0.857, 0.714, 0.571), (1.0, 0.75, 0.5), _CANDIDATE_SCALES),
+    "scales": ((1.0, 0.857, 0.714, 0.571), (1.0, 0.75, 0.5), CANDIDATE_SCALES),
 }
 _SOFT_WARMUP = 300  # half of the 1x schedule
-_SHORTER_SIDE = 192  # of mini-COCO's images, in pixels
+_SHORTER_SIDE, _LONGER_SIDE = 192, 256  # of mini-COCO's images, in pixels
 _SCRATCH_NORM = ("MODEL.RESNETS.NORM", "BN")
 _PRETRAINED = Path("output") / "mini_zoo"
 
@@ -105,7 +106,8 @@ class Cell:
         seed: of new layers (of all layers without a backbone), image order and sub-networks.
         budget: key of :data:`BUDGETS`.
         share: of the training images, in (0, 1].
-        num_subnets, min_width, scales: n, alpha and scales of GradAug's sub-networks.
+        num_subnets, min_width: n and alpha of GradAug's sub-networks.
+        scales: of sub-networks, or of the images of a method with rescaled images.
         soft_warmup: iterations in which the weight of the losses against soft targets rises.
         split: ``test``: what is reported; ``dev``: for choosing settings, with other garments.
 
@@ -179,6 +181,9 @@ class Cell:
         if self.method.endswith("rescaled"):
             sizes = tuple(round(scale * _SHORTER_SIDE) for scale in self.scales)
             opts += ["INPUT.MIN_SIZE_TRAIN", str(sizes)]
+            if max(sizes) > _SHORTER_SIDE:  # the config's limit is the images' longer side
+                limit = round(max(self.scales) * _LONGER_SIDE)
+                opts += ["INPUT.MAX_SIZE_TRAIN", str(limit)]
         if self.uses_gradaug:
             opts += ["GRADAUG.SUPERVISION", self.supervision]
             opts += ["GRADAUG.NUM_SUBNETS", str(self.num_subnets)]
@@ -239,11 +244,14 @@ def part_cells(part: str, seed: int) -> list[Cell]:
         ]
     chosen = Cell("gradaug", "labels", seed, split="dev")
     compared = [replace(chosen, method=method) for method in COMPARED]
+    candidate = replace(chosen, scales=CANDIDATE_SCALES)
+    control = replace(candidate, method="rescaled", budget="as-labels")
     if seed != FIRST_SEED:
-        return [*compared, replace(chosen, scales=_CANDIDATE_SCALES)]
-    varied = [replace(chosen, **{key: value}) for key, own in _SWEEP.items() for value in own]
+        return [*compared, candidate, control]
     soft = replace(chosen, method="soft")
-    return list(dict.fromkeys([*compared, soft, replace(soft, soft_warmup=_SOFT_WARMUP), *varied]))
+    softs = [soft, replace(soft, soft_warmup=_SOFT_WARMUP)]
+    varied = [replace(chosen, **{key: value}) for key, own in _SWEEP.items() for value in own]
+    return list(dict.fromkeys([*compared, *softs, *varied, control]))
 
 
 def finals(seeds: Iterable[int]) -> list[Cell]:

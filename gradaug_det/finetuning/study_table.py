@@ -15,6 +15,7 @@ from gradaug_det.files import atomic_path
 from gradaug_det.finetuning.study import (
     BACKBONES,
     BUDGETS,
+    CANDIDATE_SCALES,
     COMPARED,
     COMPUTE_RATIO,
     EQUAL_COMPUTE,
@@ -294,13 +295,21 @@ def _verdicts(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
 
 
 def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
-    """What no table compares: GradAug with plain fine-tuning with rescaled images, and `both` with
-    `labels`."""
+    """What no table compares: GradAug with plain fine-tuning with rescaled images, and ``both``
+    with ``labels``."""
     rescaled, compared = Cell("gradaug", "rescaled", 0), []
     if part in ("main", "sweep"):
         both = replace(rescaled, method="both", split="dev" if part == "sweep" else "test")
         title = "GradAug, both, minus GradAug, labels, same iterations"
         compared.append(Row((title,), both, replace(both, method="labels")))
+    if part == "sweep":
+        labels = replace(rescaled, method="labels", scales=CANDIDATE_SCALES, split="dev")
+        plain = replace(labels, method="rescaled", budget="as-labels")
+        title = (
+            f"GradAug, labels, with {_settings(labels)} minus plain on images of these sizes, "
+            f"{_length(plain)}"
+        )
+        compared.append(Row((title,), labels, plain))
     if part == "controls":
         both = replace(rescaled, method="labels-rescaled")
         for length, budget in (("iterations", "1x"), ("compute", "as-labels")):
@@ -357,14 +366,13 @@ def _mean(numbers: list[float]) -> str:
 
 
 def _settings(cell: Cell) -> str:
-    if not cell.uses_gradaug:
-        return _length(cell)
     has_targets = cell.supervision in ("soft", "both")
     changed = cell.changed | ({"soft_warmup": cell.soft_warmup} if has_targets else {})
-    if not changed:
-        return "as everywhere"
     names = {"num_subnets": "n", "min_width": "alpha", "soft_warmup": "warm-up"}
-    return "; ".join(f"{names.get(key, key)} {_listed(value)}" for key, value in changed.items())
+    texts = [f"{names.get(key, key)} {_listed(value)}" for key, value in changed.items()]
+    if cell.uses_gradaug and not texts:
+        return "as everywhere"
+    return "; ".join(filter(None, [_length(cell), *texts]))
 
 
 def _fine_tuning(cell: Cell) -> str:

@@ -124,7 +124,10 @@ def test_what_needs_no_interval_has_one_seed():
     assert all(c.changed or c.method == "soft" for c in settings)
     compared = {(c.method, *c.changed) for c in second if c.split == "dev"}
     candidates = {("plain",), ("labels",), ("both",), ("labels", "scales")}
-    assert compared == candidates, "of which one becomes the default"
+    control = ("rescaled", "scales")
+    assert compared == {*candidates, control}, "of which one becomes the default"
+    (cell,) = (c for c in second if (c.method, *c.changed) == control)
+    assert cell.scales == module.CANDIDATE_SCALES
 
 
 def test_robustness_is_of_trainings_of_the_study():
@@ -152,8 +155,10 @@ def test_the_configs_take_all_overrides(study):
         norm, node = cfg.MODEL.RESNETS.NORM, cfg.GRADAUG
         assert norm == ("BN" if cell.backbone == "none" else "FrozenBN")
         assert cell.uses_gradaug == node.ENABLED
-        sizes = (192, 165, 137, 110) if "rescaled" in cell.method else (192,)
-        assert sizes == cfg.INPUT.MIN_SIZE_TRAIN
+        sizes, longest = ((192, 165, 137, 110) if "rescaled" in cell.method else (192,)), 256
+        if cell.method == "rescaled" and cell.changed:
+            sizes, longest = (240, 192, 154), 320
+        assert (sizes, longest) == (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN)
         if cell.uses_gradaug:
             assert cell.supervision == node.SUPERVISION
             assert tuple(node.SCALES) == cell.scales
@@ -424,6 +429,17 @@ def test_gradaug_on_rescaled_images_is_compared_with_plain_on_rescaled_images(st
     title = "GradAug on rescaled images minus plain on rescaled images, same"
     assert f"- {title} iterations: box AP +2.00 [" in readme.read_text()
     assert f"- {title} compute: box AP {signed(-2.0)} [" in readme.read_text()
+
+
+def test_larger_scales_are_compared_with_images_of_these_sizes(study):
+    labels = replace(LABELS, split="dev", scales=module.CANDIDATE_SCALES)
+    control = replace(labels, method="rescaled", budget="as-labels")
+    made = {labels: [(15, 13), (15.2, 13.1)], control: [(17, 15), (17.2, 15.1)]}
+    text = study_text(study, results_of(study, made), SEEDS)
+    scales = "scales 1.25, 1, 0.8"
+    assert f"| plain, rescaled images | 2.7x; {scales} | 1620 | 2 | 17.1 ± 0.1 |" in text
+    line = f"- GradAug, labels, with {scales} minus plain on images of these sizes, 2.7x: box AP"
+    assert f"{line} {signed(-2.0)} [" in text
 
 
 def test_the_sweep_is_compared_with_the_settings_of_the_other_parts():
