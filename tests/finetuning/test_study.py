@@ -498,8 +498,14 @@ def test_robustness_has_a_table_when_it_is_measured(study):
     text = study_text(study, results, SEEDS).split("## Robustness")[1]
     assert "have: 1 of these 4." in text
     plain, labels = [row for row in rows_of(text) if row[0] != "fine-tuning"]
-    assert plain[:6] == ["plain", "2", "9.0 ± 0.0", "5.5 ± 0.7", "3.0 ± 0.0", "2.5 ± 0.7"]
-    assert labels[6].startswith("+2.00 [") and labels[7].startswith("+2.00 [")
+    ap, mpc, rpc, mask, fgsm = plain[2:7]
+    assert (ap, mpc, mask, fgsm) == ("9.0 ± 0.0", "5.5 ± 0.7", "3.0 ± 0.0", "2.5 ± 0.7")
+    assert rpc == "61.1 ± 7.9", "of 5 and 6 out of 9"
+    assert labels[7].startswith("+2.00 [") and labels[8].startswith("+2.00 [")
+    for seed in (1, 2):
+        results[replace(PLAIN, seed=seed).name]["robustness"]["AP"]["bbox"] = 0.0
+    text = study_text(study, results, SEEDS).split("## Robustness")[1]
+    assert [row[4] for row in rows_of(text) if row[0] == "plain"] == [""], "nothing to divide by"
 
 
 def test_two_seeds_are_no_verdict(study):
