@@ -34,6 +34,15 @@ class Cost:
     peak_megabytes: float | None = None
 
 
+def relative_performance(mpc: float | None, clean: float | None) -> float | None:
+    """Relative performance under corruption (rPC), mPC over clean AP, in per cent.
+
+    None without one of them, or if the clean AP is 0. Source: Michaelis et al., Benchmarking
+    Robustness in Object Detection, 2019, equation 2.
+    """
+    return 100 * mpc / clean if mpc is not None and clean else None
+
+
 @dataclass
 class WidthResult:
     """A detector at one width.
@@ -69,9 +78,8 @@ class WidthResult:
         return fmean(values) if values else None
 
     def rpc(self, task: str) -> float | None:
-        """Relative performance under corruption, mPC over clean AP, in per cent (equation 2)."""
-        mpc, clean = self.mpc(task), self.metrics.get(task, {}).get("AP")
-        return 100 * mpc / clean if mpc is not None and clean else None
+        """:func:`relative_performance` of this width."""
+        return relative_performance(self.mpc(task), self.metrics.get(task, {}).get("AP"))
 
 
 @dataclass

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,7 +181,8 @@ class Cell:
         if self.method.endswith("rescaled"):
             sizes = tuple(round(scale * _SHORTER_SIDE) for scale in self.scales)
             opts += ["INPUT.MIN_SIZE_TRAIN", str(sizes)]
-            if max(sizes) > _SHORTER_SIDE:  # the config's limit is the images' longer side
+            # The config's limit is the images' longer side. Smaller ones keep it, and their hash.
+            if max(sizes) > _SHORTER_SIDE:
                 limit = round(max(self.scales) * _LONGER_SIDE)
                 opts += ["INPUT.MAX_SIZE_TRAIN", str(limit)]
         if self.uses_gradaug:
@@ -495,7 +496,7 @@ class Study:
             },
         }
         self._write(cell, content)
-        aps = {task: values["AP"] for task, values in content["metrics"].items()}
+        aps = ap_by_task(record.metrics)
         logger.info("%s: box AP %s, mask AP %s", cell.name, aps["bbox"], aps["segm"])
 
     def _measure_robustness(self, cell: Cell) -> None:
@@ -518,8 +519,8 @@ class Study:
             "cpu": describe_environment()["cpu"],
             # Of this detector on all images: not the result's if it had to be trained again and
             # processors differ.
-            "detector_AP": {task: _rounded(v["AP"]) for task, v in record.metrics.items()},
-            "AP": {task: _rounded(values["AP"]) for task, values in measured["metrics"].items()},
+            "detector_AP": ap_by_task(record.metrics),
+            "AP": ap_by_task(measured["metrics"]),
             "mPC": {task: _rounded(value) for task, value in measured["mPC"].items()},
             "fgsm": measured["fgsm"],
             "corruptions": measured["corruptions"],
@@ -569,6 +570,11 @@ def _inherited(config: Path) -> list[dict[str, Any]]:
 def _joined(value: Any) -> str:
     """A setting in a file's name."""
     return "+".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}"
+
+
+def ap_by_task(metrics: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
+    """AP of boxes and masks in per cent, as results have it."""
+    return {task: _rounded(values["AP"]) for task, values in metrics.items()}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from gradaug_det.benchmark.records import relative_performance
 from gradaug_det.evaluation.agreement import Agreement, agreement
 from gradaug_det.evaluation.comparison import TASK_NAMES
 from gradaug_det.evaluation.wording import signed
@@ -27,6 +28,7 @@ from gradaug_det.finetuning.study import (
     SHARES,
     Cell,
     Study,
+    ap_by_task,
     finals,
     part_cells,
 )
@@ -237,7 +239,7 @@ def _robustness_table(results: Results, seeds: Sequence[int]) -> str:
         return {
             "box AP": [r["AP"]["bbox"] for r in found],
             "box mPC": [r["mPC"]["bbox"] for r in found],
-            "box rPC": [100 * r["mPC"]["bbox"] / ap for r in found if (ap := r["AP"]["bbox"])],
+            "box rPC": [rpc for r in found if (rpc := _box_rpc(r)) is not None],
             "mask mPC": [r["mPC"]["segm"] for r in found],
             f"box AP, FGSM {epsilon}/255": [r["fgsm"][epsilon]["bbox"] for r in found],
         }
@@ -262,6 +264,10 @@ def _robustness_table(results: Results, seeds: Sequence[int]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
+def _box_rpc(robustness: Mapping[str, Any]) -> float | None:
+    return relative_performance(robustness["mPC"]["bbox"], robustness["AP"]["bbox"])
+
+
 def _robustness_note(results: Results) -> str:
     severities = ", ".join(map(str, ROBUSTNESS["severities"]))
     measured = [result for result in results.values() if "robustness" in result]
@@ -280,7 +286,7 @@ def _robustness_note(results: Results) -> str:
 def _is_the_results_detector(result: dict[str, Any]) -> bool:
     """Whether the detector whose robustness was measured has the result's AP. One that was
     measured before that was written down had not been trained again."""
-    own = {task: values["AP"] for task, values in result["metrics"].items()}
+    own = ap_by_task(result["metrics"])
     return result["robustness"].get("detector_AP", own) == own
 
 
