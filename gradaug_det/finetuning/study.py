@@ -68,11 +68,11 @@ PARTS = {
 }
 SHARES = (0.1, 0.2, 0.5)
 LOW_DATA = (("plain", "1x"), ("labels", "1x"), ("rescaled", "as-labels"))
-"""Fine-tunings, and how long, whose need of images is compared; the last, a control, over one seed
-alone."""
+"""Fine-tunings, and how long, whose need of images is compared; the last, a control, with the
+fewest images and over one seed alone."""
 SEEDS = (1, 2, 3)
 FIRST_SEED = SEEDS[0]
-"""The only one of trainings that need no interval: settings of the sweep, a control."""
+"""The only one of trainings that need no interval: settings of the sweep, some controls."""
 COMPARED = ("plain", "labels", "both")
 """Fine-tunings of which one becomes the default: on dev over all seeds, and their robustness."""
 ROBUSTNESS = {"images": 100, "corruptions": [], "severities": [3], "fgsm": [2.0]}
@@ -155,6 +155,11 @@ class Cell:
         return Cell(self.backbone, "plain", self.seed, share=self.share, split=self.split)
 
     @property
+    def control(self) -> Cell:
+        """Plain fine-tuning, images having sub-networks' sizes, of the compute of ``labels``."""
+        return replace(self, method="rescaled", budget="as-labels")
+
+    @property
     def changed(self) -> dict[str, Any]:
         """GradAug's settings that are not the default."""
         settings = ("num_subnets", "min_width", "scales", "soft_warmup")
@@ -229,11 +234,12 @@ def part_cells(part: str, seed: int) -> list[Cell]:
         return [*compared, Cell("baseline", "plain", seed, "as-labels")]
     if part == "controls":
         labels = Cell("gradaug", "labels", seed)
+        full_width = [replace(labels, min_width=1.0)] if seed == FIRST_SEED else []
         return [
-            Cell("gradaug", "rescaled", seed, "as-labels"),
+            labels.control,
             Cell("gradaug", "rescaled", seed),
             Cell("gradaug", "labels-rescaled", seed),
-            replace(labels, min_width=1.0),
+            *full_width,
             replace(labels, scales=(1.0,)),
         ]
     if part == "low-data":
@@ -241,18 +247,17 @@ def part_cells(part: str, seed: int) -> list[Cell]:
             Cell("gradaug", method, seed, budget, share)
             for share in SHARES
             for method, budget in LOW_DATA
-            if seed == FIRST_SEED or method != "rescaled"
+            if method != "rescaled" or (seed, share) == (FIRST_SEED, min(SHARES))
         ]
     chosen = Cell("gradaug", "labels", seed, split="dev")
     compared = [replace(chosen, method=method) for method in COMPARED]
     candidate = replace(chosen, scales=CANDIDATE_SCALES)
-    control = replace(candidate, method="rescaled", budget="as-labels")
     if seed != FIRST_SEED:
-        return [*compared, candidate, control]
+        return [*compared, candidate, candidate.control]
     soft = replace(chosen, method="soft")
     softs = [soft, replace(soft, soft_warmup=_SOFT_WARMUP)]
     varied = [replace(chosen, **{key: value}) for key, own in _SWEEP.items() for value in own]
-    return list(dict.fromkeys([*compared, *softs, *varied, control]))
+    return list(dict.fromkeys([*compared, *softs, *varied, candidate.control]))
 
 
 def finals(seeds: Iterable[int]) -> list[Cell]:

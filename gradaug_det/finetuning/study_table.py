@@ -127,7 +127,7 @@ def part_rows(part: str) -> list[Row]:
         return rows
     if part == "controls":
         labels, long = replace(plain, method="labels"), replace(plain, budget="as-labels")
-        cells = [plain, long, *part_cells(part, 0), labels]
+        cells = [plain, long, *_of_any_seed(part), labels]
         return [Row((METHODS[c.method], _settings(c)), c, labels) for c in cells]
     if part == "low-data":
         return [
@@ -136,9 +136,14 @@ def part_rows(part: str) -> list[Row]:
             for method, budget in LOW_DATA
             for cell in [replace(plain, method=method, budget=budget, share=share)]
         ]
-    cells = [replace(cell, seed=0) for cell in part_cells(part, FIRST_SEED)]
+    cells = _of_any_seed(part)
     chosen = next(c for c in cells if c.method == "labels" and not c.changed)
     return [Row((METHODS[c.method], _settings(c)), c, chosen) for c in cells]
+
+
+def _of_any_seed(part: str) -> list[Cell]:
+    """A part's own cells; the first seed has all."""
+    return [replace(cell, seed=0) for cell in part_cells(part, FIRST_SEED)]
 
 
 def values(results: Results, cell: Cell, seeds: Iterable[int], task: str) -> list[float]:
@@ -305,30 +310,27 @@ def _verdicts(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
 def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
     """What no table compares: GradAug with plain fine-tuning with rescaled images, and ``both``
     with ``labels``."""
-    rescaled, compared = Cell("gradaug", "rescaled", 0), []
-    if part in ("main", "sweep"):
-        both = replace(rescaled, method="both", split="dev" if part == "sweep" else "test")
+    labels, compared = Cell("gradaug", "labels", 0), []
+    if part == "main":
         title = "GradAug, both, minus GradAug, labels, same iterations"
-        compared.append(Row((title,), both, replace(both, method="labels")))
+        compared.append(Row((title,), replace(labels, method="both"), labels))
     if part == "sweep":
-        labels = replace(rescaled, method="labels", scales=CANDIDATE_SCALES, split="dev")
-        plain = replace(labels, method="rescaled", budget="as-labels")
+        candidate = replace(labels, scales=CANDIDATE_SCALES, split="dev")
         title = (
-            f"GradAug, labels, with {_settings(labels)} minus plain on images of these sizes, "
-            f"{_length(plain)}"
+            f"GradAug, labels, with {_settings(candidate)} minus plain on images of these sizes, "
+            f"{_length(candidate.control)}"
         )
-        compared.append(Row((title,), labels, plain))
+        compared.append(Row((title,), candidate, candidate.control))
     if part == "controls":
-        both = replace(rescaled, method="labels-rescaled")
-        for length, budget in (("iterations", "1x"), ("compute", "as-labels")):
+        both, plain = (replace(labels, method=m) for m in ("labels-rescaled", "rescaled"))
+        for length, reference in (("iterations", plain), ("compute", labels.control)):
             title = f"GradAug on rescaled images minus plain on rescaled images, same {length}"
-            compared.append(Row((title,), both, replace(rescaled, budget=budget)))
+            compared.append(Row((title,), both, reference))
     if part == "low-data":
         for share in (*SHARES, 1.0):
             title = f"{100 * share:g} %: GradAug minus plain on rescaled images, same compute"
-            labels = replace(rescaled, method="labels", share=share)
-            plain = replace(rescaled, budget="as-labels", share=share)
-            compared.append(Row((title,), labels, plain))
+            some = replace(labels, share=share)
+            compared.append(Row((title,), some, some.control))
     lines = _first_seed(results) if part == "sweep" else []
     for row in compared:
         shown = {task: _difference(results, row, seeds, task) for task in TARGETS}
@@ -470,8 +472,8 @@ _NOTES = {
     ),
     "low-data": (
         "From the GradAug backbone, on the first images of the training set. The same number of "
-        "iterations, but\nplain fine-tuning with rescaled images takes GradAug's compute (one seed "
-        "with fewer images)."
+        "iterations, but\nplain fine-tuning with rescaled images takes GradAug's compute (with "
+        "fewer images one seed)."
     ),
     "sweep": (
         "On the dev split: these numbers choose settings and are no result. Most settings have one "
