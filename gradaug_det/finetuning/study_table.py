@@ -308,12 +308,18 @@ def _verdicts(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
 
 
 def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
-    """What no table compares: GradAug with plain fine-tuning with rescaled images, and ``both``
-    with ``labels``."""
+    """What no table compares: ``both`` with ``labels``, GradAug with plain fine-tuning with
+    rescaled images, and GradAug in pretraining and fine-tuning with neither."""
     labels, compared = Cell("gradaug", "labels", 0), []
     if part == "main":
         title = "GradAug, both, minus GradAug, labels, same iterations"
         compared.append(Row((title,), replace(labels, method="both"), labels))
+    if part in ("main", "compute"):
+        at_1x = part == "main"
+        neither = Cell("baseline", "plain", 0, "1x" if at_1x else "as-labels")
+        same = "iterations" if at_1x else "compute of fine-tuning"
+        title = f"GradAug, labels, minus plain from the baseline backbone, same {same}"
+        compared.append(Row((title,), labels, neither))
     if part == "sweep":
         candidate = replace(labels, scales=CANDIDATE_SCALES, split="dev")
         title = (

@@ -361,6 +361,18 @@ def test_both_is_compared_with_labels(study):
     )
 
 
+@pytest.mark.parametrize(
+    ("budget", "part", "same"),
+    [("1x", "main", "iterations"), ("as-labels", "compute", "compute of fine-tuning")],
+)
+def test_all_of_gradaug_is_compared_with_none_of_it(study, budget, part, same):
+    neither = Cell("baseline", "plain", 1, budget)
+    made = {LABELS: [(14, 12), (15, 13), (16, 14)], neither: [(11, 8), (12, 9), (13, 10)]}
+    text = study_text(study, results_of(study, made), SEEDS).split(f"## {PARTS[part]}")[1]
+    line = f"- GradAug, labels, minus plain from the baseline backbone, same {same}: box AP +3.00 ["
+    assert line in text.split("## ")[0]
+
+
 def test_at_equal_compute_each_method_has_a_reference_of_its_own(study):
     results = results_of(
         study,
