@@ -309,7 +309,8 @@ def _verdicts(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
 
 def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
     """What no table compares: ``both`` with ``labels``, GradAug with plain fine-tuning with
-    rescaled images, and GradAug in pretraining and fine-tuning with neither."""
+    rescaled images, GradAug without them with plain fine-tuning, and GradAug in pretraining and
+    fine-tuning with neither."""
     labels, compared = Cell("gradaug", "labels", 0), []
     if part == "main":
         title = "GradAug, both, minus GradAug, labels, same iterations"
@@ -328,6 +329,9 @@ def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]
         )
         compared.append(Row((title,), candidate, candidate.control))
     if part == "controls":
+        narrower = replace(labels, scales=(1.0,))
+        title = f"GradAug, labels, with {_settings(narrower)} minus plain, same iterations"
+        compared.append(Row((title,), narrower, narrower.plain))
         both, plain = (replace(labels, method=m) for m in ("labels-rescaled", "rescaled"))
         for length, reference in (("iterations", plain), ("compute", labels.control)):
             title = f"GradAug on rescaled images minus plain on rescaled images, same {length}"

@@ -440,6 +440,14 @@ def test_gradaug_on_rescaled_images_is_compared_with_plain_on_rescaled_images(st
     assert f"- {title} compute: box AP {signed(-2.0)} [" in readme.read_text()
 
 
+def test_narrower_networks_alone_are_compared_with_plain(study):
+    narrower = replace(LABELS, scales=(1.0,))
+    made = {narrower: [(11, 9), (11.1, 9.1)], PLAIN: [(10, 9), (10.1, 9.1)]}
+    text = study_text(study, results_of(study, made), SEEDS)
+    title = "GradAug, labels, with scales 1 minus plain, same iterations"
+    assert f"- {title}: box AP +1.00 [" in text
+
+
 def test_larger_scales_are_compared_with_images_of_these_sizes(study):
     labels = replace(LABELS, split="dev", scales=module.CANDIDATE_SCALES)
     control = replace(labels, method="rescaled", budget="as-labels")
