@@ -315,10 +315,10 @@ def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]
     if part == "main":
         title = "GradAug, both, minus GradAug, labels, same iterations"
         compared.append(Row((title,), replace(labels, method="both"), labels))
-    if part in ("main", "compute"):
-        at_1x = part == "main"
-        neither = Cell("baseline", "plain", 0, "1x" if at_1x else "as-labels")
-        same = "iterations" if at_1x else "compute of fine-tuning"
+    lengths = {"main": ("iterations", "1x"), "compute": ("compute of fine-tuning", "as-labels")}
+    if part in lengths:
+        same, budget = lengths[part]
+        neither = Cell("baseline", "plain", 0, budget)
         title = f"GradAug, labels, minus plain from the baseline backbone, same {same}"
         compared.append(Row((title,), labels, neither))
     if part == "sweep":

@@ -521,6 +521,7 @@ def test_robustness_has_a_table_when_it_is_measured(study):
     text = study_text(study, results, SEEDS).split("## Robustness")[1]
     assert "have: 1 of these 4." in text
     plain, labels = [row for row in rows_of(text) if row[0] != "fine-tuning"]
+    assert plain[:2] == ["plain", "2"]
     ap, mpc, rpc, mask, fgsm = plain[2:7]
     assert (ap, mpc, mask, fgsm) == ("9.0 ± 0.0", "5.5 ± 0.7", "3.0 ± 0.0", "2.5 ± 0.7")
     assert rpc == "61.1 ± 7.9", "of 5 and 6 out of 9"
