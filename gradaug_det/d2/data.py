@@ -83,7 +83,9 @@ def check_datasets(cfg: CfgNode) -> None:
                 masks=cfg.MODEL.MASK_ON,
                 handled=("missing-image",),  # named below, with what Detectron2 takes for the path
                 # Detectron2 cannot draw run lengths then, and stops when the image's turn comes.
-                refused=("rle-instance",) if polygons and name in cfg.DATASETS.TRAIN else (),
+                refused={"rle-instance": "set INPUT.MASK_FORMAT bitmask"}
+                if polygons and name in cfg.DATASETS.TRAIN
+                else {},
             )
         try:
             files = [record["file_name"] for record in DatasetCatalog.get(name)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gradaug_det.datasets.check_annotations import (
@@ -101,9 +101,12 @@ def check_before_training(
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     masks: bool = True,
+    keypoints: int | None = None,
+    trains: bool = True,
     handled: Collection[str] = (),
-    refused: Collection[str] = (),
-) -> None:
+    refused: Mapping[str, str] | None = None,
+    max_detections: int | None = None,
+) -> CheckResult:
     """The part of `check_coco` that takes seconds: the annotation file, and whether images exist.
 
     Of up to `HEADER_IMAGES` images it reads the headers, too: a size that differs or an Exif
@@ -117,7 +120,10 @@ def check_before_training(
         annotations, images, num_classes, class_names, masks: see `check_coco`.
         name: what the framework calls the data set.
         handled: kinds of error that the framework at hand copes with; logged as warnings are.
-        refused: kinds of warning or note that stop the framework as it is set up.
+        keypoints: how many the detector wants of each object; None: it has none.
+        trains: whether the detector learns from these objects; False: they are scored only.
+        refused: kinds of warning or note that stop the framework as it is set up -> the way out.
+        max_detections: what the evaluator counts of an image; None: not known.
 
     Raises:
         DataError: an error was found; names the count, the first example, and the command that
@@ -131,6 +137,7 @@ def check_before_training(
         class_names,
         masks,
     )
+    refused = refused or {}
     command = f"gradaug-det check-data --annotations {annotations}"
     command += f" --images {images}" if images is not None else ""
     errors = [
@@ -140,13 +147,16 @@ def check_before_training(
         or (finding.kind.severity == "error" and finding.kind.name not in handled)
     ]
     if errors:
+        way_out = refused.get(errors[0].kind.name)
+        problem = _sentence(errors[0]) + (f"; {way_out}" if way_out else "")
         more = f", and {len(errors) - 1} more kinds of error" if len(errors) > 1 else ""
-        raise DataError(f"{name}: {_sentence(errors[0])}{more}; to see all: {command}")
+        raise DataError(f"{name}: {problem}{more}; to see all: {command}")
     warnings = result.at_least("warning")
     for finding in warnings:
         logger.warning("%s: %s", name, _sentence(finding))
     if warnings:
         logger.warning("%s: to see all: %s", name, command)
+    return result
 
 
 def check_imagefolder(
@@ -228,8 +238,21 @@ def _check(
         _add_images(files, look(len(files)), jobs, progress, findings)
     counts = {key: len(document[key]) for key in ("images", "annotations", "categories")}
     return CheckResult(
-        str(annotations), None if images is None else str(images), counts, findings.sorted()
+        str(annotations),
+        None if images is None else str(images),
+        counts,
+        findings.sorted(),
+        tuple(str(categories[key]) for key in _in_order(categories)),
+        tuple(map(str, categories.values())),
     )
+
+
+def _in_order(ids: Iterable) -> list:
+    """Sorted if they can be, as Detectron2 sorts them."""
+    try:
+        return sorted(ids)
+    except TypeError:  # texts among numbers
+        return list(ids)
 
 
 def _add_images(

@@ -6,6 +6,7 @@ CocoDataset; tests/cross/test_check_data.py shows each the broken annotation aga
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 from collections.abc import Callable, Iterable
@@ -403,12 +404,16 @@ class CheckResult:
         images: the images' folder; None if no file was looked at.
         counts: how much there is: images, annotations, categories (or classes).
         findings: errors first, then by the order of `KINDS`.
+        classes: names in the order of the category ids, as Detectron2 numbers them.
+        file_order: names in the order in which the file lists them.
     """
 
     source: str
     images: str | None
     counts: dict[str, int]
     findings: tuple[Finding, ...]
+    classes: tuple[str, ...] = ()
+    file_order: tuple[str, ...] = ()
 
     def at_least(self, severity: str) -> list[Finding]:
         """The findings of a severity or a worse one."""
@@ -474,8 +479,12 @@ def plain(value: Any) -> Any:
 
 
 def describe_example(example: dict[str, Any]) -> str:
-    """``image_id 3, annotation_id 7, bbox [1, 2, 0, 4]``."""
-    return ", ".join(f"{key} {value}" for key, value in example.items() if value is not None)
+    """``image_id 3, file_name "7.jpg", bbox [1, 2, 0, 4]``: what is a text has quotation marks."""
+    return ", ".join(
+        f"{key} {json.dumps(value, ensure_ascii=False)}"
+        for key, value in example.items()
+        if value is not None
+    )
 
 
 def kinds_table() -> str:

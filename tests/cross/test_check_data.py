@@ -299,14 +299,14 @@ def test_the_models_classes(configs):
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINANET.NUM_CLASSES = "RetinaNet", 3
     check_datasets(cfg)
     del config.train_dataloader.dataset["metainfo"]  # COCO's 80 names, as MMDetection takes them
-    with pytest.raises(DataError, match=r"80 x class-not-in-file: .*name person"):
+    with pytest.raises(DataError, match=r'80 x class-not-in-file: .*name "person"'):
         check_data(config)
 
 
 def test_images_that_mmdetection_would_miss_later(configs, tmp_path):
     _, config = configs([GOOD])
     (tmp_path / "data" / "images" / "0.png").unlink()
-    with pytest.raises(DataError, match=r"1 x missing-image: .*file_name 0\.png"):
+    with pytest.raises(DataError, match=r'1 x missing-image: .*file_name "0\.png"'):
         check_data(config)
     config.train_dataloader.dataset.type = "LVISV1Dataset"  # of another format
     check_data(config)

@@ -44,7 +44,7 @@ def test_findings_exit_code_and_json(broken, tmp_path, capsys):
     kinds = [line.split()[:3] for line in lines if line.startswith(("  error", "  warning"))]
     assert kinds == [["error", "1", "missing-image"], ["warning", "1", "box-zero-area"]]
     assert any("Detectron2: stops when the image's turn comes" in line for line in lines)
-    assert any("e.g. image_id 2, file_name 000000000002.png" in line for line in lines)
+    assert any('e.g. image_id 2, file_name "000000000002.png"' in line for line in lines)
     assert lines[-1].startswith("FAILED: 1 errors, 1 warnings, ")
 
     train, val = json.loads(out.read_text())
