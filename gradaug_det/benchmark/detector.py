@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from gradaug_det.benchmark.changes import Change
 from gradaug_det.core.slimming import Loan
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.evaluation.coco import Scoring
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,14 @@ class Detector(Protocol):
         model: the network, in evaluation mode.
         backbone: the part of it that can be slimmed.
         divisor: of the channels of its sub-networks, as its config trains them.
+        scoring: the config's own settings of its evaluation.
     """
 
     framework: str
     model: nn.Module
     backbone: nn.Module
     divisor: int
+    scoring: Scoring
 
     def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:
         """The images in that order, prepared as the config's own test pipeline does.

@@ -9,7 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
-from gradaug_det.evaluation.coco import run_evaluator
+from gradaug_det.evaluation.coco import Scoring, run_evaluator
 from gradaug_det.evaluation.comparison import TASK_NAMES
 
 PrecisionCurves = dict[float, list[tuple[float, float]]]
@@ -22,7 +22,7 @@ def finite(value: float | None) -> float | None:
 
 
 def tasks_of(detector: DetectorResult) -> list[str]:
-    """``bbox`` and, if the detector gives masks, ``segm``.
+    """``bbox`` and, if the detector gives masks, ``segm``, if keypoints, ``keypoints``.
 
     A width at which a detector of boxes finds nothing may have been scored on (no) masks too, so a
     task counts only if all widths have it.
@@ -79,13 +79,22 @@ def precision_curves(
     predictions: Sequence[dict],
     task: str,
     image_ids: Sequence[int] | None = None,
+    scoring: Scoring | None = None,
 ) -> PrecisionCurves:
     """COCO's 101 points at IoU 0.5 and 0.75, mean over the categories that have objects.
 
     Raises:
         DataError: predictions that cannot be scored.
     """
-    evaluator = run_evaluator(ground_truth, predictions, task, image_ids=image_ids)
+    scoring = scoring or Scoring()
+    evaluator = run_evaluator(
+        ground_truth,
+        predictions,
+        task,
+        image_ids=image_ids,
+        max_detections=scoring.max_detections,
+        sigmas=scoring.sigmas,
+    )
     precision = evaluator.eval["precision"][..., 0, -1]  # (IoU, recall, category)
     existing = (precision > -1).all(axis=(0, 1))
     recall = (100 * np.asarray(evaluator.params.recThrs)).tolist()

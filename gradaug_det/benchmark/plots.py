@@ -18,7 +18,7 @@ from gradaug_det.evaluation.comparison import TASK_NAMES
 from gradaug_det.evaluation.plots import METHOD_COLOURS, Plot, render_svg
 
 _STYLES = {"-": "Solid", "--": "Dashed", ":": "Dotted"}
-_OF_TASK = {"bbox": "-", "segm": "--"}
+_OF_TASK = {"bbox": "-", "segm": "--", "keypoints": "-."}
 _OF_IOU = {0.5: "-", 0.75: ":"}
 
 

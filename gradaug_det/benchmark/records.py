@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from gradaug_det.errors import ConfigError
+from gradaug_det.evaluation.coco import Scoring
 
 Metrics = dict[str, dict[str, float]]
 """``{"bbox": {"AP": per cent, ...}, "segm": ...}`` as
@@ -92,6 +93,7 @@ class DetectorResult:
         config: file name of the config.
         weights: as given, a path shortened to its last two parts.
         widths: at least one.
+        scoring: with which settings of its config it was scored.
     """
 
     label: str
@@ -99,6 +101,7 @@ class DetectorResult:
     config: str
     weights: str
     widths: Sequence[WidthResult]
+    scoring: Scoring = field(default_factory=Scoring)
 
 
 @dataclass

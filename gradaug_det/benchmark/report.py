@@ -29,7 +29,6 @@ from gradaug_det.benchmark.ranking import image_scores
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
 from gradaug_det.benchmark.wording import summarise
 from gradaug_det.errors import ConfigError, DataError
-from gradaug_det.evaluation.coco import COCO_METRICS
 from gradaug_det.evaluation.coco_data import (
     check_scorable,
     load_ground_truth,
@@ -78,7 +77,9 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
     best, worst = _ranked(benchmark, truth) if benchmark.image_root else ([], [])
     curves = {
         detector.label: {
-            task: precision_curves(truth, widest(detector).predictions, task, benchmark.image_ids)
+            task: precision_curves(
+                truth, widest(detector).predictions, task, benchmark.image_ids, detector.scoring
+            )
             for task in tasks_of(detector)
         }
         for detector in benchmark.detectors
@@ -181,6 +182,7 @@ def _content(
             "detectors": [
                 {
                     **{k: getattr(d, k) for k in ("label", "framework", "config", "weights")},
+                    "scoring": asdict(d.scoring),
                     "widths": [_width_content(benchmark, d, result) for result in d.widths],
                     "precision_recall": curves[d.label],
                 }
@@ -231,8 +233,19 @@ def _ap_rows(benchmark: Benchmark) -> list[dict]:
             ],
         }
         for task in _tasks(benchmark)
-        for metric in COCO_METRICS
+        for metric in _metrics(benchmark, task)
     ]
+
+
+def _metrics(benchmark: Benchmark, task: str) -> list[str]:
+    """COCO's numbers that any detector has, those of the categories left out."""
+    found = dict.fromkeys(
+        metric
+        for detector in benchmark.detectors
+        if task in tasks_of(detector)
+        for metric in widest(detector).metrics[task]
+    )
+    return [metric for metric in found if not metric.startswith(CATEGORY_PREFIX)]
 
 
 def _cost_rows(benchmark: Benchmark) -> list[dict]:

@@ -24,7 +24,7 @@ from gradaug_det.benchmark.store import DetectionStore
 from gradaug_det.core.checks import check_width
 from gradaug_det.datasets.check import check_before_training
 from gradaug_det.errors import ConfigError, DataError
-from gradaug_det.evaluation.coco import IOU_TYPES, evaluate_coco
+from gradaug_det.evaluation.coco import Scoring, check_sigmas, evaluate_coco
 from gradaug_det.evaluation.coco_data import load_ground_truth
 from gradaug_det.evaluation.environment import describe_environment
 
@@ -176,9 +176,16 @@ class _Run:
                     sample = detector.attack(sample, change)
                 yield image_id, detector.detect(sample)
 
-    def score(self, results: list[dict], tasks: Sequence[str]) -> Metrics:
-        """All of COCO's numbers."""
-        return evaluate_coco(self.truth, results, tasks, image_ids=self.image_ids)
+    def score(self, results: list[dict], tasks: Sequence[str], scoring: Scoring) -> Metrics:
+        """All of COCO's numbers, as the detector's config has them made."""
+        return evaluate_coco(
+            self.truth,
+            results,
+            tasks,
+            image_ids=self.image_ids,
+            max_detections=scoring.max_detections,
+            sigmas=scoring.sigmas,
+        )
 
 
 def run_benchmark(
@@ -212,6 +219,9 @@ def run_benchmark(
     if rank == 0 and not resume:
         shutil.rmtree(store, ignore_errors=True)
     built = [load_detector(files, data, settings.device) for files in detectors]
+    for detector in built:
+        if "keypoints" in (detector.scoring.tasks or ()):
+            check_sigmas(run.truth, detector.scoring.sigmas, "the config's sigmas of keypoints")
     from_first(None)  # nobody writes before the old detections are gone
     found = []
     for files, detector in zip(detectors, built, strict=True):
@@ -221,15 +231,15 @@ def run_benchmark(
             width: run.detections(detector, folder, width, Clean()) for width in settings.widths
         }
         # Once for a detector: a change under which it finds nothing says nothing about its masks.
-        masks = any("segmentation" in r for of_width in results.values() for r in of_width)
-        tasks = IOU_TYPES if masks else IOU_TYPES[:1]
+        tasks = detector.scoring.tasks_of([r for of_width in results.values() for r in of_width])
         largest = max(settings.widths)
         changed = {}
         for change in settings.changes():
             detections = run.detections(detector, folder, largest, change)
             if rank == 0:
                 changed[change] = {
-                    task: metrics["AP"] for task, metrics in run.score(detections, tasks).items()
+                    task: metrics["AP"]
+                    for task, metrics in run.score(detections, tasks, detector.scoring).items()
                 }
         found.append((results, changed, tasks))
     if rank:
@@ -249,10 +259,11 @@ def run_benchmark(
                 framework=detector.framework,
                 config=files.config.name,
                 weights=_shown(files.weights),
+                scoring=detector.scoring,
                 widths=[
                     WidthResult(
                         width=width,
-                        metrics=run.score(results[width], tasks),
+                        metrics=run.score(results[width], tasks, detector.scoring),
                         predictions=results[width],
                         cost=cost,
                         **(_robustness(changed) if width == max(settings.widths) else {}),

@@ -34,12 +34,14 @@ from gradaug_det.d2.detector import no_traces
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.d2.train import load_config, load_lazy_config
 from gradaug_det.errors import ConfigError
+from gradaug_det.evaluation.coco import Scoring
 
 
 class Detectron2Detector:
     """A yaml config or LazyConfig with weights."""
 
     framework = "Detectron2"
+    scoring = Scoring()
 
     def __init__(self, files: DetectorFiles, data: CocoData, device: str) -> None:
         self.data = data

@@ -112,7 +112,7 @@ def check_scorable(predictions: list[dict], ground_truth: dict, iou_type: str) -
     Args:
         predictions: COCO result dicts; boxes are XYWH in pixels of the original image.
         ground_truth: from :func:`load_ground_truth`.
-        iou_type: ``"bbox"`` or ``"segm"``.
+        iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
 
     Raises:
         DataError: unknown image or category ids, boxes or scores that are not finite numbers, masks
@@ -120,7 +120,7 @@ def check_scorable(predictions: list[dict], ground_truth: dict, iou_type: str) -
     """
     images = {image["id"] for image in ground_truth["images"]}
     categories = {category["id"] for category in ground_truth["categories"]}
-    field = "bbox" if iou_type == "bbox" else "segmentation"
+    field = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[iou_type]
     for key in ("image_id", "category_id", "score", field):
         lacking = [p for p in predictions if p.get(key) is None or _is_empty_list(p[key])]
         if lacking:
@@ -155,8 +155,30 @@ def check_scorable(predictions: list[dict], ground_truth: dict, iou_type: str) -
         if not _finite([p["bbox"] for p in predictions], (len(predictions), 4)):
             broken = [p for p in predictions if not _finite(p["bbox"], (4,))]
             raise DataError(_not_finite("boxes", broken, predictions))
+    elif iou_type == "keypoints":
+        _check_keypoints(predictions, ground_truth)
     else:
         _check_masks(predictions, ground_truth)
+
+
+def _check_keypoints(predictions: list[dict], ground_truth: dict) -> None:
+    objects = [a for a in ground_truth["annotations"] if a.get("keypoints")]
+    if not objects:
+        raise DataError("no object of the ground truth has keypoints: there is nothing to score")
+    length = len(objects[0]["keypoints"])
+    for annotation in objects:
+        if len(annotation["keypoints"]) != length or length % 3:
+            raise DataError(
+                f"annotation {annotation['id']} has {len(annotation['keypoints'])} numbers as "
+                f"keypoints and annotation {objects[0]['id']} {length}; all objects need x, y, v "
+                "of the same keypoints"
+            )
+    broken = [p for p in predictions if not _finite(p["keypoints"], (length,))]
+    if broken:
+        raise DataError(
+            f"{len(broken)} of {len(predictions)} predictions have no {length} finite numbers, x, "
+            f"y, v of each keypoint (first image id: {broken[0]['image_id']})"
+        )
 
 
 def _check_masks(predictions: list[dict], ground_truth: dict) -> None:

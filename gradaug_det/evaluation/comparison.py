@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from gradaug_det.evaluation.records import RunRecord
 
-TASK_NAMES = {"bbox": "box", "segm": "mask"}
+TASK_NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 TABLE_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 CATEGORY_PREFIX = "AP-"
 

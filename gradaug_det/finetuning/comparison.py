@@ -9,6 +9,7 @@ from pathlib import Path
 from gradaug_det.datasets import build_mini_coco
 from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.agreement import Agreement, agreement, agreement_sentence
+from gradaug_det.evaluation.coco import IOU_TYPES
 from gradaug_det.evaluation.comparison import TASK_NAMES, Method, group_methods
 from gradaug_det.evaluation.environment import describe_environment
 from gradaug_det.evaluation.records import Report, RunRecord
@@ -154,9 +155,9 @@ def framework_findings(runs: list[RunRecord]) -> list[str]:
         for framework in FRAMEWORKS.values()
     ]
     return [
-        agreement_sentence(f"{what}, {name} AP", _agreement(one, other, task))
+        agreement_sentence(f"{what}, {TASK_NAMES[task]} AP", _agreement(one, other, task))
         for what, one, other in pairs
-        for task, name in TASK_NAMES.items()
+        for task in IOU_TYPES
     ]
 
 

@@ -28,6 +28,7 @@ from gradaug_det.benchmark.detector import (
 )
 from gradaug_det.core.slimming import Loan
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.detector import no_traces
 from gradaug_det.mmdet.train import load_config
@@ -37,6 +38,7 @@ class MMDetectionDetector:
     """A config with weights; without them, with the config's ``load_from``."""
 
     framework = "MMDetection"
+    scoring = Scoring()
 
     def __init__(self, files: DetectorFiles, data: CocoData, device: str) -> None:
         self.data, self.device = data, device

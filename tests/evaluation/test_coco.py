@@ -140,6 +140,50 @@ def test_more_detections_per_image(truth, predictions):
     assert "AR100" not in result
 
 
+@pytest.mark.parametrize("count, sigmas", [(17, None), (3, (0.1, 0.05, 0.2))])
+def test_keypoints_with_their_own_sigmas(count, sigmas):
+    rng = np.random.default_rng(0)
+    truth = make_ground_truth(images=10)
+    found = []
+    for annotation in truth["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        points = np.array([x, y, 0]) + rng.uniform(size=(count, 3)) * [width, height, 0]
+        points[:, 2] = rng.integers(0, 3, count)
+        annotation["keypoints"] = points.ravel().tolist()
+        annotation["num_keypoints"] = int((points[:, 2] > 0).sum())
+        points[:, :2] += rng.normal(0, 0.05 * width, (count, 2))
+        score = {"score": rng.uniform(), "keypoints": points.ravel().tolist()}
+        found.append({k: annotation[k] for k in ("image_id", "category_id")} | score)
+    results = {
+        backend: evaluate_coco(truth, found, ["keypoints"], backend=backend, sigmas=sigmas)
+        for backend in ("faster", "pycocotools")
+    }
+    np.testing.assert_equal(results["faster"], results["pycocotools"])
+    measured = results["faster"]["keypoints"]
+    assert 10 < measured["AP"] < 95 and "APs" not in measured and measured["AR20"] > 0
+    if sigmas is None:  # COCO's own, as pycocotools' documentation has them scored
+        with contextlib.redirect_stdout(io.StringIO()):
+            api = COCO()
+            api.dataset = copy.deepcopy(truth)
+            api.createIndex()
+            evaluator = COCOeval(api, api.loadRes(copy.deepcopy(found)), "keypoints")
+            evaluator.evaluate()
+            evaluator.accumulate()
+            evaluator.summarize()
+        assert measured["AP"] == pytest.approx(100 * evaluator.stats[0])
+    with pytest.raises(ConfigError, match=f"sigmas must be {count} numbers"):
+        evaluate_coco(truth, found, ["keypoints"], sigmas=(0.1, 0.1))
+    # Objects without keypoints are no miss.
+    truth["annotations"].append(dict(truth["annotations"][0], id=10**6, iscrowd=0))
+    for key in ("keypoints", "num_keypoints"):
+        del truth["annotations"][-1][key]
+    again = evaluate_coco(truth, found, ["keypoints"], sigmas=sigmas)["keypoints"]
+    assert again["AR20"] == measured["AR20"]
+    found[0]["keypoints"] = found[0]["keypoints"][:-1]
+    with pytest.raises(DataError, match=f"no {3 * count} finite numbers, x, y, v"):
+        evaluate_coco(truth, found, ["keypoints"], sigmas=sigmas)
+
+
 def test_annotation_id_zero_is_not_a_miss(truth, predictions):
     """pycocotools itself takes an object with id 0 for unmatched; its number must not change."""
     shifted = copy.deepcopy(truth)
