@@ -81,8 +81,8 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
             return _with_author(load_checkpoint(filename))
-        if filename.endswith(".pyth"):
-            load_checkpoint(filename)  # refused here; before torch 2.6 Detectron2 would run it
+        if filename.endswith(".pyth"):  # which Detectron2 would read with PyTorch itself
+            return _of_pycls(load_checkpoint(filename))
         return super()._load_file(filename)
 
 
@@ -93,3 +93,9 @@ def _with_author(data: dict[str, Any]) -> dict[str, Any]:
     blobs = data.get("blobs", data)
     model = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}
     return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _of_pycls(data: dict[str, Any]) -> dict[str, Any]:
+    """A .pyth file's content as DetectionCheckpointer returns it."""
+    model = {k: v for k, v in data["model_state"].items() if not k.endswith("num_batches_tracked")}
+    return {"model": model, "__author__": "pycls", "matching_heuristics": True}

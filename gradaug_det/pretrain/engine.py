@@ -35,6 +35,7 @@ from gradaug_det.pretrain.data import (
 from gradaug_det.pretrain.export import save_pretrained
 from gradaug_det.pretrain.recipe import Recipe
 from gradaug_det.pretrain.stochastic_depth import add_stochastic_depth
+from gradaug_det.zoo.unpickle import load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -230,9 +231,15 @@ class Pretraining:
         """Loads ``last.ckpt`` if there is one; returns the step to go on with."""
         if not self._checkpoint.is_file():
             return 0
-        state = torch.load(self._checkpoint, map_location=self.fabric.device, weights_only=True)
+        state = load_checkpoint(self._checkpoint)
+        parts = self._parts()
+        if missing := ({"recipe", "step"} | parts.keys()) - state.keys():
+            raise GradAugError(
+                f"{self._checkpoint} is no checkpoint of this training: it has no "
+                f"{sorted(missing)[0]!r}; use another --out, or delete that file"
+            )
         self._check_same(state["recipe"])
-        for name, part in self._parts().items():
+        for name, part in parts.items():
             part.load_state_dict(state[name])
         if self.fabric.is_global_zero:
             logger.info("%s: going on from step %d", self.recipe.name, state["step"])

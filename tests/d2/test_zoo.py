@@ -22,6 +22,7 @@ from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.train import Trainer, run
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.zoo.convert import rename
+from tests.zoo import hostile
 from tests.zoo.entries import MEAN, STD, describe, random_backbone, small_zoo, use_zoo
 
 from .dataset import annotation, write_coco
@@ -166,17 +167,15 @@ class Bomb:
 @pytest.mark.parametrize("name", ["model.pkl", "model.pth", "model.pyth"])
 def test_bombs_are_refused(tmp_path, name):
     target, path = tmp_path / "made", tmp_path / name
-    if name.endswith(".pkl"):
-        path.write_bytes(pickle.dumps({"model": {}, "__author__": Bomb(target)}, protocol=2))
-    else:
-        torch.save({"model": {}, "model_state": {}, "x": Bomb(target)}, path)
-    with pytest.raises(ZooError, match=r"posix.mkdir, which loading would run"):
-        SafeCheckpointer(torch.nn.Linear(1, 1)).load(str(path))
+    for kind in ("pickle", "zip", "legacy"):
+        hostile.write(path, hostile.attribute_walk(target), kind)
+        with pytest.raises(ZooError, match=r"getattr, which loading would run; nothing of it has"):
+            SafeCheckpointer(torch.nn.Linear(1, 1)).load(str(path))
     assert not target.exists()
 
 
 def test_model_zoo_pickles_load_as_in_detectron2(tmp_path):
-    """Detectron2's format and Detectron's, beside the real DetectionCheckpointer."""
+    """Detectron2's format, Detectron's and pycls', beside the real DetectionCheckpointer."""
     cfg = tiny_cfg()
     source = build_model(cfg)
     arrays = {n: t.numpy() for n, t in source.backbone.bottom_up.state_dict().items()}
@@ -184,8 +183,10 @@ def test_model_zoo_pickles_load_as_in_detectron2(tmp_path):
         "d2.pkl": {"model": arrays, "__author__": "x", "matching_heuristics": True},
         "c2.pkl": {"blobs": {"conv1_w": arrays["stem.conv1.weight"], "fc_momentum": arrays}},
     }
+    torch.save({"model_state": source.backbone.bottom_up.state_dict()}, tmp_path / "p.pyth")
     for name, content in files.items():
         (tmp_path / name).write_bytes(pickle.dumps(content, protocol=2))
+    for name in (*files, "p.pyth"):
         models = []
         for checkpointer in (DetectionCheckpointer, SafeCheckpointer):
             torch.manual_seed(1)

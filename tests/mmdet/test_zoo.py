@@ -2,7 +2,7 @@
 
 # ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
 
-import os
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,9 @@ import timm
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend
+from mmengine.fileio.backends import registry_utils
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, checkpoint
 from torchvision.models import resnet18
 
@@ -19,7 +22,9 @@ from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.train import build_runner, load_config
 from gradaug_det.zoo.backbone import save_backbone
 from tests.mmdet.helpers import collated, make_runner, tiny_items, tiny_model_cfg
+from tests.zoo import hostile
 from tests.zoo.entries import MEAN, STD, describe, random_backbone, small_zoo, use_zoo
+from tests.zoo.server import serve
 
 FOLDER = Path(__file__).parents[2] / "configs" / "mmdet"
 URL = "gradaug://tiny-resnet18"
@@ -243,33 +248,76 @@ def test_build_runner_refuses_and_fixes(tmp_path, zoo):
 # ---- files ------------------------------------------------------------------------------------
 
 
-class Bomb:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
-
-
 @pytest.fixture
 def safe_files(monkeypatch):
     """What ``build_runner`` puts in force, for one test."""
     monkeypatch.setattr(CheckpointLoader, "_schemes", dict(CheckpointLoader._schemes))
+    monkeypatch.setattr(checkpoint, "torch", torch)
+    monkeypatch.setattr(checkpoint, "load_url", checkpoint.load_url)
     load_files_safely()
 
 
-def test_bombs_are_refused(tmp_path, safe_files):
-    path, target = tmp_path / "model.pth", tmp_path / "made"
-    torch.save({"state_dict": {}, "meta": Bomb(target)}, path)
+def test_programs_are_refused(tmp_path, safe_files):
+    target = tmp_path / "made"
+    path = hostile.write(tmp_path / "model.pth", hostile.attribute_walk(target))
     config = fitting(str(path))
     runner = make_runner(config.model, tmp_path, load_from=str(path), cfg=config)
-    for load in (runner.train, runner.load_or_resume, MODELS.build(config.model).init_weights):
-        with pytest.raises(ZooError, match=r"posix.mkdir, which loading would run"):
+    resumed = make_runner(config.model, tmp_path, load_from=str(path), resume=True, cfg=config)
+    for load in (
+        runner.train,
+        runner.load_or_resume,
+        resumed.load_or_resume,
+        MODELS.build(config.model).init_weights,
+    ):
+        with pytest.raises(ZooError, match=r"getattr, which loading would run; nothing of it has"):
             load()
     assert not target.exists()
-    # MMEngine alone runs it, with a warning.
-    checkpoint.load_from_local(str(path), None)
-    assert target.exists()
+
+
+PAVI = """
+import shutil
+from types import SimpleNamespace as Model
+class modelcloud:
+    get = lambda name: Model(name="x.pth", download=lambda to: shutil.copy({source!r}, to))
+"""
+
+
+@pytest.mark.parametrize("way", ["local", "http", "torchvision", "openmmlab", "home", "pavi", "s3"])
+def test_no_way_to_a_checkpoint_runs_it(tmp_path, monkeypatch, safe_files, way):
+    """Each of MMEngine's schemes, by its own means."""
+    cache = tmp_path / "torch" / "checkpoints"
+    cache.mkdir(parents=True)
+    home, target = tmp_path / "home", tmp_path / "made"
+    home.mkdir()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    monkeypatch.setenv("MMENGINE_HOME", str(home))
+    url = checkpoint.get_torchvision_models()["resnet18"]
+    place = {"torchvision": cache / Path(url).name, "home": home / "x.pth"}
+    place = place.get(way, tmp_path / "x.pth")
+    (tmp_path / "pavi.py").write_text(PAVI.format(source=str(place)))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Petrel(LocalBackend):
+        def get(self, filepath):
+            return place.read_bytes()
+
+    monkeypatch.setitem(registry_utils.backends, "petrel", Petrel)
+    torch.save({"state_dict": {"w": torch.ones(1)}}, place)
+    with serve(place.read_bytes()) as server:
+        links = {"x": f"{server.url}/x.pth", "h": "x.pth"}
+        (home / "open_mmlab.json").write_text(json.dumps(links))
+        name = {
+            **{"local": str(place), "http": links["x"], "torchvision": "torchvision://resnet18"},
+            **{"openmmlab": "open-mmlab://x", "home": "openmmlab://h", "pavi": "pavi://x"},
+            "s3": "s3://bucket/x.pth",
+        }[way]
+        assert CheckpointLoader.load_checkpoint(name)["state_dict"]["w"] == 1
+        (cache / "x.pth").unlink(missing_ok=True)
+        hostile.write(place, hostile.attribute_walk(target), "legacy")
+        server.content = place.read_bytes()
+        with pytest.raises(ZooError, match=r"getattr, which loading would run; nothing of it has"):
+            CheckpointLoader.load_checkpoint(name)
+    assert not target.exists()
 
 
 def test_trainings_are_resumed(tmp_path, safe_files, zoo):
@@ -285,6 +333,15 @@ def test_trainings_are_resumed(tmp_path, safe_files, zoo):
         resume=True,
         loop=dict(by_epoch=True, max_epochs=2),
     )
+    again.load_or_resume()
+    scalars = [r.message_hub.log_scalars for r in (first, again)]
+    assert scalars[0].keys() == scalars[1].keys() and scalars[0]
+    for name, history in scalars[0].items():
+        assert isinstance(scalars[1][name], HistoryBuffer)
+        assert scalars[1][name].statistics("mean") == history.mean()
+        scalars[1][name].update(1.0)
+    assert HistoryBuffer._statistics_methods["mean"] is HistoryBuffer.mean
+    again._has_loaded = False
     again.train()
     assert (first.epoch, again.epoch) == (1, 2)
     assert again.iter == 2 * first.iter

@@ -3,8 +3,10 @@
 import io
 import os
 import pickle
+import random
 import tarfile
-from collections import OrderedDict
+import zipfile
+from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 
 from gradaug_det.errors import ZooError
 from gradaug_det.zoo.unpickle import load_checkpoint
+from tests.zoo import hostile
 
 ARRAYS = {
     "stem.conv1.weight": np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3),
@@ -101,6 +104,18 @@ def test_only_listed_names(tmp_path, content, wanted):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize("way", hostile.PROGRAMS)
+def test_programs_are_refused(tmp_path, way, kind):
+    """Whatever the file's name and format; PyTorch's and MMEngine's lists play no part."""
+    target = tmp_path / "made"
+    for ending in ("pkl", "pth", "pyth", "ckpt", "bin"):
+        path = hostile.write(tmp_path / f"x.{ending}", hostile.PROGRAMS[way](target), kind)
+        with torch.serialization.safe_globals([getattr, os.mkdir]), pytest.raises(ZooError):
+            load_checkpoint(path)
+    assert not target.exists()
+
+
 def test_arrays_of_pointers_are_refused(tmp_path):
     """numpy itself would take these eight bytes for the address of an object."""
     forged = np.ndarray((1,), dtype=object, buffer=b"A" * 8)
@@ -176,6 +191,114 @@ def test_torch_and_safetensors_files_are_read(tmp_path):
             assert read["optimizer"]["param_groups"] == saved["optimizer"]["param_groups"]
     save_file(dict(model.state_dict()), tmp_path / "x.safetensors")
     assert torch.equal(load_checkpoint(tmp_path / "x.safetensors")["bias"], model.bias)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy"])
+def test_what_torch_saves_is_what_is_read(tmp_path, kind):
+    """Kinds of numbers, views, ties, attributes and states that a training may have."""
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    tied, attributed = torch.ones(3), torch.ones(2)
+    attributed.note = "kept by PyTorch"
+    saved = {
+        "views": [base, base[1:, ::2], base.transpose(0, 2), torch.ones(1).expand(5, 3)],
+        "kinds": [
+            torch.tensor([0.5, -1]).to(getattr(torch, name))
+            for name in (
+                *("float64", "float16", "bfloat16", "int64", "int32", "int16", "int8"),
+                *("uint8", "bool", "complex64", "complex128"),
+            )
+        ],
+        "none": [torch.tensor(3), torch.zeros(0, 2), torch.Size([2, 3]), torch.float16],
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "attributes": attributed,
+        "tied": [tied, tied],
+        "python": {(1, "a"): {1, 2}, 3: Counter("aab"), "b": bytearray(b"ab"), "s": slice(1, 2)},
+        "numpy": [np.float64(1.5), np.arange(3), np.array([[True]])],
+        "device": torch.device("cuda", 1),
+        "rng": [torch.get_rng_state(), random.getstate()],
+    }
+    if kind == "zip":
+        saved["kinds"] += [torch.ones(2).to(torch.float8_e4m3fn), torch.ones(2).to(torch.uint16)]
+    path = tmp_path / "x.pth"
+    dump(saved, path, kind)
+    read, wanted = load_checkpoint(path), torch.load(path, weights_only=False)
+    assert_same(read, wanted)
+    assert read["tied"][0].data_ptr() == read["tied"][1].data_ptr()
+    assert read["views"][0].data_ptr() == read["views"][2].data_ptr()
+    assert type(read["parameter"]) is torch.nn.Parameter and read["parameter"].requires_grad
+    read["views"][0].resize_(100)  # memory of its own
+    model = torch.nn.BatchNorm2d(2)
+    dump({"model": model.state_dict()}, path, kind)
+    assert load_checkpoint(path)["model"]._metadata[""] == {"version": 2}
+
+
+def assert_same(one, two):
+    assert type(one) is type(two)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype is two.dtype and one.stride() == two.stride()
+        wide = torch.complex128 if one.is_complex() else torch.float64
+        assert torch.equal(one.to(wide), two.to(wide))
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == two.dtype and np.array_equal(one, two)
+    elif isinstance(one, dict):
+        assert list(one) == list(two)
+        assert_same(list(one.values()), list(two.values()))
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two)
+        for a, b in zip(one, two, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == two
+
+
+def test_zips_by_others_are_read(tmp_path):
+    """Packed again, compressed; or written by PyTorch without checksums."""
+    path, again = tmp_path / "x.pth", tmp_path / "y.pth"
+    torch.save({"w": torch.randn(1000)}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(again, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.namelist():
+            new.writestr(entry, old.read(entry))
+    assert torch.equal(load_checkpoint(again)["w"], torch.load(path)["w"])
+    if hasattr(torch.serialization, "set_crc32_options"):
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save({"w": torch.ones(1000)}, path)
+        finally:
+            torch.serialization.set_crc32_options(True)
+        assert torch.equal(load_checkpoint(path)["w"], torch.ones(1000))
+
+
+def tensor(size, stride, count=2, offset=0, key="0"):
+    """A pickle of a tensor."""
+    storage = pickle.dumps(("storage", 1, key, "cpu", count), 2)[2:-1]
+    storage = storage.replace(b"K\x01", hostile.name("torch", "FloatStorage"), 1)
+    call = hostile.name("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + b"Q"
+    inner = b"".join(pickle.dumps(v, 2)[2:-1] for v in (offset, size, stride, False, None))
+    return b"\x80\x02}" + hostile.text("w") + call + inner + b"tRs."
+
+
+@pytest.mark.parametrize(
+    ("program", "more", "reason"),
+    [
+        (tensor((2,), (1,)), {}, "its parts are more than 64 times its size"),
+        (tensor((2,), (1,), count=2**40), {}, "of 4398046511104, not of 8"),
+        (tensor((2,), (1,), count=-1), {}, "a storage of something but numbers"),
+        (tensor((3,), (1,)), {}, "out of bounds for storage"),
+        (tensor((2,), (1,), offset=1), {}, "out of bounds for storage"),
+        (tensor((2,), (-1,)), {}, "Negative strides"),
+        (tensor((2,), (1,), key="../../etc/passwd"), {}, "KeyError: 'archive/data/../../etc"),
+        (tensor((2,), (1,)), {"archive/byteorder": b"big"}, "big-endian"),
+    ],
+)
+def test_sizes_that_lie(tmp_path, program, more, reason):
+    path = tmp_path / "x.pth"
+    big = "64 times" in reason
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        parts = {"data.pkl": program, "data/0": b"\0" * (2**22 if big else 8)}
+        for part, content in ({f"archive/{k}": v for k, v in parts.items()} | more).items():
+            archive.writestr(part, content)
+    with pytest.raises(ZooError, match=reason):
+        load_checkpoint(path)
 
 
 def write_wreck(path, kind, cut):
