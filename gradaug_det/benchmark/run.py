@@ -91,7 +91,9 @@ def load_data(annotations: str | Path, images: str | Path, name: str) -> CocoDat
             raise DataError(f"{path} does not exist")
     truth = load_ground_truth(annotations)
     # What would stop, or count wrong, after hours. Masks are looked at when they are scored.
-    check_before_training(annotations, name=name, masks=False, handled=("ignore-set",))
+    check_before_training(
+        annotations, name=name, masks=False, trains=False, handled=("ignore-set",)
+    )
     categories = sorted((category["id"], category["name"]) for category in truth["categories"])
     return CocoData(annotations, images, name, tuple(categories))
 

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from gradaug_det.errors import DataError
 
 logger = logging.getLogger(__name__)
-_FEW = 4  # objects of a class: if fewer are given, the loss of most of them is not worth a line
+FEW = 4  # objects of a class: if fewer are given, the loss of most of them is not worth a line
 
 
 def check_same_classes(classes: Mapping[str, Sequence[str]]) -> None:
@@ -78,9 +78,9 @@ def check_kept(
     lost = [
         f"{kept.get(key, 0)} of {count} of {key!r}"
         for key, count in given.items()
-        if count >= _FEW and 2 * kept.get(key, 0) < count
+        if count >= FEW and 2 * kept.get(key, 0) < count
     ]
-    if total >= _FEW and 2 * left < total:
+    if total >= FEW and 2 * left < total:
         lost = [f"{left} of {total} objects in all", *lost]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""

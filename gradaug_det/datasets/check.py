@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from gradaug_det.datasets.agreement import check_same_classes
 from gradaug_det.datasets.check_annotations import (
     Images,
     check_annotations,
@@ -20,6 +22,7 @@ from gradaug_det.datasets.check_annotations import (
 from gradaug_det.datasets.check_images import (
     File,
     Look,
+    Names,
     exists,
     look_at_all,
     look_at_header,
@@ -27,6 +30,7 @@ from gradaug_det.datasets.check_images import (
 )
 from gradaug_det.datasets.check_kinds import (
     KINDS,
+    MAX_EXAMPLES,
     SEVERITIES,
     CheckResult,
     Finding,
@@ -36,6 +40,9 @@ from gradaug_det.datasets.check_kinds import (
 from gradaug_det.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
+FRAMEWORKS = ("Detectron2", "MMDetection")
+MAX_DETECTIONS = 100
+"""COCO's evaluation counts so many detections of an image."""
 HEADER_IMAGES = 20_000
 """Data sets of up to so many images have the headers of all looked at before a training."""
 
@@ -47,6 +54,7 @@ __all__ = [
     "check_before_training",
     "check_coco",
     "check_imagefolder",
+    "compare",
 ]
 
 
@@ -106,6 +114,7 @@ def check_before_training(
     handled: Collection[str] = (),
     refused: Mapping[str, str] | None = None,
     max_detections: int | None = None,
+    framework: str | None = None,
 ) -> CheckResult:
     """The part of `check_coco` that takes seconds: the annotation file, and whether images exist.
 
@@ -124,6 +133,7 @@ def check_before_training(
         trains: whether the detector learns from these objects; False: they are scored only.
         refused: kinds of warning or note that stop the framework as it is set up -> the way out.
         max_detections: what the evaluator counts of an image; None: not known.
+        framework: the one at hand, "Detectron2" or "MMDetection"; None: either.
 
     Raises:
         DataError: an error was found; names the count, the first example, and the command that
@@ -136,27 +146,71 @@ def check_before_training(
         num_classes,
         class_names,
         masks,
+        keypoints=False if keypoints is None else keypoints,
+        frameworks=FRAMEWORKS if framework is None else (framework,),
+        max_detections=max_detections or MAX_DETECTIONS,
     )
-    refused = refused or {}
+    stops = {**_stopping(masks, keypoints is not None, trains), **(refused or {})}
+    copes = {*handled, *(() if trains else ("no-objects-left",))}
     command = f"gradaug-det check-data --annotations {annotations}"
     command += f" --images {images}" if images is not None else ""
     errors = [
         finding
         for finding in result.findings
-        if finding.kind.name in refused
-        or (finding.kind.severity == "error" and finding.kind.name not in handled)
+        if finding.kind.name not in copes
+        and (finding.kind.name in stops or finding.kind.severity == "error")
     ]
     if errors:
-        way_out = refused.get(errors[0].kind.name)
+        way_out = stops.get(errors[0].kind.name)
         problem = _sentence(errors[0]) + (f"; {way_out}" if way_out else "")
         more = f", and {len(errors) - 1} more kinds of error" if len(errors) > 1 else ""
         raise DataError(f"{name}: {problem}{more}; to see all: {command}")
-    warnings = result.at_least("warning")
+    warnings = [
+        finding
+        for finding in result.findings
+        if finding.kind.severity != "note"
+        or (finding.kind.name == "many-objects" and max_detections is not None)
+    ]
     for finding in warnings:
         logger.warning("%s: %s", name, _sentence(finding))
     if warnings:
         logger.warning("%s: to see all: %s", name, command)
     return result
+
+
+def _stopping(masks: bool, keypoints: bool, trains: bool) -> dict[str, str]:
+    """Kinds of warning or note that stop both frameworks -> the way out, where the kind has none.
+
+    The evaluators of both are pycocotools', which reads keys that training does without.
+    """
+    stops = {}
+    if trains:
+        stops["no-annotations"] = "add annotations"
+    else:
+        stops |= dict.fromkeys(("iscrowd-missing", "iscrowd-invalid", "annotation-id-text"), "")
+    if masks:
+        stops["no-segmentations"] = "add them, or take a detector of boxes"
+    if keypoints:
+        stops |= dict.fromkeys(("keypoints-missing", "keypoint-names-missing"), "")
+        if not trains:
+            stops["num-keypoints-missing"] = ""
+    return stops
+
+
+def compare(results: Sequence[CheckResult]) -> list[CheckResult]:
+    """The results, with a finding at each whose classes are not those of the first."""
+    compared = []
+    for result in results:
+        findings = Findings(result.findings)
+        for framework, attribute in zip(FRAMEWORKS, ("classes", "file_order"), strict=True):
+            names = {other.source: getattr(other, attribute) for other in (results[0], result)}
+            try:
+                check_same_classes(names)
+            except DataError as error:
+                findings.add("classes-differ", framework=framework, problem=str(error))
+                break
+        compared.append(replace(result, findings=findings.sorted()))
+    return compared
 
 
 def check_imagefolder(
@@ -201,7 +255,7 @@ def check_imagefolder(
                 if path not in images:
                     findings.add("file-ignored", file_name=path.relative_to(root).as_posix())
             files += [
-                File(path, None, False, {"file_name": path.relative_to(root).as_posix()})
+                File(path, None, (), {"file_name": path.relative_to(root).as_posix()})
                 for path in images
             ]
     look = look_at_pixels if decode else look_at_header
@@ -218,6 +272,9 @@ def _check(
     class_names: Sequence[str] | None,
     masks: bool,
     *,
+    keypoints: int | bool | None = None,
+    frameworks: Collection[str] = FRAMEWORKS,
+    max_detections: int = MAX_DETECTIONS,
     jobs: int = 1,
     progress: bool = False,
 ) -> CheckResult:
@@ -227,23 +284,34 @@ def _check(
     findings = Findings()
     records = Images(document["images"], findings)
     categories = check_categories(document["categories"], num_classes, class_names, findings)
-    check_annotations(document["annotations"], records, categories, masks, findings)
+    instances = check_annotations(
+        document["annotations"],
+        records,
+        categories,
+        findings,
+        masks=masks,
+        keypoints=keypoints,
+        frameworks=frameworks,
+        max_detections=max_detections,
+    )
     if images is not None:
         files = []
         for record, size in zip(records.records, records.sizes.tolist(), strict=True):
             if isinstance(record.get("file_name"), str):
                 known = tuple(map(int, size)) if all(side == side for side in size) else None
                 place = {"image_id": record["id"], "file_name": record["file_name"]}
-                files.append(File(Path(images) / record["file_name"], known, True, place))
-        _add_images(files, look(len(files)), jobs, progress, findings)
+                files.append(File(Path(images) / record["file_name"], known, frameworks, place))
+        _add_images(files, look(len(files)), jobs, progress, findings, Names(Path(images)))
+    names = tuple(str(category.get("name")) for category in categories.values())
     counts = {key: len(document[key]) for key in ("images", "annotations", "categories")}
     return CheckResult(
         str(annotations),
         None if images is None else str(images),
         counts,
         findings.sorted(),
-        tuple(str(categories[key]) for key in _in_order(categories)),
-        tuple(map(str, categories.values())),
+        tuple(str(categories[key].get("name")) for key in _in_order(categories)),
+        names,
+        dict(zip(names, instances, strict=True)),
     )
 
 
@@ -256,10 +324,19 @@ def _in_order(ids: Iterable) -> list:
 
 
 def _add_images(
-    files: Sequence[File], look: Look, jobs: int, progress: bool, findings: Findings
+    files: Sequence[File],
+    look: Look,
+    jobs: int,
+    progress: bool,
+    findings: Findings,
+    names: Names | None = None,
 ) -> None:
+    missing = 0
     for file, problems in look_at_all(files, look, jobs, progress):
         for kind, values in problems:
+            if kind == "missing-image" and names is not None and missing < MAX_EXAMPLES:
+                missing += 1
+                values = {"cause": names.cause(file.place["file_name"]), **values}
             findings.add(kind, **file.place, **values)
 
 

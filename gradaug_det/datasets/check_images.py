@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
+import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
 _BY_BOTH = {"JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM"}
 _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"}
+_TURNED_BY_OPENCV = {"JPEG", "MPO", "PNG", "WEBP"}
+_TURNS = {1: "as stored", 3: "upside down"}
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:[\\/]|\\\\")
+_LABEL_STUDIO = re.compile(r"^[0-9a-f]{8}-")
 _CHUNK = 32  # files of one task
 
 
@@ -22,13 +30,13 @@ class File(NamedTuple):
     Attributes:
         path: where it should be.
         size: (width, height) in pixels that the annotations say; None: not known.
-        orientation: whether Exif matters; torchvision's folders ignore it.
+        frameworks: those that turn images by an orientation; torchvision's folders do not.
         place: what an example of a finding names.
     """
 
     path: Path
     size: tuple[int, int] | None
-    orientation: bool
+    frameworks: Collection[str]
     place: dict[str, Any]
 
 
@@ -45,6 +53,65 @@ def exists(file: File) -> list[Problem]:
         return [] if file.path.is_file() else [("missing-image", {})]
     except (OSError, ValueError) as error:  # a name that no file can have
         return [("missing-image", {"problem": str(error)})]
+
+
+class Names:
+    """Why a file is not where its name says, from what the images' folder holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, str] | None = None  # a name without case, accents' form -> path
+
+    def cause(self, name: str) -> str | None:
+        """What is odd about ``file_name``, and the file that is probably meant."""
+        odd = [
+            said
+            for said, is_so in (
+                ("an address, not a file", "://" in name),
+                ("it has backslashes; write /", "\\" in name),
+                ("it is URL-encoded; write it decoded", unquote(name) != name),
+                ("it is a path of another machine", bool(_ABSOLUTE.match(name))),
+                ("it begins or ends with a space", name != name.strip()),
+            )
+            if is_so
+        ]
+        plain = unquote(name).strip().replace("\\", "/")
+        last = plain.rpartition("/")[2]
+        candidates = {
+            "": last,
+            "a prefix of Label Studio": _LABEL_STUDIO.sub("", last),
+            "another extension": last.rpartition(".")[0] or last,
+        }
+        for how, candidate in candidates.items():
+            found = self._find(candidate, stem=how == "another extension")
+            if found is None:
+                continue
+            if how:
+                odd.append(f"it has {how}")
+            elif unicodedata.normalize("NFC", found.rpartition("/")[2]) != unicodedata.normalize(
+                "NFC", last
+            ):
+                odd.append("upper and lower case differ")
+            elif found.rpartition("/")[2] != last:
+                odd.append("its accents are written in another form of Unicode")
+            if found.rpartition("/")[0] != plain.rpartition("/")[0] and not odd[3:]:
+                odd.append("its folder is another one")
+            return f"{', '.join(odd)}; the images' folder has {found}"
+        return ", ".join(odd) or None
+
+    def _find(self, name: str, stem: bool) -> str | None:
+        if self._files is None:
+            self._files = {}
+            for folder, _, files in os.walk(self.folder):
+                for file in sorted(files):
+                    path = (Path(folder) / file).relative_to(self.folder).as_posix()
+                    self._files.setdefault(_alike(file), path)
+                    self._files.setdefault("stem " + _alike(Path(file).stem), path)
+        return self._files.get(("stem " if stem else "") + _alike(name))
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def look_at_header(file: File) -> list[Problem]:
@@ -91,13 +158,12 @@ def _look(file: File, decode: bool) -> list[Problem]:
         if not file.path.is_file():  # a folder; a pipe or a device would be read for ever
             return [("unreadable-image", {"problem": "it is no ordinary file"})]
         with Image.open(file.path) as image:
-            stored = image.size
+            stored, orientations = image.size, _orientations(image)
+            if image.format == "TIFF":  # Pillow has turned the size already
+                stored = image.tag_v2[256], image.tag_v2[257]
             if decode:
                 image.load()
-            return [
-                *_pixels(image),
-                *_size(file, stored, _orientation(image) if file.orientation else 1),
-            ]
+            return [*_pixels(image), *_size(file, stored, orientations)]
     # Pillow's decoders let through whatever a damaged file makes them raise: struct.error,
     # SyntaxError, ValueError, ZeroDivisionError, its own errors of too large images.
     except Exception as error:
@@ -116,26 +182,49 @@ def _pixels(image: Image.Image) -> list[Problem]:
     return problems
 
 
-def _orientation(image: Image.Image) -> int:
-    """Exif's: 1 for upright, 2 to 8 for mirrored and turned images."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns these itself
+def _orientations(image: Image.Image) -> dict[str, int]:
+    """How each framework turns the image that is stored: 1 not at all, 2 to 8 as Exif has it.
+
+    An image that says nothing has 1 for both. Seen with Pillow 13 and OpenCV 5, which MMCV reads
+    with unless ``imdecode_backend`` is another one.
+    """
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)  # in Exif, or in XMP
+        if image.format == "TIFF":
+            own = image.tag_v2.get(ExifTags.Base.Orientation, 1)
+        else:
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+            own = exif.get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged Exif data; both frameworks take the image as it is then
-        return 1
-    return orientation if orientation in range(2, 9) else 1
+        found = own = 1
+    found, own = (value if value in range(2, 9) else 1 for value in (found, own))
+    if image.format == "TIFF":  # Pillow turns it while it loads, and Detectron2 turns it again
+        return {"stored": found, "Detectron2": {6: 3, 8: 3}.get(found, 1), "MMDetection": own}
+    turned = own if image.format in _TURNED_BY_OPENCV else 1
+    return {"stored": found, "Detectron2": found, "MMDetection": turned}
 
 
-def _size(file: File, stored: tuple[int, int], orientation: int) -> list[Problem]:
-    width, height = stored
-    turned = (height, width) if orientation >= 5 else stored
+def _size(file: File, stored: tuple[int, int], orientations: dict[str, int]) -> list[Problem]:
+    """Whether the frameworks at hand see the picture that was annotated."""
     if file.size is None:
         return []
-    if file.size == turned:
-        ambiguous = orientation in (2, 3, 4) or (orientation >= 5 and width == height)
-        return [("exif-orientation", {"orientation": orientation})] if ambiguous else []
+    orientation = orientations["stored"]
     sizes = {"file says": list(file.size), "image has": list(stored)}
-    if file.size == stored:
-        return [("exif-rotated", {"orientation": orientation, **sizes})]
-    return [("image-size-differs", sizes)]
+    if file.size not in (stored, stored[::-1]) or (orientation < 5 and file.size != stored):
+        return [("image-size-differs", sizes)]
+    if not file.frameworks or orientation == 1:
+        return []
+    views = {framework: orientations[framework] for framework in file.frameworks}
+    shown = {"orientation": orientation}
+    if stored[0] == stored[1] or orientation < 5:  # the size does not tell what was annotated
+        same = set(views.values()) in ({1}, {orientation})
+        kind = "exif-orientation" if same else "orientation-differs"
+    elif set(views.values()) == {1 if file.size == stored else orientation}:
+        return []
+    else:
+        kind = "exif-rotated" if set(views.values()) == {orientation} else "orientation-differs"
+        shown |= sizes
+    if kind == "orientation-differs":
+        shown |= {name: _TURNS.get(view, "turned") for name, view in views.items()}
+    return [(kind, shown)]

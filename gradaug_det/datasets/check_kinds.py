@@ -76,6 +76,21 @@ _KINDS = [
         _FINE,
     ),
     Kind(
+        "ids-mixed",
+        "error",
+        "some ids of a list are texts and others numbers: write all as numbers",
+        "stops while it loads the file: it sorts them",
+        "goes on; an evaluation compares texts with numbers",
+    ),
+    Kind(
+        "annotation-id-text",
+        "warning",
+        "an annotation id is a text that is no number: the evaluators keep ids in arrays of "
+        "numbers",
+        "trains, and stops in the evaluation",
+        "trains, and stops in the evaluation",
+    ),
+    Kind(
         "duplicate-image-id",
         "error",
         "images share an id: the last one gets the annotations of all",
@@ -125,6 +140,14 @@ _KINDS = [
         _LOST + " and logs how many",
         _LOST,
     ),
+    Kind(
+        "image-id-differs",
+        "error",
+        'image_id is another spelling of an image\'s id, such as the text "1" for the number '
+        "1: write the same value",
+        _LOST,
+        _LOST,
+    ),
     # Categories
     Kind(
         "unknown-category",
@@ -155,11 +178,26 @@ _KINDS = [
         "gives the other classes other indices; if none is in the file, it has no objects",
     ),
     Kind(
+        "class-order-differs",
+        "error",
+        "the classes of a config stand in another order than in the file: write them in the "
+        "file's order",
+        "does not take names from its config",
+        "numbers classes by position in the file: names are exchanged",
+    ),
+    Kind(
         "categories-not-sorted",
         "warning",
         "the categories do not stand in the order of their ids",
         "numbers classes by id",
         "numbers classes by position in the file, which the names in its config do not change",
+    ),
+    Kind(
+        "classes-differ",
+        "error",
+        "a class index stands for one class in a file and for another in the next",
+        "learns by the one and is scored by the other",
+        "learns by the one and is scored by the other",
     ),
     Kind(
         "non-contiguous-categories",
@@ -221,6 +259,38 @@ _KINDS = [
         "learns both; mask targets are cut at the box",
         "learns both; mask targets are cut at the box",
     ),
+    Kind(
+        "not-in-pixels",
+        "error",
+        "most coordinates lie within 1 pixel of the image's corner: are they fractions? "
+        "COCO's unit is pixels, multiply by width and height",
+        "learns from the corner's pixel",
+        "leaves the objects out, and trains on background",
+    ),
+    Kind(
+        "box-in-another-format",
+        "warning",
+        "nearly all boxes make sense in another format, and not in COCO's, x, y, width, "
+        "height in pixels (borders, masks and areas are compared)",
+        "learns wrong boxes",
+        "learns wrong boxes",
+    ),
+    Kind(
+        "boxes-in-corner",
+        "warning",
+        "all boxes lie in the top left part of their images: are they in percent, or of "
+        "smaller images?",
+        "learns them as they are",
+        "learns them as they are",
+    ),
+    Kind(
+        "many-objects",
+        "note",
+        "an image has more objects than an evaluation counts detections of an image, which "
+        "COCO's evaluators set to 100: its AP cannot reach 100",
+        "finds DETECTIONS_PER_IMAGE; the evaluator counts as many",
+        "finds test_cfg's max_per_img; the evaluator counts proposal_nums",
+    ),
     # Area and flags
     Kind(
         "area-missing",
@@ -230,6 +300,13 @@ _KINDS = [
         "stops while it loads the file, except for NaN",
     ),
     Kind("area-not-positive", "warning", "area is 0 or negative", _FINE, _LOST),
+    Kind(
+        "iscrowd-missing",
+        "warning",
+        'iscrowd is missing: the evaluators need it; write "iscrowd": 0',
+        "trains, and stops in the evaluation",
+        "trains, and stops in the evaluation",
+    ),
     Kind(
         "iscrowd-invalid",
         "warning",
@@ -311,6 +388,74 @@ _KINDS = [
         "stops if there are too many pixels; the missing ones are whatever was in memory",
     ),
     Kind("rle-empty", "warning", "run lengths of no pixel", _LOST, "learns the box, no mask"),
+    # Keypoints; not looked at for a detector without
+    Kind(
+        "keypoints-malformed",
+        "error",
+        "keypoints are no list of x, y, visibility for each keypoint of the category, or of "
+        "the detector",
+        "stops when the image's turn comes",
+        "does not read keypoints",
+    ),
+    Kind(
+        "keypoints-missing",
+        "warning",
+        "an annotation has no keypoints, its category or the detector has some: write 0, 0, 0"
+        " for each",
+        "stops when the image's turn comes, or in the evaluation",
+        "does not read keypoints",
+    ),
+    Kind(
+        "keypoint-names-missing",
+        "warning",
+        'annotations have keypoints, their category has no names: give it "keypoints": [...]',
+        "stops before training, unless the names are registered",
+        "does not read keypoints",
+    ),
+    Kind(
+        "num-keypoints-missing",
+        "warning",
+        "num_keypoints is missing: the evaluators need it for the AP of keypoints",
+        "trains, and stops in the evaluation",
+        "does not read keypoints",
+    ),
+    Kind(
+        "num-keypoints-differs",
+        "warning",
+        "num_keypoints is not the number of keypoints with a visibility above 0",
+        "leaves the object out of the AP of keypoints if it says 0",
+        "does not read keypoints",
+    ),
+    Kind(
+        "keypoint-visibility",
+        "warning",
+        "a visibility is not 0 (not labelled), 1 (hidden) or 2 (visible)",
+        "takes what is above 0 for labelled",
+        "does not read keypoints",
+    ),
+    Kind(
+        "keypoints-outside-image",
+        "warning",
+        "a labelled keypoint is more than 1 pixel outside the image",
+        "does not learn it if it is outside the box",
+        "does not read keypoints",
+    ),
+    # What all of these leave
+    Kind(
+        "no-objects-left",
+        "error",
+        "a framework keeps no object to learn from, whatever the cause; nothing else than "
+        "background would be learned",
+        "finds no image to train on",
+        "trains on background to the end",
+    ),
+    Kind(
+        "most-objects-lost",
+        "warning",
+        "a framework keeps less than half of the objects, or of those of a class",
+        "learns from the rest",
+        "learns from the rest",
+    ),
     # Image files
     Kind("missing-image", "error", "the image file is not there", _STOPS_LATER, _STOPS_LATER),
     Kind(
@@ -347,6 +492,15 @@ _KINDS = [
         "Exif turns or mirrors the image, and the size cannot tell whether the boxes are turned",
         "turns the image and not the boxes",
         "turns the image and not the boxes",
+    ),
+    Kind(
+        "orientation-differs",
+        "error",
+        "the orientation stands where one framework looks and the other does not (XMP, TIFF, "
+        "AVIF), so that they see different pictures: save the image upright, without an "
+        "orientation",
+        "turns all but TIFF, where only 6 and 8 change: upside down",
+        "turns by Exif in JPEG, PNG, WebP and TIFF, not by XMP nor AVIF (OpenCV)",
     ),
     Kind(
         "image-mode",
@@ -406,6 +560,7 @@ class CheckResult:
         findings: errors first, then by the order of `KINDS`.
         classes: names in the order of the category ids, as Detectron2 numbers them.
         file_order: names in the order in which the file lists them.
+        objects: how many annotations each of these has.
     """
 
     source: str
@@ -414,6 +569,7 @@ class CheckResult:
     findings: tuple[Finding, ...]
     classes: tuple[str, ...] = ()
     file_order: tuple[str, ...] = ()
+    objects: dict[str, int] = field(default_factory=dict)
 
     def at_least(self, severity: str) -> list[Finding]:
         """The findings of a severity or a worse one."""
@@ -431,10 +587,10 @@ class CheckResult:
 
 
 class Findings:
-    """Collects findings."""
+    """Collects findings, in addition to those ``found`` before."""
 
-    def __init__(self) -> None:
-        self._found: dict[str, Finding] = {}
+    def __init__(self, found: Iterable[Finding] = ()) -> None:
+        self._found = {finding.kind.name: finding for finding in found}
 
     def add(self, kind: str, **example: Any) -> None:
         """Counts one occurrence; ``example`` is kept if it is among the first."""
@@ -451,6 +607,9 @@ class Findings:
                 finding.examples.append(
                     {key: plain(value) for key, value in example(place).items()}
                 )
+
+    def __contains__(self, kind: str) -> bool:
+        return kind in self._found
 
     def sorted(self) -> tuple[Finding, ...]:
         order = list(KINDS)
@@ -471,7 +630,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float) and math.isfinite(value):
         return round(value, 3)
-    if isinstance(value, str) and len(value) <= 200 and value.isprintable():
+    if isinstance(value, str) and len(value) <= 400 and value.isprintable():
         return value
     if isinstance(value, list) and len(value) <= 4:
         return [plain(item) if not isinstance(item, list) else reprlib.repr(item) for item in value]

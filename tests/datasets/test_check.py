@@ -1,15 +1,18 @@
 """Every kind of finding on a broken copy of a real mini-COCO, and nothing on a sound one."""
 
 import copy
+import gzip
 import json
 import math
 import random
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from gradaug_det.datasets import build_mini_coco
 from gradaug_det.datasets.check import (
@@ -17,11 +20,14 @@ from gradaug_det.datasets.check import (
     check_before_training,
     check_coco,
     check_imagefolder,
+    compare,
 )
+from gradaug_det.datasets.check_images import File, Names, look_at_header
 from gradaug_det.datasets.check_kinds import MAX_EXAMPLES, SEVERITIES, kinds_table
 from gradaug_det.errors import ConfigError, DataError
 
 HEIGHT, WIDTH = 96, 128
+EMPTY_SET = '{"images": [], "categories": []}'
 BASELINE = {"category-without-instances", "image-without-annotations"}
 DOCS = Path(__file__).parents[2] / "docs" / "check_data.md"
 COVERED = set()
@@ -145,7 +151,9 @@ BROKEN_ANNOTATIONS = {
         {},
     ),
     "annotation-id-zero": ({"id": 0}, (), {"annotation_id": 0}),
-    "id-not-integer": ({"id": "seven"}, (), {"value": "seven"}),
+    "id-not-integer": ({"id": "7777"}, (), {"value": "7777"}),
+    "annotation-id-text": ({"id": "seven"}, ("id-not-integer",), {"annotation_id": "seven"}),
+    "image-id-differs": ({"image_id": "2"}, ("id-not-integer",), {"images_id": 2}),
     "wrong-type": ({"id": [7]}, (), {"value": [7]}),
 }
 
@@ -291,6 +299,14 @@ FILE_CASES = {
         lambda d: d["categories"].reverse(),
         ("categories-not-sorted", 1, (), {}),
     ),
+    "texts among numbers": (
+        lambda d: d["images"][11].update(id="12"),
+        ("ids-mixed", 1, ("id-not-integer", "image-id-differs"), {"text": "12", "ids": 12}),
+    ),
+    "no iscrowd": (
+        lambda d: [drop(a, "iscrowd") for a in objects(d)[:3]],
+        ("iscrowd-missing", 3, (), {"annotation_id": 1}),
+    ),
     "a gap between categories": (
         lambda d: d["categories"].append({"id": 13, "name": "Hat"}),
         ("non-contiguous-categories", 1, (), {}),
@@ -312,6 +328,235 @@ def test_categories_against_the_model(check):
     assert_found(check(same, num_classes=80), "too-few-categories", 1, categories=10)
     names = ["Trouser", "person"]
     assert_found(check(same, class_names=names), "class-not-in-file", 1, name="person")
+
+
+def one_class(*, boxes=((10, 10, 40, 50),) * 8, sides=(WIDTH, HEIGHT), masks=False, **values):
+    """A file of 4 images of a class; a box may be given with its area."""
+    images = [
+        {"id": i, "file_name": f"{i}.png", "width": sides[0], "height": sides[1]} for i in range(4)
+    ]
+    annotations = []
+    for number, (x, y, w, h, *area) in enumerate(boxes):
+        annotation = {"id": number + 1, "image_id": number % 4, "category_id": 1, "iscrowd": 0}
+        annotation |= {"bbox": [x, y, w, h], "area": area[0] if area else w * h}
+        if masks:
+            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        annotations.append(annotation | values)
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "bolt"}],
+    }
+
+
+@pytest.fixture
+def check_document(tmp_path):
+    def run(document, **options):
+        (tmp_path / "one.json").write_text(json.dumps(document))
+        return check_coco(tmp_path / "one.json", None, **options)
+
+    return run
+
+
+NOTHING_LEFT = {
+    "crowds": (one_class(iscrowd=1), "8 x iscrowd is not 0", "8 x iscrowd is set"),
+    "texts": (one_class(image_id="0"), *["8 x image_id is of no image"] * 2),
+    "no area": (one_class(area=0), None, "8 x area is not positive"),
+    "lines": (one_class(boxes=[(9, 9, 0, 9, 81)] * 8), *["8 x bbox is "] * 2),
+    "thin": (one_class(boxes=[(9, 9, 0.5, 9)] * 8), None, "8 x bbox is below 1 pixel"),
+    "outside": (one_class(boxes=[(500, 9, 9, 9)] * 8), *["8 x bbox is "] * 2),
+    "ignored": (one_class(ignore=1), None, "8 x ignore is set"),
+    "unknown class": (one_class(category_id=2), *["8 x category_id is of no category"] * 2),
+    "points": (one_class(segmentation=[[1, 2, 3, 4]]), *["8 x no mask can be drawn"] * 2),
+}
+
+
+@pytest.mark.parametrize("case", NOTHING_LEFT)
+def test_nothing_is_left_to_learn_from(check_document, case):
+    """Each framework by its own rules, which tests/cross/test_check_data.py compares with it."""
+    document, *causes = NOTHING_LEFT[case]
+    COVERED.add("no-objects-left")
+    shown = found(check_document(document))["no-objects-left"].examples
+    expected = {n: c for n, c in zip(("Detectron2", "MMDetection"), causes, strict=True) if c}
+    assert [example["framework"] for example in shown] == list(expected)
+    for example in shown:
+        assert (example["kept"], example["objects"]) == (0, 8)
+        assert example["cause"].startswith(expected[example["framework"]])
+
+
+def test_most_of_a_class_is_lost(check_document):
+    document = one_class()
+    document["categories"].append({"id": 2, "name": "nut"})
+    for annotation in document["annotations"][:4]:
+        annotation["category_id"] = 2
+    for annotation in document["annotations"][:3]:
+        annotation["iscrowd"] = 1
+    values = {"framework": "Detectron2", "name": "nut", "kept": 1, "objects": 4}
+    result = check_document(document)
+    assert_found(result, "most-objects-lost", 2, ("no-segmentations",), **values)
+    document["annotations"][2]["iscrowd"] = 0
+    assert found(check_document(document)).keys() == {"no-segmentations"}
+
+
+ROOMY = [(10, 12, 40, 50), (60, 20, 50, 60), (5, 40, 30, 20), (70, 50, 40, 40)]
+
+
+def as_corners(x, y, w, h):
+    return x, y, x + w, y + h
+
+
+def as_centre(x, y, w, h):
+    return x + w / 2, y + h / 2, w, h
+
+
+FORMATS = {
+    "x0, y0, x1, y1": [as_corners(*box) for box in ROOMY],
+    "x0, y0, x1, y1, with area": [
+        (*as_corners(*b), b[2] * b[3]) for b in [(20, 15, 20, 15), (40, 30, 20, 14)]
+    ],
+    "centre x, centre y, width, height": [as_centre(*box) for box in ROOMY],
+    "y, x, height, width": [(y, x, h, w) for x, y, w, h in [*ROOMY, (90, 8, 35, 20)]],
+    "y0, x0, y1, x1": [(y, x, y + h, x + w, w * h) for x, y, w, h in ROOMY],
+    "x, y, width, height in percent": [
+        (x / 1.28, y / 0.96, w / 1.28, h / 0.96, w * h) for x, y, w, h in ROOMY
+    ],
+    "x, y, width, height of an image of half the size": [
+        (x / 2, y / 2, w / 2, h / 2, w * h) for x, y, w, h in ROOMY
+    ],
+    "x, y, width, height of an image of twice the size": [
+        (x * 2, y * 2, w * 2, h * 2) for x, y, w, h in ROOMY
+    ],
+}
+
+
+@pytest.mark.parametrize("case", FORMATS)
+def test_boxes_in_another_format(check_document, case):
+    COVERED.add("box-in-another-format")
+    boxes = FORMATS[case] * (4 if len(FORMATS[case]) < 4 else 1)
+    finding = found(check_document(one_class(boxes=boxes)))["box-in-another-format"]
+    assert finding.examples[0]["looks_like"] == case.removesuffix(", with area")
+
+
+def test_masks_prove_the_format(check_document):
+    document = one_class(boxes=[(20, 15, 20, 15), (40, 30, 20, 14)] * 2, masks=True)
+    assert check_document(document).findings == ()
+    for annotation in document["annotations"]:
+        annotation["bbox"] = list(as_corners(*annotation["bbox"]))
+    values = {"looks_like": "x0, y0, x1, y1"}
+    result = check_document(document)
+    assert_found(result, "box-in-another-format", 1, ("box-differs-from-mask",), **values)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        one_class(boxes=ROOMY, masks=True),
+        one_class(boxes=[(0, 0, WIDTH, HEIGHT)] * 8),  # as large as the image
+        one_class(boxes=[(60, 40, 8, 8)] * 8),
+        one_class(boxes=[(0.0, 0.0, 2.5, 1.5)] * 3 + [(50, 60, 30, 20)] * 3),
+        one_class(boxes=[(*box, 7) for box in ROOMY * 2]),  # areas of masks that were left out
+        one_class(boxes=[(3, 3, 2, 2), (5, 5, 90, 80)] * 8),
+        one_class(boxes=[ROOMY[0]]),
+        one_class(boxes=[(10, 10, 40, 30)] * 3),
+        one_class(boxes=[(0.1, 0.1, 0.5, 0.5), *ROOMY * 2]),
+    ],
+)
+def test_sound_boxes_raise_no_alarm(check_document, document):
+    assert check_document(document).at_least("warning") == []
+
+
+def test_boxes_of_smaller_images(check_document):
+    """Nothing but the corner shows it: no masks, and areas of the boxes as they are."""
+    boxes = [(x / 2, y / 2, w / 2, h / 2) for x, y, w, h in ROOMY * 2]
+    result = check_document(one_class(boxes=boxes))
+    assert_found(result, "boxes-in-corner", 1, ("no-segmentations",), boxes=8)
+    masks = one_class(boxes=boxes, masks=True)
+    assert check_document(masks).findings == ()
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_fractions(check_document, masks):
+    document = one_class(boxes=[(0.1, 0.1, 0.3, 0.5)] * 8, masks=masks)
+    kinds = found(check_document(document))
+    COVERED.add("not-in-pixels")
+    assert kinds["not-in-pixels"].count == 1 + masks
+    assert kinds["not-in-pixels"].examples[0]["share"] == "8 of 8"
+    assert kinds["no-objects-left"].examples[0]["framework"] == "MMDetection"
+
+
+def test_fractions_of_polygons_alone(check_document):
+    document = one_class(segmentation=[[0.1, 0.1, 0.4, 0.1, 0.4, 0.6]])
+    result = check_document(document)
+    assert_found(
+        result, "not-in-pixels", 1, ("box-differs-from-mask",), key="segmentation", share="8 of 8"
+    )
+
+
+def test_more_objects_than_are_counted(check_document):
+    document = one_class(boxes=[(10, 10, 40, 50)] * 404)
+    result = check_document(document)
+    assert_found(result, "many-objects", 4, ("no-segmentations",), objects=101, counted=100)
+    assert check_document(one_class(boxes=[(10, 10, 40, 50)] * 400)).at_least("note")[0].count == 1
+
+
+SOUND_POINTS = [12, 12, 2, 48, 58, 2, 0, 0, 0]
+KEYPOINTS = {
+    "keypoints-malformed": ({"keypoints": [12, 12, 2]}, {"numbers": 3, "expected": 9}),
+    "keypoints-malformed, text": ({"keypoints": "abc"}, {"expected": 9}),
+    "keypoints-missing": ({"keypoints": []}, {}),
+    "num-keypoints-missing": ({"num_keypoints": None}, {}),
+    "num-keypoints-differs": ({"num_keypoints": 3}, {"says": 3, "labelled": 2}),
+    "keypoint-visibility": ({"keypoints": [12, 12, 0.9, 48, 58, 2, 0, 0, 0]}, {}),
+    "keypoints-outside-image": ({"keypoints": [12, 12, 2, 480, 58, 2, 0, 0, 0]}, {}),
+    "keypoint-names-missing": ({"category_id": 2}, {}),
+}
+
+
+def with_keypoints(**changes):
+    document = one_class(keypoints=SOUND_POINTS, num_keypoints=2)
+    document["categories"] = [
+        {"id": 1, "name": "bolt", "keypoints": ["head", "foot", "middle"]},
+        {"id": 2, "name": "nut"},
+    ]
+    document["annotations"][3] |= changes
+    return document
+
+
+@pytest.mark.parametrize("case", KEYPOINTS)
+def test_keypoints(check_document, case):
+    changes, values = KEYPOINTS[case]
+    kinds = found(check_document(with_keypoints()))
+    assert kinds.keys() == {"no-segmentations", "category-without-instances"}
+    others = kinds.keys() - ({"category-without-instances"} if "category_id" in changes else set())
+    result = check_document(with_keypoints(**changes))
+    kind = case.split(",")[0]
+    assert_found(result, kind, 1, others - BASELINE, annotation_id=4, **values)
+
+
+def test_keypoints_in_fractions(check_document):
+    fractions = [0.1, 0.1, 2, 0.4, 0.6, 2, 0, 0, 0]
+    document = with_keypoints()
+    for annotation in document["annotations"]:
+        annotation["keypoints"] = fractions
+    assert found(check_document(document))["not-in-pixels"].examples[0]["key"] == "keypoints"
+
+
+def test_classes_of_a_config(check):
+    def same(changed, _):
+        changed["categories"] = changed["categories"][:3]
+        changed["annotations"] = [a for a in changed["annotations"] if a["category_id"] < 4]
+
+    names = ["T-shirt/top", "Trouser", "Pullover"]
+    assert found(check(same, class_names=names)).keys() <= BASELINE
+    assert found(check(same, class_names=names[:2])).keys() <= BASELINE
+    result = check(same, class_names=names[::-1])
+    assert_found(result, "class-order-differs", 1, write=repr(tuple(names)))
+    result = check(same, class_names=["T-shirt/top", "trouser "])
+    assert_found(result, "class-not-in-file", 1, name="trouser ", file_has="Trouser")
+    with pytest.raises(ConfigError, match=r'class_names is the text "bolt", .*: \("bolt",\)'):
+        check(same, class_names="bolt")
+    with pytest.raises(ConfigError, match='class_names have "Trouser" twice'):
+        check(same, class_names=["Trouser", "Trouser"])
 
 
 def test_notes_about_what_is_not_there(check, document):
@@ -375,6 +620,93 @@ def _transparent(image):
     image = image.convert("RGBA")
     image.putalpha(100)
     return image
+
+
+def xmp(orientation):
+    tiff = 'xmlns:tiff="http://ns.adobe.com/tiff/1.0/"'
+    text = f'<rdf:Description {tiff} tiff:Orientation="{orientation}"/>'
+    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/">{text}</x:xmpmeta>'.encode()
+
+
+def png_xmp(orientation):
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp(orientation).decode())
+    return info
+
+
+# Where the orientation stands -> what Detectron2 and MMDetection make of it, as
+# tests/cross/test_check_data.py shows
+ORIENTATIONS = {
+    "jpeg": (".jpg", lambda o: {"exif": exif(o)}, "turns", "turns"),
+    "png": (".png", lambda o: {"exif": exif(o)}, "turns", "turns"),
+    "webp": (".webp", lambda o: {"exif": exif(o)}, "turns", "turns"),
+    "jpeg xmp": (".jpg", lambda o: {"xmp": xmp(o)}, "turns", "stays"),
+    "png xmp": (".png", lambda o: {"pnginfo": png_xmp(o)}, "turns", "stays"),
+    "webp xmp": (".webp", lambda o: {"xmp": xmp(o)}, "turns", "stays"),
+    "avif": (".avif", lambda o: {"exif": exif(o)}, "turns", "stays"),
+    "tiff": (".tif", lambda o: {"tiffinfo": {274: o}}, "tiff", "turns"),
+}
+
+
+@pytest.mark.parametrize("container", ORIENTATIONS)
+def test_orientation(tmp_path, container):
+    """A size that is not square tells whether the annotations are of the turned image."""
+    suffix, options, in_detectron2, in_mmdetection = ORIENTATIONS[container]
+    COVERED.add("orientation-differs")
+    views = {"turns": lambda o: o, "stays": lambda o: 1, "tiff": {5: 1, 6: 3, 7: 1, 8: 3}.get}
+    for orientation in (1, 3, 6):
+        path = tmp_path / f"{orientation}{suffix}"
+        Image.new("RGB", (24, 16)).save(path, **options(orientation))
+        for turned in {False, orientation >= 5}:
+            size = (16, 24) if turned else (24, 16)
+            for framework, view in (
+                ("Detectron2", in_detectron2),
+                ("MMDetection", in_mmdetection),
+            ):
+                problems = look_at_header(File(path, size, (framework,), {}))
+                seen = 1 if orientation == 1 else views[view](orientation)
+                kinds = {kind for kind, _ in problems} - {"image-format"}
+                if orientation == 1:
+                    assert kinds == set()
+                elif orientation < 5:
+                    assert kinds == {"exif-orientation"}
+                elif seen == (orientation if turned else 1):
+                    assert kinds == set()
+                else:
+                    wrong = "exif-rotated" if seen == orientation else "orientation-differs"
+                    assert kinds == {wrong}, (framework, orientation, turned)
+            problems = look_at_header(File(path, size, ("Detectron2", "MMDetection"), {}))
+            differ = in_detectron2 != in_mmdetection and orientation > 1
+            assert ("orientation-differs" in {kind for kind, _ in problems}) == differ
+
+
+NAMES = {
+    "images\\0.png": "it has backslashes; write /",
+    "..\\..\\media\\upload\\4\\ab12cd34-0.png": "backslashes.*a prefix of Label Studio.*has 0.png",
+    "/data/upload/4/ab12cd34-0.png": "a path of another machine.*a prefix of Label Studio",
+    "C:\\Users\\me\\0.png": "backslashes; write /, it is a path of another machine",
+    "/home/me/images/0.png": "it is a path of another machine.*has 0.png",
+    "my%20picture.png": "it is URL-encoded; write it decoded; .*has my picture.png",
+    "0.PNG": "upper and lower case differ; .*has 0.png",
+    "images/0.png": "its folder is another one; .*has 0.png",
+    "0.jpg": "it has another extension; .*has 0.png",
+    "0": "it has another extension; .*has 0.png",
+    "deep.png": "its folder is another one; .*has sub/deep.png",
+    " 0.png": "it begins or ends with a space",
+    "https://a.b/0.png": "an address, not a file.*has 0.png",
+    "u\u0308ber.png": "accents are written in another form of Unicode; .*has \u00fcber.png",
+    "gone.png": None,
+}
+
+
+def test_why_a_file_is_missing(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("0.png", "my picture.png", "\u00fcber.png", "sub/deep.png"):
+        (tmp_path / name).touch()
+    names = Names(tmp_path)
+    for name, cause in NAMES.items():
+        said = names.cause(name)
+        assert said is None if cause is None else re.search(cause, said), (name, said)
 
 
 IMAGE_CASES = {
@@ -477,9 +809,20 @@ def test_everything_at_once(check, document):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is not valid JSON"),
-        (b'{"images": [', "is not valid JSON"),
+        (b"", "is not valid JSON .*cut off"),
+        (b'{"images": [', "is not valid JSON .*cut off"),
         (b"\xff\xfe\x00", "is not valid JSON"),
+        (EMPTY_SET.encode("utf-8-sig"), r"UTF-8 with a byte order mark \(BOM\): save it"),
+        (EMPTY_SET.encode("utf-16"), "its encoding is UTF-16: save it as UTF-8"),
+        (EMPTY_SET.encode("utf-16-le"), "its encoding is UTF-16-LE: save it as UTF-8"),
+        (EMPTY_SET.encode("utf-32"), "its encoding is UTF-32: save it as UTF-8"),
+        (b'{"a": "\xe9"}', "is not UTF-8, but Latin-1 or another one: save it as UTF-8"),
+        (b'{"a": 1}\n{"a": 2}\n', "is it JSON lines"),
+        (b'{"a": 1}\n]', "something follows the JSON text"),
+        (gzip.compress(b"{}"), "packed with gzip: unpack it"),
+        (b"PK\x03\x04...", "a zip archive: unpack it"),
+        (b"\n<!DOCTYPE html>", "a page of HTML or XML"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"images": [' + b"9" * 5000 + b"]}", "is not valid JSON"),
         (b"[]", "holds a JSON list"),
@@ -585,6 +928,97 @@ def test_class_folders(tmp_path, coco):
         check_imagefolder(tmp_path / "val" / "cat")
     with pytest.raises(DataError, match="is no folder"):
         check_imagefolder(tmp_path / "gone")
+
+
+def test_several_files_are_compared(coco, document, tmp_path):
+    """By name at each index, of Detectron2 and of MMDetection; ids may be others."""
+
+    def write(name, edit):
+        changed = copy.deepcopy(document)
+        edit(changed["categories"])
+        changed["annotations"] = []
+        (tmp_path / name).write_text(json.dumps(changed))
+        return check_coco(tmp_path / name, None)
+
+    first = check_coco(coco / "annotations" / "instances_train.json", None)
+    later = write("later.json", lambda c: [one.update(id=one["id"] + 90) for one in c])
+    other = write("other.json", lambda c: [one.update(id=20 - one["id"]) for one in c])
+    moved = write("moved.json", lambda c: c.reverse())
+    compared = compare([first, later, other, moved])
+    kinds = [found(result) for result in compared]
+    assert ["classes-differ" in of_file for of_file in kinds] == [False, False, True, True]
+    COVERED.add("classes-differ")
+    shown = [of_file["classes-differ"].examples[0] for of_file in kinds[2:]]
+    assert [example["framework"] for example in shown] == ["Detectron2", "MMDetection"]
+    assert re.search(r"'T-shirt/top' in .*train\.json and .* in .*other\.json", shown[0]["problem"])
+
+
+SCORED = {
+    "iscrowd-missing": lambda d: drop(d["annotations"][0], "iscrowd"),
+    "iscrowd-invalid": lambda d: d["annotations"][0].update(iscrowd="0"),
+    "annotation-id-text": lambda d: d["annotations"][0].update(id="seven"),
+    "num-keypoints-missing": lambda d: drop(d["annotations"][0], "num_keypoints"),
+}
+LEARNED = {
+    "no-annotations": lambda d: d.update(annotations=[]),
+    "no-objects-left": lambda d: [a.update(iscrowd=1) for a in d["annotations"]],
+}
+ALWAYS = {
+    "no-segmentations": lambda d: [drop(a, "segmentation") for a in d["annotations"]],
+    "keypoints-missing": lambda d: drop(d["annotations"][0], "keypoints"),
+    "keypoints-malformed": lambda d: d["annotations"][0].update(keypoints=[1, 2, 2]),
+    "keypoint-names-missing": lambda d: drop(d["categories"][0], "keypoints"),
+}
+
+
+@pytest.mark.parametrize("kind", [*SCORED, *LEARNED, *ALWAYS])
+def test_what_stops_training_and_what_stops_an_evaluation(tmp_path, kind):
+    document = with_keypoints()
+    for annotation in document["annotations"]:
+        annotation["segmentation"] = [[10, 10, 50, 10, 50, 60, 10, 60]]
+    file = tmp_path / "file.json"
+    for trains in (True, False):
+        file.write_text(json.dumps(document))
+        check_before_training(file, name="set", keypoints=3, trains=trains)
+    (SCORED | LEARNED | ALWAYS)[kind](document)
+    file.write_text(json.dumps(document))
+    for trains, kinds in ((True, LEARNED | ALWAYS), (False, SCORED | ALWAYS)):
+        if kind in kinds:
+            with pytest.raises(DataError, match=rf"^set: \d x {kind}: "):
+                check_before_training(file, name="set", keypoints=3, trains=trains)
+        else:
+            check_before_training(file, name="set", keypoints=3, trains=trains)
+    if "keypoint" in kind:  # a detector without them does not mind
+        check_before_training(file, name="set")
+
+
+def test_a_framework_is_checked_by_its_own_rules(tmp_path, caplog):
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps(one_class(area=0, masks=True)))
+    check_before_training(file, name="set", framework="Detectron2")
+    with pytest.raises(DataError, match='0, objects 8, cause "8 x area is not positive"'):
+        check_before_training(file, name="set", framework="MMDetection")
+    caplog.clear()
+    file.write_text(json.dumps(one_class(boxes=[(10, 10, 40, 50)] * 404, masks=True)))
+    check_before_training(file, name="set")
+    check_before_training(file, name="set", max_detections=101)
+    assert caplog.text == ""
+    check_before_training(file, name="set", max_detections=50)
+    assert "set: 4 x many-objects: " in caplog.text and "counted 50" in caplog.text
+
+
+def test_what_a_setting_refuses(tmp_path):
+    file = tmp_path / "file.json"
+    rle = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
+    file.write_text(json.dumps(one_class(boxes=[(0, 0, WIDTH, HEIGHT)], segmentation=rle)))
+    result = check_before_training(file, name="set")
+    assert (result.classes, result.file_order, result.objects) == (
+        ("bolt",),
+        ("bolt",),
+        {"bolt": 1},
+    )
+    with pytest.raises(DataError, match=r"1 x rle-instance: .*; set the format; to see all"):
+        check_before_training(file, name="set", refused={"rle-instance": "set the format"})
 
 
 def test_before_training(coco, document, tmp_path, caplog):

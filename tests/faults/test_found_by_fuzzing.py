@@ -11,7 +11,7 @@ import torch
 
 from gradaug_det.core.checks import check_number
 from gradaug_det.datasets.check import HEADER_IMAGES, check_coco
-from gradaug_det.datasets.check_annotations import _run_lengths
+from gradaug_det.datasets.check_masks import _run_lengths
 from gradaug_det.datasets.masks import mask_to_rle
 from gradaug_det.errors import ConfigError, GradAugError, ZooError
 from gradaug_det.evaluation.coco_data import load_ground_truth
@@ -121,6 +121,7 @@ def test_run_lengths_of_a_gigapixel_take_no_memory(tmp_path):
             "category_id": 1,
             "bbox": [0, 0, side, side],
             "area": 5,
+            "iscrowd": 0,
             "segmentation": {"size": [side, side], "counts": counts},
         }
         for number in range(1, 6)

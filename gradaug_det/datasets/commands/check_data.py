@@ -8,7 +8,13 @@ import logging
 import os
 from pathlib import Path
 
-from gradaug_det.datasets.check import SEVERITIES, CheckResult, check_coco, check_imagefolder
+from gradaug_det.datasets.check import (
+    SEVERITIES,
+    CheckResult,
+    check_coco,
+    check_imagefolder,
+    compare,
+)
 from gradaug_det.datasets.check_kinds import describe_example
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.files import atomic_path
@@ -26,7 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROOT",
         help="folder with annotations/instances_SPLIT.json and SPLIT/",
     )
-    source.add_argument("--annotations", type=Path, metavar="FILE", help="one annotation file")
+    source.add_argument(
+        "--annotations",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="annotation files; the classes of several are compared",
+    )
     source.add_argument(
         "--imagefolder",
         type=Path,
@@ -34,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with CLASS/*.jpg, or train/CLASS/*.jpg and val/CLASS/*.jpg",
     )
     add = parser.add_argument
-    add("--images", type=Path, metavar="DIR", help="images of --annotations; default: not checked")
+    add(
+        "--images",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="images of --annotations, one folder for all or one for each; default: not checked",
+    )
     add(
         "--split",
         nargs="+",
@@ -90,7 +108,13 @@ def _check(args: argparse.Namespace) -> list[CheckResult]:
         return [check_imagefolder(args.imagefolder, **files)]
     options = {**files, "num_classes": args.num_classes, "masks": not args.boxes_only}
     if args.annotations is not None:
-        return [check_coco(args.annotations, args.images, **options)]
+        folders = args.images or [None]
+        if len(folders) not in (1, len(args.annotations)):
+            problem = f"has {len(folders)} folders for {len(args.annotations)} annotation files"
+            raise ConfigError("--images", f"{problem}; give one for all, or one for each")
+        folders = folders * len(args.annotations) if len(folders) == 1 else folders
+        pairs = list(zip(args.annotations, folders, strict=True))
+        return compare([check_coco(*pair, **options) for pair in pairs])
     splits = args.split or [
         split for split in _SPLITS if _annotation_file(args.coco, split).is_file()
     ]
@@ -99,10 +123,12 @@ def _check(args: argparse.Namespace) -> list[CheckResult]:
             f"{args.coco} holds none of annotations/instances_SPLIT.json for SPLIT in "
             f"{', '.join(_SPLITS)}; name yours with --split, or use --annotations and --images"
         )
-    return [
-        check_coco(_annotation_file(args.coco, split), args.coco / split, **options)
-        for split in splits
-    ]
+    return compare(
+        [
+            check_coco(_annotation_file(args.coco, split), args.coco / split, **options)
+            for split in splits
+        ]
+    )
 
 
 def _annotation_file(root: Path, split: str) -> Path:
