@@ -25,6 +25,7 @@ custom_hooks = [
         log_period=20,  # iterations between log lines that name widths and scales
         channels_last=False,  # True: convolutions keep (N, H, W, C) in memory, faster on CPUs
         nonfinite="raise",  # a NaN or infinity stops and leaves a file to replay; or "skip"
+        not_in_pixels=(),  # further fields of the batch that sub-networks get as they are
     ),
     dict(type="ExactResumeHook"),  # resumed is uninterrupted; SIGTERM saves
 ]

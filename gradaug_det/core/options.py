@@ -45,6 +45,9 @@ class GradAugOptions:
         nonfinite: what a NaN or an infinity in a sub-network's loss, or in the step's gradient,
             does: ``raise`` stops and leaves a file for ``gradaug-det replay``; ``skip`` leaves that
             sub-network out (for a gradient: the whole step), counts it and goes on.
+        not_in_pixels: names of further fields of the batch that do not live in the image's pixels,
+            so that sub-networks get them as they are. A field of unknown meaning that looks like
+            boxes, points or a map is an error without.
 
     Raises:
         ConfigError: names the setting, its value and the values allowed.
@@ -65,6 +68,7 @@ class GradAugOptions:
     log_period: int = 20
     channels_last: bool = False
     nonfinite: str = "raise"
+    not_in_pixels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         _ = self.sampler  # checks its own settings
@@ -81,6 +85,13 @@ class GradAugOptions:
         check_number("labels_weight", self.labels_weight)
         check_integer("soft_warmup", self.soft_warmup, low=0)
         check_integer("log_period", self.log_period, low=0)
+        named = self.not_in_pixels
+        listed = isinstance(named, Sequence) and not isinstance(named, str)
+        if not listed or not all(name and isinstance(name, str) for name in named):
+            raise ConfigError(
+                "not_in_pixels", f'must be a list of fields\' names as ["gt_depth"], got {named!r}'
+            )
+        object.__setattr__(self, "not_in_pixels", tuple(named))  # of whatever list a config has
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> GradAugOptions:
@@ -105,6 +116,11 @@ class GradAugOptions:
             self.block_survival,
             self.divisor,
         )
+
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether a sub-network may see an image of another size or mirrored."""
+        return self.flip_prob > 0 or any(scale != 1 for scale in self.scales)
 
     @property
     def uses_soft(self) -> bool:

@@ -53,6 +53,8 @@ def add_gradaug_config(cfg: CN) -> None:
     cfg.GRADAUG.CHANNELS_LAST = defaults.channels_last
     # A NaN or infinity in a sub-network: "raise" (and leave a file to replay) or "skip" it.
     cfg.GRADAUG.NONFINITE = defaults.nonfinite
+    # Further fields of the batch that do not live in the image's pixels, as ["gt_embedding"].
+    cfg.GRADAUG.NOT_IN_PIXELS = defaults.not_in_pixels
 
 
 def gradaug_options(cfg: CN) -> GradAugOptions:

@@ -43,7 +43,7 @@ class GradAugDetector(SlimmableDetector):
     def sub_network_pass(self, batch: Batch, soft_target: Calls, sub: SubNetwork) -> Losses:
         """Losses of the sub-network, by name: ``soft_*`` and ``labels_*``, weighted."""
         labels, soft = {}, {}
-        sub_batch = transform_batch(batch, sub.transform)
+        sub_batch = transform_batch(batch, sub.transform, self.options)
         if self.options.uses_labels:
             with _features_of(self.module) as kept, no_traces(self.module):
                 labels = self.module(sub_batch)

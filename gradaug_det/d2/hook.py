@@ -63,6 +63,7 @@ class GradAugHook(HookBase):
         log_period: int = GradAugOptions.log_period,
         channels_last: bool = GradAugOptions.channels_last,
         nonfinite: str = GradAugOptions.nonfinite,
+        not_in_pixels: Sequence[str] = GradAugOptions.not_in_pixels,
     ) -> None:
         self.options = GradAugOptions(
             num_subnets=num_subnets,
@@ -80,6 +81,7 @@ class GradAugHook(HookBase):
             log_period=log_period,
             channels_last=channels_last,
             nonfinite=nonfinite,
+            not_in_pixels=not_in_pixels,
         )
         self._cleanup = ExitStack()
         self._step = ExitStack()

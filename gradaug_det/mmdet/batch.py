@@ -17,10 +17,14 @@ from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
+from gradaug_det.core.fields import check_not_in_pixels, is_masks, refused
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.errors import GradAugError
 
 _BOXES = ("bboxes", "priors")
+_DEFAULT = GradAugOptions()
+_OPTION = "GradAugHook's not_in_pixels"
 
 
 class Batch(NamedTuple):
@@ -81,13 +85,23 @@ def image_sizes(batch: Batch) -> list[Size]:
     return [tuple(s.metainfo.get("img_shape", whole)[:2]) for s in batch.samples]
 
 
-def transform_batch(batch: Batch, transform: BatchTransform, padding: Padding) -> Batch:
+def transform_batch(
+    batch: Batch,
+    transform: BatchTransform,
+    padding: Padding,
+    options: GradAugOptions = _DEFAULT,
+) -> Batch:
     """A batch as a sub-network sees it; the batch itself is not changed.
 
     Args:
         batch: after the detector's data preprocessor.
         transform: applied to each image at its own size.
         padding: how the transformed images are made one batch.
+        options: a training in which images may be moved refuses what cannot be moved with them at
+            once, whatever ``transform`` is.
+
+    Raises:
+        GradAugError: a field may live in pixels and is none of those that are known.
     """
     sizes = image_sizes(batch)
     images = [
@@ -100,7 +114,7 @@ def transform_batch(batch: Batch, transform: BatchTransform, padding: Padding) -
     )
     inputs = torch.stack([_pad(image, shape, padding.image) for image in images])
     whole = tuple(batch.inputs.shape[-2:])
-    places = (_Place(transform, size, whole, shape, padding) for size in sizes)
+    places = (_Place(transform, size, whole, shape, padding, options) for size in sizes)
     samples = [_transform_sample(s, place) for s, place in zip(batch.samples, places, strict=True)]
     return Batch(inputs, samples)
 
@@ -120,7 +134,7 @@ def _transform_sample(sample: DetDataSample, place: _Place) -> DetDataSample:
             fields = {k: place.labels(k, v) for k, v in value.items()}
             value = PixelData(metainfo=value.metainfo, **fields)
         else:
-            raise _unknown(name, value)
+            place.check(name, value, per_object=False)
         new.set_data({name: value})
     return new
 
@@ -134,6 +148,7 @@ class _Place(NamedTuple):
         whole: that of the batch's padded images.
         shape: that of the padded images after the transform.
         padding: what to pad with.
+        options: of the training.
     """
 
     transform: BatchTransform
@@ -141,9 +156,21 @@ class _Place(NamedTuple):
     whole: Size
     shape: Size
     padding: Padding
+    options: GradAugOptions
+
+    def check(self, name: str, value: Any, *, per_object: bool) -> None:
+        """Raises GradAugError if a field that is not known may live in pixels that move."""
+        if self.options.moves_pixels:
+            declared = self.options.not_in_pixels
+            check_not_in_pixels(name, value, declared, _OPTION, per_object=per_object)
 
     def metainfo(self, meta: dict) -> dict:
         """Meta information of the transformed image; what says nothing about pixels stays."""
+        sizes = {self.size, self.whole, tuple(meta.get("ori_shape", self.size)[:2])}
+        for name, value in meta.items():
+            shape = tuple(getattr(value, "shape", ()))
+            if len(shape) > 1 and sizes & {shape[-2:], shape[:2]}:
+                self.check(name, value, per_object=False)
         height, width = self.transform.output_size(self.size)
         sizes = {"img_shape": (height, width)}
         sizes |= {"pad_shape": self.shape, "batch_input_shape": self.shape}
@@ -162,17 +189,22 @@ class _Place(NamedTuple):
 
     def instance_field(self, name: str, value: Any) -> Any:
         """A field of ``InstanceData``, moved if it lives in pixels."""
+        if name in self.options.not_in_pixels:
+            return value
         if type(value) is HorizontalBoxes:
             return HorizontalBoxes(self.transform.boxes(value.tensor, self.size))
         if name in _BOXES and isinstance(value, Tensor):
             return self.transform.boxes(value, self.size)
         if isinstance(value, (BitmapMasks, PolygonMasks)):
             return self.masks(value)
-        if name == "masks" and isinstance(value, Tensor):
+        if isinstance(value, Tensor) and (
+            name == "masks" or is_masks(name, value, [self.size, self.whole])
+        ):
             return self.pixels(value, self.padding.mask)
-        if "keypoints" in name or isinstance(value, BaseBoxes):
-            raise _unknown(name, value)
-        return value  # classes, scores, ids: nothing that lives in pixels
+        if isinstance(value, BaseBoxes) and self.options.moves_pixels:
+            raise refused(name, type(value).__name__, _OPTION)
+        self.check(name, value, per_object=True)
+        return value
 
     def masks(self, masks: BitmapMasks | PolygonMasks) -> BitmapMasks | PolygonMasks:
         """Instance masks, of the image or of the padded image."""
@@ -185,11 +217,13 @@ class _Place(NamedTuple):
         new = new.flip("horizontal") if self.transform.flip else new
         return new.pad(self.shape, pad_val=self.padding.mask) if padded else new
 
-    def labels(self, name: str, labels: Tensor) -> Tensor:
-        """(1, H, W) class of each pixel, padded with the class that is ignored."""
-        if not isinstance(labels, Tensor):
-            raise _unknown(name, labels)
-        return self.pixels(labels, self.padding.semantic)
+    def labels(self, name: str, labels: Any) -> Any:
+        """A field of ``PixelData``: (1, H, W) class of each pixel, padded with what is ignored."""
+        if name == "sem_seg" and isinstance(labels, Tensor):
+            return self.pixels(labels, self.padding.semantic)
+        if self.options.moves_pixels and name not in self.options.not_in_pixels:
+            raise refused(name, type(labels).__name__, _OPTION)
+        return labels
 
     def pixels(self, pixels: Tensor, pad_value: int) -> Tensor:
         """(R, H, W) masks or labels, of the image or of the padded image."""
@@ -197,10 +231,3 @@ class _Place(NamedTuple):
         padded = self.is_padded(tuple(pixels.shape[-2:]))
         new = self.transform.masks(pixels[..., :height, :width])
         return _pad(new, self.shape, pad_value) if padded else new
-
-
-def _unknown(name: str, value: Any) -> GradAugError:
-    return GradAugError(
-        f"cannot transform the field {name!r} ({type(value).__name__}): GradAug knows horizontal "
-        "boxes, bitmap and polygon masks, tensors of masks and semantic labels"
-    )

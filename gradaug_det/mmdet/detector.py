@@ -64,7 +64,7 @@ class GradAugDetector(SlimmableDetector):
 
     def _sub_network_pass(self, batch: Batch, soft_target: Calls, sub: SubNetwork) -> Losses:
         labels, soft = {}, {}
-        inputs, samples = transform_batch(batch, sub.transform, self.padding)
+        inputs, samples = transform_batch(batch, sub.transform, self.padding, self.options)
         if self.options.uses_labels:
             with _features_of(self.module) as kept, no_traces(self.module, self.backbone):
                 labels = named_losses(self.module, self.module(inputs, samples, mode="loss"))

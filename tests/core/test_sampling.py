@@ -1,6 +1,7 @@
 """Widths and transforms depend on (seed, iteration, index) alone."""
 
 import random
+import re
 
 import pytest
 import torch
@@ -87,10 +88,12 @@ def test_bad_settings_name_key_value_and_range(key, value, allowed):
         ("labels_weight", float("nan")),
         ("soft_warmup", -1),
         ("log_period", -5),
+        ("not_in_pixels", "gt_depth"),
+        ("not_in_pixels", ["gt_depth", 1]),
     ],
 )
 def test_bad_options(key, value):
-    with pytest.raises(ConfigError, match=rf"^{key} must be .*got {value!r}"):
+    with pytest.raises(ConfigError, match=rf"^{key} must be .*got {re.escape(repr(value))}"):
         GradAugOptions(**{key: value})
 
 

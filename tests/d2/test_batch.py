@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances, Keypoints, RotatedBoxes
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, RotatedBoxes
+from PIL import Image
 
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.d2.batch import transform_batch, transform_instances
 from gradaug_det.errors import GradAugError
@@ -62,11 +64,121 @@ def test_keypoints_scale_but_do_not_mirror():
     target = Instances(SIZE, gt_keypoints=Keypoints(np.array([[[10.0, 20.0, 2.0]]])))
     new = transform_instances(target, BatchTransform(0.5), SIZE)
     assert new.gt_keypoints.tensor.tolist() == [[[5.0, 10.0, 2.0]]]
-    with pytest.raises(GradAugError, match=r"'gt_keypoints' \(Keypoints\).*FLIP_PROB to 0"):
+    refusal = r"'gt_keypoints' \(Keypoints\).*FLIP_PROB to 0"
+    with pytest.raises(GradAugError, match=refusal):
         transform_instances(target, HALF, SIZE)
+    with pytest.raises(GradAugError, match=refusal):  # in the first step, mirrored or not
+        transform_instances(target, BatchTransform(0.5), SIZE, GradAugOptions(flip_prob=0.1))
 
 
-def test_what_is_not_known_is_refused():
-    target = Instances(SIZE, gt_boxes=RotatedBoxes(torch.zeros(1, 5)))
-    with pytest.raises(GradAugError, match=r"'gt_boxes' \(RotatedBoxes\)"):
-        transform_instances(target, HALF, SIZE)
+@pytest.mark.parametrize("name, dtype", [("gt_masks", torch.float32), ("whole", torch.uint8)])
+@pytest.mark.parametrize("transform", [HALF, BatchTransform(1.5), BatchTransform(1.0, True)])
+def test_plain_tensors_of_masks_are_those_of_bitmasks(name, dtype, transform):
+    """As Mask2Former's mappers make them, also for an image without objects."""
+    masks = torch.zeros(2, *SIZE, dtype=torch.bool)
+    masks[0, 4:20, 6:30], masks[1, 0:40, 50:] = True, True
+    expected = transform_instances(Instances(SIZE, m=BitMasks(masks)), transform, SIZE).m.tensor
+    for kind in (torch.bool, dtype):
+        new = transform_instances(Instances(SIZE, **{name: masks.to(kind)}), transform, SIZE)
+        assert new.get(name).dtype is kind
+        assert torch.equal(new.get(name).bool(), expected)
+    none = transform_instances(Instances(SIZE, gt_masks=torch.zeros(0, *SIZE)), transform, SIZE)
+    assert none.gt_masks.shape == (0, *transform.output_size(SIZE))
+
+
+IN_PIXELS = {
+    "gt_point_coords": torch.rand(2, 7, 2),  # PointSup
+    "gt_whole_points": torch.ones(2, 7, 2, dtype=torch.long),
+    "gt_boxes_xywh": torch.rand(2, 4),
+    "gt_boxes": RotatedBoxes(torch.zeros(2, 5)),
+    "gt_rotated_boxes": torch.rand(2, 5),
+    "gt_keypoints": torch.rand(2, 51),
+    "gt_centers": torch.ones(2, 2, dtype=torch.long),
+    "gt_areas": torch.rand(2),
+    "gt_bitmasks": torch.ones(2, 10, 15, dtype=torch.bool),  # of a stride, AdelaiDet's
+    "gt_crops": torch.ones(2, 28, 28, dtype=torch.uint8),
+    "gt_original": torch.ones(2, 80, 120, dtype=torch.bool),
+    "gt_heat": torch.rand(2, *SIZE),
+    "gt_pose": np.eye(4)[[0, 1]],
+    "gt_polygons": [[[1.0, 2, 3, 4, 5, 6]], [[1.0, 2, 3, 4, 5, 6, 7, 8], [1.0, 2, 3, 4, 5, 6]]],
+    "gt_outlines": [np.ones((5, 2)), np.ones((9, 2))],
+}
+
+
+@pytest.mark.parametrize("name", IN_PIXELS)
+def test_objects_fields_that_may_live_in_pixels_are_refused(name):
+    target = Instances(SIZE, **{name: IN_PIXELS[name]})
+    way_out = rf"'{name}' \((?s:.)*\), which .* name it in GRADAUG.NOT_IN_PIXELS; else .*scales"
+    # Whatever this step's transform is: in the first step, not in the one that draws a scale.
+    for transform in (HALF, BatchTransform()):
+        with pytest.raises(GradAugError, match=way_out):
+            transform_instances(target, transform, SIZE)
+    declared = GradAugOptions(not_in_pixels=[name])
+    for options in (declared, GradAugOptions(scales=[1.0])):
+        transform = HALF if options is declared else BatchTransform()
+        assert transform_instances(target, transform, SIZE, options).get(name) is IN_PIXELS[name]
+
+
+MAPS = {
+    "center": torch.rand(*SIZE),  # Panoptic-DeepLab
+    "center_points": [[np.float64(20.5), 31.0], [4.0, 4.5]],
+    "offset": torch.rand(2, *SIZE),
+    "sem_seg_weights": torch.ones(*SIZE, dtype=torch.uint8),
+    "depth": np.ones((10, 15), np.float32),
+    "gt_relations": torch.ones(4, 2, dtype=torch.long),
+    "window": torch.rand(4),
+    "crop_box": [3, 4, 10, 20],
+    "targets": {"rois": {"boxes": torch.rand(3, 4)}},
+    "second_view": Image.new("RGB", SIZE[::-1]),
+    "boxes_of_crowds": Boxes(torch.rand(1, 4)),
+    "instances_of_teacher": Instances(SIZE, gt_boxes=Boxes(torch.rand(1, 4))),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_items_fields_that_may_live_in_pixels_are_refused(name):
+    item = {"image": torch.zeros(3, *SIZE), name: MAPS[name]}
+    for transform in (HALF, BatchTransform()):
+        with pytest.raises(GradAugError, match=rf"'{name}' \(.*GRADAUG.NOT_IN_PIXELS"):
+            transform_batch([item], transform)
+    for options in (GradAugOptions(not_in_pixels=(name,)), GradAugOptions(scales=[1.0])):
+        assert transform_batch([item], BatchTransform(), options)[0][name] is MAPS[name]
+
+
+def test_what_does_not_live_in_pixels_passes():
+    """Among it what is image-shaped by accident: as many objects and features as rows, columns."""
+    height, width = SIZE
+    fields = {
+        "gt_classes": torch.arange(height),
+        "gt_ids": list(range(height)),
+        "gt_embedding": torch.rand(height, width),
+        "gt_attributes": torch.ones(height, 4, dtype=torch.long),
+        "gt_flags": torch.ones(height, 2, dtype=torch.bool),
+        "gt_point_labels": torch.rand(height, 4),  # PointSup with four points
+        "gt_box_features": torch.rand(height, 5),
+        "viewpoint": torch.rand(height),
+        "num_keypoints": torch.ones(height, dtype=torch.long),
+        "gt_captions": ["a bolt"] * height,
+        "gt_tokens": [[1] * (n % 3) for n in range(height)],
+        "gt_score": np.ones(height, np.float32),
+    }
+    item = {
+        "image": torch.zeros(3, *SIZE),
+        "height": 480,
+        "width": torch.tensor(640),
+        "file_name": "a.jpg",
+        "image_id": "a-1",
+        "gps": (48.1, 11.5),
+        "captions": ["two bolts", "a nut"],
+        "neg_category_ids": [1, 4],
+        "image_embedding": torch.rand(512),
+        "orig_size": torch.tensor([480, 640]),
+        "segments_info": [{"id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "area": 9.5, "isthing": True}],
+        "source": {"camera": "left", "gain": 1.5, "mean": np.ones(3)},
+        "instances": Instances(SIZE, **fields),
+    }
+    (new,) = transform_batch([item], HALF)
+    for name in item.keys() - {"image", "instances"}:
+        assert new[name] is item[name]
+    for name, value in fields.items():
+        assert new["instances"].get(name) is value

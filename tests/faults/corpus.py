@@ -333,6 +333,7 @@ BAD_OPTIONS = {
     "log_period": (-1, 0.5, "often", None),
     "channels_last": ("yes", None, 1),
     "nonfinite": ("ignore", "", None, True),
+    "not_in_pixels": ("gt_depth", [1]),
 }
 # The same for a pretraining's recipe, as overrides.
 BAD_RECIPE = {

@@ -9,6 +9,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import PolygonMasks
 from mmengine.structures import InstanceData, PixelData
 
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.errors import GradAugError
 from gradaug_det.mmdet.batch import Padding, image_sizes, make_batch, transform_batch
@@ -150,10 +151,75 @@ def test_images_without_objects(batch):
     assert all(len(sample.gt_instances) == 0 for sample in new.samples)
 
 
-def test_what_is_not_known_is_named(batch):
+@pytest.mark.parametrize("padded", [True, False])
+def test_tensors_of_masks_under_any_name(batch, padded):
     old = batch()
-    old.samples[0].gt_instances.keypoints = torch.zeros(3, 17, 2)
-    with pytest.raises(GradAugError, match=r"'keypoints' \(Tensor\)"):
-        transform_batch(old, BatchTransform(), PADDING)
+    for sample in old.samples:
+        masks = sample.gt_instances.masks.to_tensor(torch.bool, "cpu")
+        height, width = (96, 128) if padded else sample.metainfo["img_shape"]
+        sample.gt_instances.soft_masks = masks[:, :height, :width].float()
+        sample.gt_instances.visible = masks[:, :height, :width]
+    new = transform_batch(old, BatchTransform(0.5, flip=True), PADDING)
+    assert new.samples[1].gt_instances.visible.shape[-2:] == ((64, 64) if padded else (40, 56))
+    for sample, (height, width) in zip(new.samples, image_sizes(new), strict=True):
+        found = sample.gt_instances
+        expected = found.masks.to_tensor(torch.bool, "cpu")
+        for mask in (found.visible, found.soft_masks.bool()):
+            same = mask[:, :height, :width] == expected[:, :height, :width]
+            assert same.float().mean() > 0.99  # MMCV resizes by another rule of rounding
+
+
+IN_PIXELS = {
+    "keypoints": torch.zeros(3, 17, 2),
+    "anchors": torch.rand(3, 4),
+    "pairwise_masks": torch.zeros(3, 8, 24, 32),  # BoxInst
+    "areas": torch.rand(3),
+    "rotated": [np.ones((4, 2)) for _ in range(3)],
+    "points": torch.ones(3, 2, dtype=torch.long),
+}
+
+
+@pytest.mark.parametrize("name", IN_PIXELS)
+def test_what_may_live_in_pixels_is_refused(batch, name):
+    old = batch()
+    old.samples[0].gt_instances[name] = IN_PIXELS[name]
+    for transform in (BatchTransform(), BatchTransform(0.5)):
+        with pytest.raises(GradAugError, match=rf"'{name}' \(.*GradAugHook's not_in_pixels"):
+            transform_batch(old, transform, PADDING)
+    declared = GradAugOptions(not_in_pixels=[name])
+    for options in (declared, GradAugOptions(scales=[1.0])):
+        new = transform_batch(old, BatchTransform(), PADDING, options)
+        assert new.samples[0].gt_instances[name] is IN_PIXELS[name]
+
+
+def test_maps_and_meta_information_that_may_live_in_pixels(batch):
+    def refused(name, change):
+        old = batch()
+        change(old.samples[0])
+        with pytest.raises(GradAugError, match=rf"'{name}' \("):
+            transform_batch(old, BatchTransform(0.5), PADDING)
+        transform_batch(old, BatchTransform(0.5), PADDING, GradAugOptions(not_in_pixels=[name]))
+
+    depth = PixelData(depth_map=torch.rand(1, 96, 128))
+    refused("depth_map", lambda sample: sample.set_data({"gt_depth": depth}))
+    refused("flow", lambda sample: sample.set_metainfo({"flow": np.ones((96, 128, 2))}))
     with pytest.raises(GradAugError, match=r"takes dict.*semi-supervised"):
         make_batch({"sup": torch.zeros(1)}, [])
+
+
+def test_what_does_not_live_in_pixels_passes(batch):
+    old = batch()
+    fields = {
+        "positive_maps": torch.rand(3, 256),  # GLIP, Grounding DINO
+        "keypoints_visible": torch.ones(3, 17),
+        "text": ["bolt", "nut", "bolt"],
+        "scores": torch.rand(3),
+    }
+    meta = {"homography_matrix": np.eye(3), "tokens_positive": [[[0, 4]]], "border": np.ones(4)}
+    for name, value in fields.items():
+        old.samples[0].gt_instances[name] = value
+    old.samples[0].set_metainfo(meta)
+    new = transform_batch(old, BatchTransform(0.5, flip=True), PADDING).samples[0]
+    for name, value in fields.items():
+        assert new.gt_instances[name] is value
+    assert new.metainfo["tokens_positive"] == [[[0, 4]]]
