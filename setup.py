@@ -3,7 +3,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-COCO = ["pycocotools", "faster-coco-eval>=1.6", "jinja2", "matplotlib", "scipy"]
+# pycocotools 2.0.10 cannot score a file without "info".
+COCO = ["pycocotools!=2.0.10", "faster-coco-eval>=1.6", "jinja2", "matplotlib", "scipy"]
 
 setup(
     name="gradaug-det",

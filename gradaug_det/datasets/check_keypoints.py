@@ -45,7 +45,9 @@ def check_keypoints(
             if wanted is not None or named:
                 findings.add("keypoints-missing", **example(index))
             continue
-        expected = 3 * (wanted if wanted is not None else len(known) if named else usual // 3)
+        expected = 3 * (
+            wanted if wanted is not None else len(known) if named else max(1, usual // 3)
+        )
         numbers = isinstance(values, list) and all(map(is_number, values))
         if not numbers or len(values) != expected:
             length = len(values) if isinstance(values, list) else None

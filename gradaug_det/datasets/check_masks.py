@@ -49,6 +49,7 @@ def check_masks(
                 polygons[index] = value
             else:
                 findings.add("segmentation-malformed", **place(index), segmentation=value)
+                objects.maskless[index, 0] = isinstance(value, str)
         _check_polygons(polygons, objects, place, findings)
     check_extents(objects, findings)
 
@@ -107,6 +108,7 @@ def _check_run_lengths(
     shape, counts = value.get("size"), value.get("counts")
     if not is_numbers(shape, 2) or not isinstance(counts, list | str):
         findings.add("segmentation-malformed", **place, segmentation=value)
+        objects.maskless[index, 1] = "size" not in value or "counts" not in value
         return
     if not crowd:
         findings.add("rle-instance", **place)

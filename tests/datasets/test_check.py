@@ -457,6 +457,7 @@ def test_masks_prove_the_format(check_document):
         one_class(boxes=[(*box, 7) for box in ROOMY * 2]),  # areas of masks that were left out
         one_class(boxes=[(3, 3, 2, 2), (5, 5, 90, 80)] * 8),
         one_class(boxes=[ROOMY[0]]),
+        one_class(boxes=[(0, 0, WIDTH + 1, HEIGHT)] * 8),
         one_class(boxes=[(10, 10, 40, 30)] * 3),
         one_class(boxes=[(0.1, 0.1, 0.5, 0.5), *ROOMY * 2]),
     ],
@@ -472,6 +473,12 @@ def test_boxes_of_smaller_images(check_document):
     assert_found(result, "boxes-in-corner", 1, ("no-segmentations",), boxes=8)
     masks = one_class(boxes=boxes, masks=True)
     assert check_document(masks).findings == ()
+
+
+def test_whole_objects_that_are_cut_are_no_other_format(check_document):
+    boxes = [(100, 40, 40, 50), (-20, 10, 60, 40), (90, 60, 30, 60), *ROOMY] * 2
+    result = check_document(one_class(boxes=boxes))
+    assert_found(result, "box-partly-outside", 6, ("no-segmentations",))
 
 
 @pytest.mark.parametrize("masks", [False, True])

@@ -80,6 +80,26 @@ def test_annotations_with_and_without_images(broken, capsys):
     assert cli.main(["check-data", "--annotations", file, "--images", images]) == 1
 
 
+def test_several_annotation_files(broken, capsys):
+    """Their classes are compared; images are of all or of each."""
+    files = [broken / "annotations" / f"instances_{split}.json" for split in ("val", "train")]
+    command = ["check-data", "--annotations", *map(str, files)]
+    assert cli.main(command) == 0
+    assert "4 images" in capsys.readouterr().out
+    assert cli.main([*command, "--images", str(broken / "val"), str(broken / "train")]) == 1
+    assert "1  missing-image" in capsys.readouterr().out
+    assert cli.main([*command, "--images", str(broken / "val")]) == 1  # train's are not there
+    content = json.loads(files[1].read_text())
+    content["categories"][1]["name"], content["categories"][2]["name"] = "Coat", "Hat"
+    files[1].write_text(json.dumps(content))
+    capsys.readouterr()
+    for arguments in (command, ["check-data", "--coco", str(broken)]):
+        assert cli.main([*arguments, "--fail-on", "error"]) == 1
+        output = capsys.readouterr().out
+        assert "1  classes-differ" in output and "class 1 is '" in output
+        assert output.count("instances_val.json") == output.count("instances_train.json") == 2
+
+
 def test_class_folders(sound, tmp_path, capsys):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
@@ -93,6 +113,10 @@ def test_class_folders(sound, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--coco", "{sound}", "--images", "x"], "--images goes with --annotations only"),
+        (
+            ["--annotations", "a", "b", "--images", "c", "d", "e"],
+            "--images has 3 folders for 2 annotation files; give one for all, or one for each",
+        ),
         (["--imagefolder", "{sound}", "--split", "x"], "--split goes with --coco only"),
         (["--imagefolder", "{sound}", "--boxes-only"], "--boxes-only does not go with"),
         (["--coco", "{sound}/train"], "holds none of annotations/instances_SPLIT.json"),
