@@ -23,6 +23,7 @@ from detectron2.engine import default_argument_parser, launch
 from torch.multiprocessing import ProcessExitedException
 
 from gradaug_det.core.preemption import EXIT_CODE
+from gradaug_det.d2.checks import check_gpus
 from gradaug_det.d2.processes import joined_processes, started_by_torchrun
 from gradaug_det.d2.train import run
 from gradaug_det.errors import GradAugError
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             with joined_processes():
                 run(args)
         else:
+            check_gpus(args.num_gpus)
             if args.num_gpus > 1:  # the trainings are this process' children
                 signal.signal(signal.SIGTERM, _tell_children)
             launch(

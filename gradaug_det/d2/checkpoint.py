@@ -10,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer
+from torch import nn
 
 from gradaug_det.d2.zoo import zoo_url
 from gradaug_det.errors import GradAugError, ZooError
@@ -78,12 +79,50 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
                 "detector?"
             ) from e
 
+    def _load_model(self, checkpoint: Any) -> Any:
+        """Raises ZooError if nothing, or next to nothing, of the backbone was in the file."""
+        given = sorted(map(str, checkpoint["model"]))
+        body = _body(self.model)
+        names = [name for name in self.model.state_dict() if name.startswith(body)]
+        found = super()._load_model(checkpoint)
+        taken = set(names) - set(found.missing_keys) - {key for key, *_ in found.incorrect_shapes}
+        if names and len(taken) < _SHARE * len(names):
+            part = body.rstrip(".") or "the detector"
+            first = given[0] if given else "nothing"
+            raise ZooError(
+                f"{len(taken) or 'not one'} of the {len(names)} tensors of {part} was taken from "
+                f"{self._file}: it has {first}, ..., the detector {names[0]}, ...; is it of another "
+                "network, or under another library's names? `gradaug-det zoo convert --to "
+                f"detectron2 --from torchvision {self._file} OUT.pth` (or timm, mmdet, authors) "
+                "writes it under Detectron2's"
+            )
+        return found
+
     def _load_file(self, filename: str) -> dict[str, Any]:
+        self._file = filename
         if filename.endswith(".pkl"):
             return _with_author(load_checkpoint(filename))
         if filename.endswith(".pyth"):  # which Detectron2 would read with PyTorch itself
             return _of_pycls(load_checkpoint(filename))
-        return super()._load_file(filename)
+        loaded = super()._load_file(filename)
+        for key in ("state_dict", "model_state_dict", "model_state"):  # other libraries' wrapping
+            if isinstance(loaded["model"].get(key), dict):
+                return {"model": loaded["model"][key]}
+        return loaded
+
+
+_SHARE = 0.1
+"""Fewer of the backbone's tensors fit by accident alone: a stem, or layers of one shape."""
+
+
+def _body(model: nn.Module) -> str:
+    """How the names of the part begin that starting weights are for: all but necks and heads."""
+    backbones = [n for n, _ in model.named_modules() if n.rpartition(".")[2] == "backbone"]
+    for name in backbones[:1]:
+        parts = dict(model.get_submodule(name).named_children())
+        inner = next((part for part in ("bottom_up", "net") if part in parts), None)
+        return f"{name}.{inner}." if inner else f"{name}."
+    return ""
 
 
 def _with_author(data: dict[str, Any]) -> dict[str, Any]:

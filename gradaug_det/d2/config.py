@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 from gradaug_det.core.checks import check_bool, check_integer
 from gradaug_det.core.options import GradAugOptions
@@ -79,3 +82,76 @@ def gradaug_options(cfg: CN) -> GradAugOptions:
         return GradAugOptions.from_mapping(values)
     except ConfigError as error:
         raise ConfigError(f"GRADAUG.{error.key.upper()}", error.problem) from None
+
+
+_WANTED = {
+    "bool": "True or False",
+    "int": "a whole number",
+    "float": "a number with a decimal point",
+    "str": "text in quotation marks",
+    "tuple": "several values in brackets",
+    "list": "several values in brackets",
+    "CfgNode": "a mapping of keys",
+}
+_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(\S+)'> vs. <class '(\S+)'>\) with values \(.* vs. (.*)\) for config "
+    r"key: (\S+)",
+    re.DOTALL,
+)
+# Of the lists that are empty by default.
+_ELEMENTS = {"DATASETS.TRAIN": "", "DATASETS.TEST": "", "TEST.KEYPOINT_OKS_SIGMAS": 0.1}
+
+
+def type_mismatch(message: str) -> ConfigError | None:
+    """What yacs says of a value of the wrong type, as a sentence with the way out; None if
+    ``message`` is about something else."""
+    found = _MISMATCH.fullmatch(message)
+    if found is None:
+        return None
+    wanted, given, value, key = found.groups()
+    wanted = wanted.rpartition(".")[2]
+    shown = repr(value) if given == "str" else " ".join(value.split())
+    way_out = {"tuple": f"({shown},)", "list": f"[{shown}]", "str": repr(value)}.get(wanted)
+    if wanted == "float" and given == "int":
+        way_out = f"{value}.0"
+    problem = f"must be {_WANTED.get(wanted, f'a {wanted}')}, got {shown}"
+    return ConfigError(key, problem + (f"; write {way_out}" if way_out else ""))
+
+
+def check_values(cfg: CN) -> None:
+    """What yacs lets pass although Detectron2 cannot use it.
+
+    Raises:
+        ConfigError: a value is left empty, or one in a list is of the wrong type; or it is none of
+            the few that Detectron2 knows.
+    """
+    defaults = get_cfg()
+    add_gradaug_config(defaults)
+    _check_node(cfg, defaults, "")
+    if cfg.INPUT.MASK_FORMAT not in ("polygon", "bitmask"):
+        raise ConfigError(
+            "INPUT.MASK_FORMAT", f"must be polygon or bitmask, got {cfg.INPUT.MASK_FORMAT!r}"
+        )
+
+
+def _check_node(node: CN, defaults: CN, prefix: str) -> None:
+    for name, default in defaults.items():
+        key, value = f"{prefix}{name}", node.get(name)
+        if key == "GRADAUG" or name not in node:
+            continue  # of GRADAUG, gradaug_options has the last word
+        # Detectron2 takes nothing for "" and False, and for no number.
+        if value is None and default is not None and not isinstance(default, (bool, str)):
+            raise ConfigError(
+                key, f"is empty; leave the line out for Detectron2's own value ({default!r})"
+            )
+        if isinstance(value, CN) and isinstance(default, CN):
+            _check_node(value, default, f"{key}.")
+        elif isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
+            example = default[0] if default else _ELEMENTS.get(key)
+            text, single = isinstance(example, str), not isinstance(example, (list, tuple))
+            for element in value if example is not None else ():
+                listed = isinstance(element, (list, tuple))
+                if isinstance(element, str) != text or element is None or (single and listed):
+                    wanted = "names in quotation marks" if text else "numbers"
+                    problem = f"must hold {wanted} alone, got {element!r} in {value!r}"
+                    raise ConfigError(key, problem)

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pycocotools.mask
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_few_keypoints
+from detectron2.data.datasets import load_coco_json
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
 
+from gradaug_det.datasets.agreement import check_kept, check_same_classes
 from gradaug_det.datasets.check import check_before_training
-from gradaug_det.errors import DataError
+from gradaug_det.datasets.check_annotations import read_document
+from gradaug_det.errors import ConfigError, DataError, GradAugError
 
+logger = logging.getLogger("detectron2.gradaug")
 MINI_COCO = {"mini_coco_train": "train", "mini_coco_val": "val"}
+_RCNN = ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork")
 
 
 def register_mini_coco(root: str | Path | None = None) -> None:
@@ -30,82 +48,462 @@ def register_mini_coco(root: str | Path | None = None) -> None:
 def register_coco(name: str, annotations: str | Path, images: str | Path) -> None:
     """Registers a COCO-format dataset; registering the same one again does nothing.
 
+    Names, mirror images and skeleton of keypoints are those of the file's categories.
+
     Raises:
         DataError: the name stands for other files already.
     """
+    metadata = MetadataCatalog.get(name)
     if name in DatasetCatalog.list():
-        metadata = MetadataCatalog.get(name)
         known = metadata.get("json_file"), metadata.get("image_root")
         if known != (str(annotations), str(images)):
             raise DataError(
                 f"dataset {name!r} is registered with {known} already; use another name"
             )
         return
-    register_coco_instances(name, {}, str(annotations), str(images))
+    DatasetCatalog.register(name, _CocoFile(name, str(annotations), str(images)))
+    metadata.set(json_file=str(annotations), image_root=str(images), evaluator_type="coco")
+    name_keypoints(name)
 
 
-def check_datasets(cfg: CfgNode) -> None:
-    """Fails before training if a dataset of the config cannot be read or learned from.
+class _CocoFile:
+    """Loads a COCO file; what a check has loaded is handed on once, not read again."""
+
+    def __init__(self, name: str, annotations: str, images: str) -> None:
+        self.name, self.annotations, self.images = name, annotations, images
+        self.ready: list[dict] | None = None
+
+    def __call__(self) -> list[dict]:
+        records, self.ready = self.ready, None
+        return records or load_coco_json(self.annotations, self.images, self.name)
+
+
+def name_keypoints(name: str) -> None:
+    """Tells Detectron2 the keypoints that the categories of a COCO file name: what they are
+    called, which change places when an image is mirrored (by "left" and "right", or "l" and "r",
+    in their names), and the skeleton. Files without, or with several kinds, are left alone."""
+    metadata = MetadataCatalog.get(name)
+    file = Path(metadata.get("json_file") or "")
+    if metadata.get("keypoint_names") or not file.is_file():
+        return
+    if not re.search(rb'"keypoints"\s*:\s*\[\s*"', file.read_bytes()):
+        return
+    try:
+        categories = read_document(file)["categories"]
+    except DataError:
+        return  # said by check_datasets
+    kinds = [c for c in categories if isinstance(c, dict) and c.get("keypoints")]
+    names = kinds[0]["keypoints"] if kinds else []
+    if any(c["keypoints"] != names for c in kinds) or not all(isinstance(n, str) for n in names):
+        return
+    mirrored = {left: _mirrored(left) for left in names}
+    pairs = [(left, m) for left, m in mirrored.items() if m in names and m != left]
+    joints = kinds[0].get("skeleton") or []
+    sound = [tuple(j) for j in joints if all(isinstance(k, int) and 0 < k <= len(names) for k in j)]
+    metadata.set(
+        keypoint_names=list(names),
+        keypoint_flip_map=[(a, b) for a, b in pairs if names.index(a) < names.index(b)],
+        keypoint_connection_rules=[(names[a - 1], names[b - 1], (102, 204, 255)) for a, b in sound],
+    )
+
+
+_SIDES = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])", re.IGNORECASE)
+_OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+def _mirrored(name: str) -> str:
+    """``left_ear`` -> ``right_ear``, ``Ear R`` -> ``Ear L``."""
+
+    def swap(found: re.Match) -> str:
+        side, other = found[0], _OTHER_SIDE[found[0].lower()]
+        return other.upper() if side.isupper() else other.title() if side[0].isupper() else other
+
+    return _SIDES.sub(swap, name, count=1)
+
+
+@dataclass(frozen=True)
+class DataUse:
+    """What a config makes of its data sets.
+
+    Args:
+        train, test: registered names.
+        num_classes: of the detector; None if the config does not say.
+        masks: whether it learns and is scored by masks; None: it may.
+        mask_format: "polygon" or "bitmask".
+        keypoints: how many it finds for each object; None if it finds none.
+        filter_empty: whether images without objects are left out.
+        min_keypoints: images with fewer visible ones are left out.
+        max_detections: that the evaluator counts for an image; None if it is not known.
+        sigmas: of the keypoints' score; empty: COCO's 17.
+        stuff_classes: of the head for semantic segmentation; None if there is none.
+        lazy: whether the config is lazy, which calls everything otherwise.
+        eval_only: whether nothing is trained.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    num_classes: int | None = None
+    num_classes_key: str = "the detector's num_classes"
+    masks: bool | None = None
+    mask_format: str = "bitmask"
+    keypoints: int | None = None
+    filter_empty: bool = True
+    min_keypoints: int = 0
+    max_detections: int | None = None
+    sigmas: tuple[float, ...] = ()
+    stuff_classes: int | None = None
+    lazy: bool = False
+    eval_only: bool = False
+
+    @classmethod
+    def of(cls, cfg: CfgNode | DictConfig, eval_only: bool = False) -> DataUse:
+        """Of a yaml config or a LazyConfig.
+
+        Args:
+            eval_only: whether nothing is trained.
+        """
+        use = (_lazy_use if isinstance(cfg, DictConfig) else _yaml_use)(cfg)
+        return replace(use, train=(), eval_only=True) if eval_only else use
+
+    def key(self, yaml: str, lazy: str) -> str:
+        return lazy if self.lazy else yaml
+
+
+def _yaml_use(cfg: CfgNode) -> DataUse:
+    model = cfg.MODEL
+    rcnn = model.META_ARCHITECTURE in _RCNN
+    counted = {
+        "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
+        "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
+        "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
+    }.get(model.META_ARCHITECTURE)
+    value: Any = cfg
+    for part in counted.split(".") if counted else ():
+        value = value[part]
+    head = model.ROI_KEYPOINT_HEAD
+    return DataUse(
+        train=tuple(cfg.DATASETS.TRAIN),
+        test=tuple(cfg.DATASETS.TEST),
+        num_classes=value if counted else None,
+        num_classes_key=counted or "the detector's num_classes",
+        masks=model.MASK_ON if rcnn else (None if model.MASK_ON else False),
+        mask_format=cfg.INPUT.MASK_FORMAT,
+        keypoints=head.NUM_KEYPOINTS if model.KEYPOINT_ON and rcnn else None,
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=head.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0,
+        max_detections=max_detections(cfg.TEST.DETECTIONS_PER_IMAGE),
+        sigmas=tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS),
+        stuff_classes=(
+            model.SEM_SEG_HEAD.NUM_CLASSES
+            if model.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor")
+            else None
+        ),
+    )
+
+
+def _lazy_use(cfg: DictConfig) -> DataUse:
+    def select(key: str, default: Any = None) -> Any:
+        value = OmegaConf.select(cfg, key)
+        return default if value is None else value
+
+    dataset, mapper = "dataloader.train.dataset", "dataloader.train.mapper"
+    own = _target(select(dataset)) is get_detection_dataset_dicts
+    evaluator = select("dataloader.evaluator")
+    scored = is_coco_evaluator(evaluator)
+    keypoints = select("model.roi_heads.keypoint_head.num_keypoints")
+    tasks = select("dataloader.evaluator.tasks", ("bbox", "segm", "keypoints"))
+    masks = bool(select(f"{mapper}.use_instance_mask", False))
+    return DataUse(
+        train=_names(select(f"{dataset}.names")) if own else (),
+        test=_names(select("dataloader.evaluator.dataset_name")) if scored else (),
+        masks=masks and ("segm" in tasks or None),
+        mask_format=select(f"{mapper}.instance_mask_format", "polygon"),
+        keypoints=keypoints if select(f"{mapper}.use_keypoint") else None,
+        filter_empty=select(f"{dataset}.filter_empty", True),
+        min_keypoints=select(f"{dataset}.min_keypoints", 0),
+        max_detections=select("dataloader.evaluator.max_dets_per_image", 100),
+        sigmas=tuple(select("dataloader.evaluator.kpt_oks_sigmas", ())),
+        lazy=True,
+    )
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _target(node: Any) -> Any:
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    return locate(target) if isinstance(target, str) else target
+
+
+def is_coco_evaluator(node: Any) -> bool:
+    """Whether a LazyConfig's node makes a COCOEvaluator."""
+    target = _target(node)
+    return isinstance(target, type) and issubclass(target, COCOEvaluator)
+
+
+def max_detections(limit: int) -> int:
+    """What COCO's evaluators count for an image, given TEST.DETECTIONS_PER_IMAGE: never fewer than
+    COCO's 100, which changes no number and keeps what they report; -1 stands for no limit."""
+    return 10_000 if limit < 0 else max(limit, 100)
+
+
+def once_a_machine(check: Callable[[], Any]) -> Any:
+    """Runs a check in one process of each machine; all have its result, or raise its error.
+
+    Args:
+        check: returns, and raises, what can be pickled.
+    """
+    result, error = None, None
+    if comm.get_local_rank() == 0:
+        try:
+            result = check()
+        except GradAugError as caught:
+            error = caught
+        except Exception as caught:
+            if comm.get_world_size() == 1:
+                raise
+            # Of anyone's making: it might not survive its journey. The others must not wait.
+            logger.exception("a check failed")
+            error = GradAugError(f"{type(caught).__name__}: {caught}")
+    found = comm.all_gather((result, error))
+    for _, error in found:
+        if error is not None:
+            raise error
+    return next((result for result, _ in found if result is not None), None)
+
+
+_checked: dict[DataUse, tuple[str, ...]] = {}
+
+
+def check_datasets(
+    cfg: CfgNode | DictConfig, *, eval_only: bool = False, again: bool = True
+) -> tuple[str, ...]:
+    """Fails before training if a dataset of the config cannot be read, learned from or scored.
 
     Datasets in COCO format are looked at by
-    :func:`gradaug_det.datasets.check.check_before_training`, which parses the annotation file
-    once more than Detectron2 does, and logs warnings.
+    :func:`gradaug_det.datasets.check.check_before_training`, in one process of each machine.
+
+    Args:
+        cfg: a yaml config or a LazyConfig; of the latter, datasets are found that Detectron2's
+            ``get_detection_dataset_dicts`` loads and its ``COCOEvaluator`` scores.
+        eval_only: whether nothing is trained.
+        again: also if it was done in this process before.
+
+    Returns:
+        The names of the classes by class index; empty if they are not known.
 
     Raises:
         DataError: names the dataset, what is missing or wrong and what to do.
+        ConfigError: the config and a dataset do not agree.
     """
-    for name in [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]:
-        if name not in DatasetCatalog.list():
-            raise DataError(
-                f"dataset {name!r} is not registered; pass --register {name} ANNOTATIONS.json "
-                "IMAGES_DIR, or use one of Detectron2's own names"
-            )
-        json_file = MetadataCatalog.get(name).get("json_file")
-        if json_file is None:
-            continue  # not in COCO format: Detectron2's loader has the last word
-        if not Path(json_file).is_file():
-            hint = (
-                "build it with: gradaug-det build-mini-coco --out "
-                + str(Path(json_file).parents[1])
-                if name in MINI_COCO
-                else "set DETECTRON2_DATASETS to the folder that holds it, or correct --register"
-            )
-            raise DataError(f"dataset {name!r}: the annotation file {json_file} is missing; {hint}")
-        # LVIS' and other files that have json_file are not of the same format.
-        if MetadataCatalog.get(name).get("evaluator_type") == "coco":
-            root = Path(MetadataCatalog.get(name).image_root)
-            polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
-            check_before_training(
-                json_file,
-                root if root.is_dir() else None,
-                name=f"dataset {name!r}",
-                num_classes=_num_classes(cfg),
-                masks=cfg.MODEL.MASK_ON,
-                handled=("missing-image",),  # named below, with what Detectron2 takes for the path
-                # Detectron2 cannot draw run lengths then, and stops when the image's turn comes.
-                refused={"rle-instance": "set INPUT.MASK_FORMAT bitmask"}
-                if polygons and name in cfg.DATASETS.TRAIN
-                else {},
-            )
-        try:
-            files = [record["file_name"] for record in DatasetCatalog.get(name)]
-        except Exception as error:  # of whatever loads the data set
-            raise DataError(
-                f"dataset {name!r}: Detectron2 cannot load it ({type(error).__name__}: {error}); "
-                "correct its annotations"
-            ) from error
-        missing = [file for file in files if not Path(file).is_file()]
-        if missing:
-            raise DataError(
-                f"dataset {name!r}: {len(missing)} of {len(files)} image files are missing, the "
-                f"first is {missing[0]}; correct the images folder or the annotations"
-            )
+    use = DataUse.of(cfg, eval_only)
+    if again or use not in _checked:
+        _checked[use] = once_a_machine(lambda: _check(use)) or ()
+    return _checked[use]
 
 
-def _num_classes(cfg: CfgNode) -> int | None:
-    """The classes of the config's detector; None if it is not one of Detectron2's usual ones."""
-    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-        return cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-        return cfg.MODEL.RETINANET.NUM_CLASSES
-    return None
+def _check(use: DataUse) -> tuple[str, ...]:
+    if not (use.train or use.eval_only or use.lazy):
+        raise ConfigError("DATASETS.TRAIN", "is empty; name a data set to train on")
+    classes: dict[str, Sequence[str]] = {}
+    for name in dict.fromkeys((*use.train, *use.test)):
+        in_file = _check_files(name, use)
+        records = _load(name)
+        metadata = MetadataCatalog.get(name)
+        stuff = metadata.get("stuff_classes") or ()
+        if use.stuff_classes is not None and use.stuff_classes < len(stuff):
+            problem = f"is {use.stuff_classes}, but dataset {name!r} has {len(stuff)} classes"
+            raise ConfigError("MODEL.SEM_SEG_HEAD.NUM_CLASSES", f"{problem}; set it to that")
+        # Of panoptic data sets, the classes are those of two heads.
+        if metadata.get("thing_classes") and not stuff:
+            classes[f"dataset {name!r}"] = tuple(metadata.thing_classes)
+        if use.keypoints is not None:
+            _check_keypoints(name, use)
+        if name in use.train:
+            _check_records(name, records, in_file, use)
+            if isinstance(DatasetCatalog[name], _CocoFile):
+                DatasetCatalog[name].ready = records
+    check_same_classes(classes)
+    found = next(iter(classes.values()), ())
+    if found and use.num_classes is not None:
+        check_num_classes(use.num_classes_key, use.num_classes, found, scored=bool(use.test))
+    return found
+
+
+def _check_files(name: str, use: DataUse) -> int:
+    """Returns how many objects the annotation file has; 0 if it is not in COCO's format."""
+    if name not in DatasetCatalog.list():
+        raise DataError(
+            f"dataset {name!r} is not registered; pass --register {name} ANNOTATIONS.json "
+            "IMAGES_DIR, or use one of Detectron2's own names"
+        )
+    metadata = MetadataCatalog.get(name)
+    json_file = metadata.get("json_file")
+    if json_file is None:
+        return 0  # not in COCO format: Detectron2's loader has the last word
+    if not Path(json_file).is_file():
+        hint = (
+            f"build it with: gradaug-det build-mini-coco --out {Path(json_file).parents[1]}"
+            if name in MINI_COCO
+            else "set DETECTRON2_DATASETS to the folder that holds it, or correct --register"
+        )
+        raise DataError(f"dataset {name!r}: the annotation file {json_file} is missing; {hint}")
+    if metadata.get("evaluator_type") != "coco":
+        return 0  # LVIS' and other files that have json_file are not of the same format
+    root = Path(metadata.image_root)
+    refused = {}
+    if use.masks and name in use.train and use.mask_format == "polygon":
+        # Detectron2 cannot draw run lengths then, and stops when the image's turn comes.
+        key = use.key("INPUT.MASK_FORMAT", "dataloader.train.mapper.instance_mask_format")
+        refused["rle-instance"] = f"set {key} bitmask"
+    if use.masks:
+        off = use.key("MODEL.MASK_ON False", "dataloader.train.mapper.use_instance_mask=False")
+        refused["no-segmentations"] = f"add masks, or set {off} for a detector of boxes"
+    result = check_before_training(
+        json_file,
+        root if root.is_dir() else None,
+        name=f"dataset {name!r}",
+        masks=use.masks is not False,
+        keypoints=use.keypoints,
+        # Of several, one may hold nothing but background; what they hold together is counted.
+        trains=use.train == (name,),
+        handled=("missing-image",),  # named below, with what Detectron2 takes for the path
+        refused=refused,
+        max_detections=use.max_detections if name in use.test else None,
+    )
+    return result.counts["annotations"]
+
+
+def _load(name: str) -> list[dict]:
+    """The data set as Detectron2 has it, with its images on the disk."""
+    try:
+        records = DatasetCatalog.get(name)
+        files = [record["file_name"] for record in records]
+    except Exception as error:  # of whatever loads the data set
+        raise DataError(
+            f"dataset {name!r}: Detectron2 cannot load it ({type(error).__name__}: {error}); "
+            "correct its annotations"
+        ) from error
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        raise DataError(
+            f"dataset {name!r}: {len(missing)} of {len(files)} image files are missing, the "
+            f"first is {missing[0]}; correct the images folder or the annotations"
+        )
+    return records
+
+
+def _check_keypoints(name: str, use: DataUse) -> None:
+    name_keypoints(name)  # for files that Detectron2's own functions registered
+    names = MetadataCatalog.get(name).get("keypoint_names")
+    if not names:
+        raise DataError(
+            f"dataset {name!r}: its categories do not name keypoints, or not the same; Detectron2 "
+            'has one list for all classes: give each category in the file the same "keypoints": '
+            "[names], in the order of the annotations"
+        )
+    shown = f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+    if len(names) != use.keypoints:
+        key = "roi_heads.keypoint_head.num_keypoints"
+        raise ConfigError(
+            use.key("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", f"model.{key}"),
+            f"is {use.keypoints}, but dataset {name!r} names {len(names)} {shown}; "
+            f"set it to {len(names)}",
+        )
+    sigmas = len(use.sigmas) or 17
+    if name in use.test and sigmas != len(names):
+        given = f"has {sigmas} numbers" if use.sigmas else "is empty, which means COCO's 17"
+        raise ConfigError(
+            use.key("TEST.KEYPOINT_OKS_SIGMAS", "dataloader.evaluator.kpt_oks_sigmas"),
+            f"{given}, but dataset {name!r} names {len(names)} keypoints {shown}; give one for "
+            f"each: how far, relative to the object's size, people place it apart, for example "
+            f"({', '.join(['0.05'] * len(names))}{',' if len(names) == 1 else ''})",
+        )
+
+
+def _check_records(name: str, records: Sequence[dict], in_file: int, use: DataUse) -> None:
+    """Counts what Detectron2 learns from, of what it has loaded."""
+    if not len(records) or "annotations" not in records[0]:
+        return
+    classes = MetadataCatalog.get(name).get("thing_classes") or ()
+
+    def count(annotations: Iterable[dict]) -> Counter:
+        found = Counter(a["category_id"] for a in annotations)
+        names = {k: classes[k] if k < len(classes) else f"class {k}" for k in found}
+        return Counter({names[k]: number for k, number in found.items()})
+
+    loaded = [a for r in records for a in r["annotations"]]
+    _check_indices(name, max((a["category_id"] for a in loaded), default=-1), len(classes), use)
+    used = records
+    if use.min_keypoints:
+        used = filter_images_with_few_keypoints(records, use.min_keypoints)
+    pairs = [(r, a) for r in used for a in r["annotations"]]
+    crowd = np.array([bool(a.get("iscrowd", 0)) for _, a in pairs], bool)
+    empty = _empty(pairs, use.masks is not False) & ~crowd
+    reasons = {
+        "not loaded: no polygon of 3 points, or no image of that id": in_file - len(loaded),
+        "in images with too few visible keypoints": len(loaded) - len(pairs),
+        "crowds (iscrowd 1)": int(crowd.sum()),
+        "without area in the image": int(empty.sum()),
+    }
+    check_kept(
+        f"dataset {name!r}",
+        count(a for (_, a), lost in zip(pairs, crowd | empty, strict=True) if not lost),
+        count(loaded) or ({"all classes": in_file} if in_file else {}),
+        ", ".join(f"{number} {what}" for what, number in reasons.items() if number > 0),
+    )
+
+
+def _check_indices(name: str, highest: int, known: int, use: DataUse) -> None:
+    """For data sets of users' own functions: COCO files have an index for each category."""
+    if known and highest >= known:
+        raise DataError(
+            f"dataset {name!r}: an annotation is of class {highest}, but the metadata's "
+            f"thing_classes names {known}, from 0 on"
+        )
+    if use.num_classes is not None and highest >= use.num_classes and not known:
+        problem = f"is {use.num_classes}, but dataset {name!r} has annotations of class {highest}"
+        raise ConfigError(use.num_classes_key, f"{problem}; set it to {highest + 1} or more")
+
+
+def _empty(pairs: Sequence[tuple[dict, dict]], masks: bool) -> np.ndarray:
+    """Which annotations have no area once they are cut at the image's edges, as the mapper drops
+    them; (n,) of (record, annotation)."""
+    boxes = [a["bbox"] for _, a in pairs]
+    found = np.zeros(len(pairs), bool)
+    if all(len(box) == 4 for box in boxes) and boxes:
+        array = np.array(boxes, np.float64)
+        modes = np.array([a.get("bbox_mode", BoxMode.XYWH_ABS) for _, a in pairs])
+        for mode in set(modes.tolist()):
+            of_mode = modes == mode
+            array[of_mode] = BoxMode.convert(array[of_mode], BoxMode(mode), BoxMode.XYXY_ABS)
+        size = [(r.get("width", np.inf), r.get("height", np.inf)) for r, _ in pairs]
+        array = np.clip(array, 0, np.array(size, np.float64)[:, [0, 1, 0, 1]])
+        found = ((array[:, 2:] - array[:, :2]) <= 1e-5).any(axis=1)
+    if masks:
+        for index, (_, annotation) in enumerate(pairs):
+            segmentation = annotation.get("segmentation")
+            if isinstance(segmentation, dict) and not pycocotools.mask.area(segmentation):
+                found[index] = True
+    return found
+
+
+def check_num_classes(key: str, count: int, classes: Sequence[str], *, scored: bool) -> None:
+    """Compares a head's number of classes with the data's.
+
+    Args:
+        key: of the config, or the head's name.
+        scored: whether predictions are scored, which those of too many classes cannot be.
+
+    Raises:
+        ConfigError: they differ; names both numbers.
+    """
+    if count == len(classes):
+        return
+    names = f"({', '.join(map(str, classes[:5]))}{', ...' if len(classes) > 5 else ''})"
+    problem = f"is {count}, but the data has {len(classes)} classes {names}"
+    if count > len(classes) and not scored:
+        logger.warning("%s %s: the others never occur", key, problem)
+        return
+    raise ConfigError(key, f"{problem}; set it to {len(classes)}")

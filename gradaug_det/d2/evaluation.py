@@ -10,10 +10,27 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from detectron2.evaluation import COCOEvaluator
+from detectron2.config import CfgNode, instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
 from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from gradaug_det.d2.data import DataUse, is_coco_evaluator, max_detections
 from gradaug_det.errors import DataError
 from gradaug_det.evaluation.coco import run_evaluator
 from gradaug_det.evaluation.coco_data import load_ground_truth
@@ -24,10 +41,20 @@ class FasterCOCOEvaluator(COCOEvaluator):
 
     Takes the arguments of :class:`detectron2.evaluation.COCOEvaluator` and returns what it returns;
     ``use_fast_impl`` has no effect. Keypoints and box proposals are scored by Detectron2 as before.
+    ``max_dets_per_image`` may be COCO's list, ``[1, 10, 200]``, too, of which the last counts.
 
     Raises (from :meth:`evaluate`):
         DataError: predictions that cannot be scored: NaN boxes, unknown classes or images.
     """
+
+    def __init__(
+        self, *args: Any, max_dets_per_image: int | Sequence[int] | None = None, **kwargs: Any
+    ) -> None:
+        if isinstance(max_dets_per_image, Sequence):
+            max_dets_per_image = max(max_dets_per_image)
+        super().__init__(*args, max_dets_per_image=max_dets_per_image, **kwargs)
+        # Of which pycocotools makes a copy, and some releases of it insist that it is there.
+        self._coco_api.dataset.setdefault("info", {})
 
     def _eval_predictions(self, predictions: list[dict], img_ids: Sequence[int] | None = None):
         # Detectron2 looks its scoring function up in its own module, so replacing it without
@@ -35,10 +62,13 @@ class FasterCOCOEvaluator(COCOEvaluator):
         results = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
         tasks = sorted(self._tasks or self._tasks_from_predictions(results))
         if "keypoints" in tasks:
+            self._known_classes(results)
             super()._eval_predictions(predictions, img_ids=img_ids)
             return
 
-        self._restore_category_ids(results)
+        to_id = self._known_classes(results)
+        for result in results if to_id else ():
+            result["category_id"] = to_id[result["category_id"]]
         if self._output_dir:
             path = str(Path(self._output_dir) / "coco_instances_results.json")
             self._logger.info("Saving results to %s", path)
@@ -58,25 +88,85 @@ class FasterCOCOEvaluator(COCOEvaluator):
                     results,
                     task,
                     image_ids=img_ids,
-                    max_detections=self._max_dets_per_image[-1],
+                    max_detections=max(self._max_dets_per_image),
                 )
                 evaluator.summarize()
             self._results[task] = self._derive_coco_results(
                 evaluator, task, class_names=self._metadata.get("thing_classes")
             )
 
-    def _restore_category_ids(self, results: list[dict]) -> None:
-        """Turn the model's class indices into the dataset's category ids, in place."""
-        to_index = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        if to_index is None:
-            return
+    def _known_classes(self, results: list[dict]) -> dict[int, int]:
+        """The dataset's category ids by the model's class indices; empty if they are the same."""
+        to_index = self._metadata.get("thing_dataset_id_to_contiguous_id") or {}
         to_id = {index: category_id for category_id, index in to_index.items()}
-        unknown = sorted({r["category_id"] for r in results} - set(to_id))
+        unknown = sorted({r["category_id"] for r in results} - set(to_id)) if to_id else ()
         if unknown:
             raise DataError(
                 f"the model predicted class {unknown[0]}, but dataset {self._metadata.name!r} has "
                 f"only the classes 0 to {max(to_id)}; does MODEL.ROI_HEADS.NUM_CLASSES (or "
                 "MODEL.RETINANET.NUM_CLASSES) agree with it?"
             )
-        for result in results:
-            result["category_id"] = to_id[result["category_id"]]
+        return to_id
+
+
+def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
+    """The evaluator that a dataset's ``evaluator_type`` asks for, with the config's settings; for
+    those without, COCO's.
+
+    Args:
+        cfg: a yaml config.
+        name: of a registered dataset.
+    """
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type", "coco")
+    folder = str(Path(cfg.OUTPUT_DIR) / "inference" / name)
+    others = {
+        "cityscapes_instance": lambda: CityscapesInstanceEvaluator(name),
+        "cityscapes_sem_seg": lambda: CityscapesSemSegEvaluator(name),
+        "pascal_voc": lambda: PascalVOCDetectionEvaluator(name),
+        "lvis": lambda: LVISEvaluator(name, output_dir=folder),
+    }
+    if kind in others:
+        return others[kind]()
+    found: list[DatasetEvaluator] = []
+    if kind in ("sem_seg", "coco_panoptic_seg"):
+        found.append(SemSegEvaluator(name, output_dir=folder))
+    if kind != "sem_seg":
+        use = DataUse.of(cfg)
+        # Without a head of Detectron2's own, what is predicted says what is to be scored.
+        tasks = ["bbox"] + ["segm"] * bool(use.masks) + ["keypoints"] * (use.keypoints is not None)
+        found.append(
+            FasterCOCOEvaluator(
+                name,
+                tasks=None if use.masks is None else tuple(tasks),
+                output_dir=folder,
+                max_dets_per_image=use.max_detections,
+                kpt_oks_sigmas=use.sigmas,
+            )
+        )
+    if kind == "coco_panoptic_seg":
+        found.append(COCOPanopticEvaluator(name, folder))
+    return found[0] if len(found) == 1 else DatasetEvaluators(found)
+
+
+def lazy_evaluator(cfg: DictConfig, model: nn.Module) -> Any:
+    """The evaluator of a LazyConfig; one of COCO without a limit of its own counts as many
+    detections of an image as the detector gives."""
+    node = cfg.dataloader.evaluator
+    if is_coco_evaluator(node) and node.get("max_dets_per_image") is None:
+        return instantiate({**node, "max_dets_per_image": detections_per_image(model)})
+    return instantiate(node)
+
+
+def detections_per_image(model: nn.Module) -> int:
+    """What COCO's evaluators have to count for an image of this detector; see
+    :func:`gradaug_det.d2.data.max_detections`."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    limits = [
+        getattr(module, name)
+        for module in model.modules()
+        for name in ("test_topk_per_image", "max_detections_per_image")
+        if isinstance(getattr(module, name, None), int)
+    ]
+    return max(map(max_detections, limits), default=100)

@@ -21,6 +21,7 @@ from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.d2.batch import Batch
+from gradaug_det.d2.checks import check_training
 from gradaug_det.d2.config import gradaug_options
 from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.preprocessing import check_preprocessing
@@ -111,6 +112,7 @@ class GradAugHook(HookBase):
         """
         if isinstance(cfg := getattr(self.trainer, "cfg", None), (CfgNode, DictConfig)):
             check_preprocessing(cfg)
+        check_training(self.trainer)
         if not self.options.active:
             return
         engine = _engine(self.trainer)

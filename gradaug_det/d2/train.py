@@ -18,16 +18,23 @@ from detectron2.engine import (
     hooks,
 )
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 from yaml import YAMLError
 
 from gradaug_det.d2.checkpoint import SafeCheckpointer
-from gradaug_det.d2.config import add_gradaug_config, gradaug_options
+from gradaug_det.d2.checks import check_batch, check_detector, check_device, check_operators
+from gradaug_det.d2.config import (
+    add_gradaug_config,
+    check_values,
+    gradaug_options,
+    type_mismatch,
+)
 from gradaug_det.d2.data import check_datasets, register_coco, register_mini_coco
 from gradaug_det.d2.detector import GradAugDetector
-from gradaug_det.d2.evaluation import FasterCOCOEvaluator
+from gradaug_det.d2.evaluation import build_evaluator, lazy_evaluator
 from gradaug_det.d2.hook import GradAugHook
 from gradaug_det.d2.preprocessing import check_preprocessing, fix_preprocessing
 from gradaug_det.d2.resume import (
@@ -52,10 +59,8 @@ class Trainer(DefaultTrainer):
         return resumable_train_loader(cfg, training_seed(cfg.SEED))
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> FasterCOCOEvaluator:
-        return FasterCOCOEvaluator(
-            dataset_name, output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name)
-        )
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
 
     def build_hooks(self) -> list[Any]:
         # DefaultTrainer has just made a checkpointer that runs what is in a .pkl file.
@@ -107,7 +112,9 @@ def load_config(file: str | Path, overrides: list[str] = ()) -> CfgNode:
     except ConfigError:
         raise
     except Exception as error:  # yacs and PyYAML raise almost anything for a wrong file
-        raise ConfigError(str(file), f"or an override cannot be used: {_reason(error)}") from None
+        problem = f"or an override cannot be used: {_reason(error)}"
+        raise type_mismatch(str(error)) or ConfigError(str(file), problem) from None
+    check_values(cfg)
     gradaug_options(cfg)
     return cfg
 
@@ -152,7 +159,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
         register_coco(*dataset)
     cfg = load_config(args.config_file, args.opts)
     _agree_on_preprocessing(cfg, args)
-    check_datasets(cfg)
+    check_device(
+        "MODEL.DEVICE",
+        cfg.MODEL.DEVICE,
+        "SOLVER.AMP.ENABLED",
+        cfg.SOLVER.AMP.ENABLED and not args.eval_only,
+    )
+    check_operators(cfg)
+    if not (args.eval_only or cfg.SOLVER.REFERENCE_WORLD_SIZE):
+        check_batch("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH)
+    check_datasets(cfg, eval_only=args.eval_only)
     check_writable(cfg.OUTPUT_DIR)
     cfg.freeze()
     default_setup(cfg, args)
@@ -176,16 +192,19 @@ def run(args: argparse.Namespace) -> OrderedDict:
     if str(args.config_file).endswith(".py"):
         return run_lazy(args)
     cfg = setup(args)
+    classes = check_datasets(cfg, eval_only=args.eval_only, again=False)
     if args.eval_only:
         model = Trainer.build_model(cfg)
+        check_detector(model, classes, scored=True)
         checkpointer = SafeCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
+    model = trainer.model
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    check_detector(model, classes, scored=bool(cfg.DATASETS.TEST))
     if cfg.GRADAUG.ENABLED:
         # Not only in the hook: an unsuitable detector should fail before any data is loaded.
-        model = trainer.model
-        model = model.module if isinstance(model, DistributedDataParallel) else model
         GradAugDetector(model, gradaug_options(cfg)).recorder.close()
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
@@ -198,9 +217,13 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
         register_coco(*dataset)
     cfg = load_lazy_config(args.config_file, args.opts)
     _agree_on_preprocessing(cfg, args)
+    amp = bool(OmegaConf.select(cfg, "train.amp.enabled")) and not args.eval_only
+    check_device("train.device", cfg.train.device, "train.amp.enabled", amp)
+    classes = check_datasets(cfg, eval_only=args.eval_only)
     check_writable(cfg.train.output_dir)
     default_setup(cfg, args)
     model = instantiate(cfg.model).to(cfg.train.device)
+    check_detector(model, classes, scored=args.eval_only or "evaluator" in cfg.dataloader)
     if args.eval_only:
         SafeCheckpointer(model).load(cfg.train.init_checkpoint)
         return evaluate_lazy(cfg, model)
@@ -243,7 +266,7 @@ def evaluate_lazy(cfg: Any, model: Any) -> OrderedDict:
     """Evaluates a LazyConfig's model with the config's evaluator."""
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    loader, evaluator = instantiate(cfg.dataloader.test), lazy_evaluator(cfg, model)
     results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results
