@@ -23,34 +23,34 @@ from gradaug_det.benchmark.detector import (
     CocoData,
     DetectorFiles,
     category_id,
-    check_num_classes,
     training_losses,
 )
 from gradaug_det.d2.backbone import slimmable_part
 from gradaug_det.d2.checkpoint import SafeCheckpointer
+from gradaug_det.d2.checks import check_detector, check_device
 from gradaug_det.d2.config import gradaug_options
 from gradaug_det.d2.data import register_coco
 from gradaug_det.d2.detector import no_traces
+from gradaug_det.d2.evaluation import scoring
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.d2.train import load_config, load_lazy_config
 from gradaug_det.errors import ConfigError
-from gradaug_det.evaluation.coco import Scoring
 
 
 class Detectron2Detector:
     """A yaml config or LazyConfig with weights."""
 
     framework = "Detectron2"
-    scoring = Scoring()
 
     def __init__(self, files: DetectorFiles, data: CocoData, device: str) -> None:
         self.data = data
+        check_device("--device", device)
         load = _load_lazy if files.config.suffix == ".py" else _load_yaml
-        self.model, self.mapper, self.divisor, self._description = load(files, device)
+        cfg, self.model, self.mapper, self.divisor, self._description = load(files, device)
+        check_detector(self.model, [name for _, name in data.categories], scored=True)
         self.model.eval()
         self.backbone = slimmable_part(self.model.backbone)
-        head = getattr(self.model, "roi_heads", self.model)
-        check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
+        self.scoring = scoring(cfg, self.model)
         # Detectron2's catalog wants a name for each dataset.
         name = f"gradaug_{zlib.crc32(f'{data.annotations}:{data.images}'.encode()):08x}"
         register_coco(name, data.annotations, data.images)
@@ -125,7 +125,7 @@ class _Corrupt(T.Augmentation):
         return T.ColorTransform(lambda img: self.change.apply(img, self.file_name, self.order))
 
 
-def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, int, str]:
+def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, Any, DatasetMapper, int, str]:
     cfg = load_config(files.config, list(files.overrides))
     if files.weights is not None:
         cfg.MODEL.WEIGHTS = files.weights
@@ -134,10 +134,10 @@ def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, i
     model = build_model(cfg)
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     divisor = gradaug_options(cfg).divisor if cfg.GRADAUG.ENABLED else 1
-    return model, DatasetMapper(cfg, is_train=False), divisor, cfg.dump()
+    return cfg, model, DatasetMapper(cfg, is_train=False), divisor, cfg.dump()
 
 
-def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, int, str]:
+def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, Any, DatasetMapper, int, str]:
     cfg = load_lazy_config(files.config, list(files.overrides))
     if files.weights is not None:
         cfg.train.init_checkpoint = files.weights
@@ -150,4 +150,4 @@ def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, DatasetMapper, i
     mapper.use_instance_mask = training.get("use_instance_mask", mapper.use_instance_mask)
     mapper.instance_mask_format = training.get("instance_mask_format", mapper.instance_mask_format)
     hook = cfg.get("gradaug") or {}  # a lazy GradAugHook
-    return model, mapper, hook.get("divisor", 1), LazyConfig.to_py(cfg)
+    return cfg, model, mapper, hook.get("divisor", 1), LazyConfig.to_py(cfg)

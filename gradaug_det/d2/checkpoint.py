@@ -91,8 +91,8 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
             first = given[0] if given else "nothing"
             raise ZooError(
                 f"{len(taken) or 'not one'} of the {len(names)} tensors of {part} was taken from "
-                f"{self._file}: it has {first}, ..., the detector {names[0]}, ...; is it of another "
-                "network, or under another library's names? `gradaug-det zoo convert --to "
+                f"{self._file}: it has {first}, ..., the detector {names[0]}, ...; is it another "
+                "network's, or under another library's names? `gradaug-det zoo convert --to "
                 f"detectron2 --from torchvision {self._file} OUT.pth` (or timm, mmdet, authors) "
                 "writes it under Detectron2's"
             )

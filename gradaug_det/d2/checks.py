@@ -132,7 +132,7 @@ def check_training(trainer: Any) -> None:
         logger.warning("%s", error)
 
 
-def check_device(key: str, device: object, amp_key: str, amp: bool) -> None:
+def check_device(key: str, device: object, amp_key: str = "", amp: bool = False) -> None:
     """Fails if this machine has no such device, or the device does no mixed precision.
 
     Args:

@@ -137,7 +137,6 @@ class DataUse:
         sigmas: of the keypoints' score; empty: COCO's 17.
         stuff_classes: of the head for semantic segmentation; None if there is none.
         lazy: whether the config is lazy, which calls everything otherwise.
-        eval_only: whether nothing is trained.
     """
 
     train: tuple[str, ...]
@@ -153,7 +152,6 @@ class DataUse:
     sigmas: tuple[float, ...] = ()
     stuff_classes: int | None = None
     lazy: bool = False
-    eval_only: bool = False
 
     @classmethod
     def of(cls, cfg: CfgNode | DictConfig, eval_only: bool = False) -> DataUse:
@@ -163,7 +161,7 @@ class DataUse:
             eval_only: whether nothing is trained.
         """
         use = (_lazy_use if isinstance(cfg, DictConfig) else _yaml_use)(cfg)
-        return replace(use, train=(), eval_only=True) if eval_only else use
+        return replace(use, train=()) if eval_only else use
 
     def key(self, yaml: str, lazy: str) -> str:
         return lazy if self.lazy else yaml
@@ -212,6 +210,7 @@ def _lazy_use(cfg: DictConfig) -> DataUse:
     scored = is_coco_evaluator(evaluator)
     keypoints = select("model.roi_heads.keypoint_head.num_keypoints")
     tasks = select("dataloader.evaluator.tasks", ("bbox", "segm", "keypoints"))
+    limit = select("dataloader.evaluator.max_dets_per_image")
     masks = bool(select(f"{mapper}.use_instance_mask", False))
     return DataUse(
         train=_names(select(f"{dataset}.names")) if own else (),
@@ -221,7 +220,7 @@ def _lazy_use(cfg: DictConfig) -> DataUse:
         keypoints=keypoints if select(f"{mapper}.use_keypoint") else None,
         filter_empty=select(f"{dataset}.filter_empty", True),
         min_keypoints=select(f"{dataset}.min_keypoints", 0),
-        max_detections=select("dataloader.evaluator.max_dets_per_image", 100),
+        max_detections=limit if limit is None or isinstance(limit, int) else max(limit),
         sigmas=tuple(select("dataloader.evaluator.kpt_oks_sigmas", ())),
         lazy=True,
     )
@@ -304,8 +303,6 @@ def check_datasets(
 
 
 def _check(use: DataUse) -> tuple[str, ...]:
-    if not (use.train or use.eval_only or use.lazy):
-        raise ConfigError("DATASETS.TRAIN", "is empty; name a data set to train on")
     classes: dict[str, Sequence[str]] = {}
     for name in dict.fromkeys((*use.train, *use.test)):
         in_file = _check_files(name, use)

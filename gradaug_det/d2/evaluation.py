@@ -26,21 +26,21 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.d2.data import DataUse, is_coco_evaluator, max_detections
 from gradaug_det.errors import DataError
-from gradaug_det.evaluation.coco import run_evaluator
+from gradaug_det.evaluation.coco import Scoring, run_evaluator
 from gradaug_det.evaluation.coco_data import load_ground_truth
 
 
 class FasterCOCOEvaluator(COCOEvaluator):
-    """``COCOEvaluator`` whose box and mask AP come from faster-coco-eval.
+    """``COCOEvaluator`` whose AP of boxes, masks and keypoints comes from faster-coco-eval.
 
     Takes the arguments of :class:`detectron2.evaluation.COCOEvaluator` and returns what it returns;
-    ``use_fast_impl`` has no effect. Keypoints and box proposals are scored by Detectron2 as before.
+    ``use_fast_impl`` has no effect. Box proposals are scored by Detectron2 as before.
     ``max_dets_per_image`` may be COCO's list, ``[1, 10, 200]``, too, of which the last counts.
 
     Raises (from :meth:`evaluate`):
@@ -53,22 +53,13 @@ class FasterCOCOEvaluator(COCOEvaluator):
         if isinstance(max_dets_per_image, Sequence):
             max_dets_per_image = max(max_dets_per_image)
         super().__init__(*args, max_dets_per_image=max_dets_per_image, **kwargs)
-        # Of which pycocotools makes a copy, and some releases of it insist that it is there.
-        self._coco_api.dataset.setdefault("info", {})
 
     def _eval_predictions(self, predictions: list[dict], img_ids: Sequence[int] | None = None):
         # Detectron2 looks its scoring function up in its own module, so replacing it without
         # patching that module means to repeat the three steps around it: ids, file, tasks.
         results = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
         tasks = sorted(self._tasks or self._tasks_from_predictions(results))
-        if "keypoints" in tasks:
-            self._known_classes(results)
-            super()._eval_predictions(predictions, img_ids=img_ids)
-            return
-
-        to_id = self._known_classes(results)
-        for result in results if to_id else ():
-            result["category_id"] = to_id[result["category_id"]]
+        self._restore_category_ids(results)
         if self._output_dir:
             path = str(Path(self._output_dir) / "coco_instances_results.json")
             self._logger.info("Saving results to %s", path)
@@ -89,24 +80,47 @@ class FasterCOCOEvaluator(COCOEvaluator):
                     task,
                     image_ids=img_ids,
                     max_detections=max(self._max_dets_per_image),
+                    sigmas=self._kpt_oks_sigmas or None,
                 )
                 evaluator.summarize()
             self._results[task] = self._derive_coco_results(
                 evaluator, task, class_names=self._metadata.get("thing_classes")
             )
 
-    def _known_classes(self, results: list[dict]) -> dict[int, int]:
-        """The dataset's category ids by the model's class indices; empty if they are the same."""
-        to_index = self._metadata.get("thing_dataset_id_to_contiguous_id") or {}
+    def _restore_category_ids(self, results: list[dict]) -> None:
+        """Turn the model's class indices into the dataset's category ids, in place."""
+        to_index = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if to_index is None:
+            return
         to_id = {index: category_id for category_id, index in to_index.items()}
-        unknown = sorted({r["category_id"] for r in results} - set(to_id)) if to_id else ()
+        unknown = sorted({r["category_id"] for r in results} - set(to_id))
         if unknown:
             raise DataError(
                 f"the model predicted class {unknown[0]}, but dataset {self._metadata.name!r} has "
                 f"only the classes 0 to {max(to_id)}; does MODEL.ROI_HEADS.NUM_CLASSES (or "
                 "MODEL.RETINANET.NUM_CLASSES) agree with it?"
             )
-        return to_id
+        for result in results:
+            result["category_id"] = to_id[result["category_id"]]
+
+
+def scoring(cfg: CfgNode | DictConfig, model: nn.Module | None = None) -> Scoring:
+    """How a config has its detections scored.
+
+    Args:
+        cfg: a yaml config or a LazyConfig.
+        model: the LazyConfig's detector, whose limit of detections is the evaluator's if that has
+            none of its own.
+    """
+    use = DataUse.of(cfg)
+    if isinstance(cfg, DictConfig):
+        tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks")
+        limit = use.max_detections or detections_per_image(model)
+    else:
+        tasks = ["bbox"] + ["segm"] * bool(use.masks) + ["keypoints"] * (use.keypoints is not None)
+        # Without a head of Detectron2's own, what is predicted says what is to be scored.
+        tasks, limit = None if use.masks is None else tasks, use.max_detections
+    return Scoring(tasks and tuple(tasks), limit, use.sigmas or None)
 
 
 def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
@@ -132,16 +146,14 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     if kind in ("sem_seg", "coco_panoptic_seg"):
         found.append(SemSegEvaluator(name, output_dir=folder))
     if kind != "sem_seg":
-        use = DataUse.of(cfg)
-        # Without a head of Detectron2's own, what is predicted says what is to be scored.
-        tasks = ["bbox"] + ["segm"] * bool(use.masks) + ["keypoints"] * (use.keypoints is not None)
+        settings = scoring(cfg)
         found.append(
             FasterCOCOEvaluator(
                 name,
-                tasks=None if use.masks is None else tuple(tasks),
+                tasks=settings.tasks,
                 output_dir=folder,
-                max_dets_per_image=use.max_detections,
-                kpt_oks_sigmas=use.sigmas,
+                max_dets_per_image=settings.max_detections,
+                kpt_oks_sigmas=settings.sigmas or (),
             )
         )
     if kind == "coco_panoptic_seg":
@@ -154,7 +166,8 @@ def lazy_evaluator(cfg: DictConfig, model: nn.Module) -> Any:
     detections of an image as the detector gives."""
     node = cfg.dataloader.evaluator
     if is_coco_evaluator(node) and node.get("max_dets_per_image") is None:
-        return instantiate({**node, "max_dets_per_image": detections_per_image(model)})
+        limit = detections_per_image(model)
+        return instantiate({**node, "max_dets_per_image": None if limit == 100 else limit})
     return instantiate(node)
 
 

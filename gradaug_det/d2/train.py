@@ -168,6 +168,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_operators(cfg)
     if not (args.eval_only or cfg.SOLVER.REFERENCE_WORLD_SIZE):
         check_batch("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH)
+    if not (cfg.DATASETS.TRAIN or args.eval_only):
+        raise ConfigError("DATASETS.TRAIN", "is empty; name a data set, as in ('mine_train',)")
     check_datasets(cfg, eval_only=args.eval_only)
     check_writable(cfg.OUTPUT_DIR)
     cfg.freeze()
