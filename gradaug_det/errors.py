@@ -29,13 +29,18 @@ class NonFiniteLossError(GradAugError, FloatingPointError):
         message: a sentence.
         sub: the sub-network; None if it is the step's gradient.
         losses: the values that are not finite, by name.
+        here: whether it happened in this process, not in another one of the training.
     """
 
     def __init__(
-        self, message: str, sub: object = None, losses: dict[str, float] | None = None
+        self,
+        message: str,
+        sub: object = None,
+        losses: dict[str, float] | None = None,
+        here: bool = True,
     ) -> None:
         super().__init__(message)
-        self.sub, self.losses = sub, losses or {}
+        self.sub, self.losses, self.here = sub, losses or {}, here
 
 
 class UnslimmableError(GradAugError, TypeError):

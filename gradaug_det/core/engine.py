@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from gradaug_det.core.processes import Meeting
 from gradaug_det.errors import NonFiniteLossError
 
 BUCKET_BYTES = 25 * 2**20
@@ -56,15 +59,41 @@ def average_gradients(module: nn.Module) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+def synchronize(model: nn.Module) -> None:
+    """What DDP does in a backward pass outside ``no_sync``; nothing without DDP."""
+    if isinstance(model, DistributedDataParallel):
+        average_gradients(model)
+        # no_sync also held back the buffers that a DDP with broadcast_buffers sends out before
+        # the next forward pass.
+        model.require_forward_param_sync = True
+
+
 @torch.no_grad()
-def check_gradients(module: nn.Module, iteration: int, skip: bool, scaler: Any = None) -> bool:
+def overflow(module: nn.Module) -> None:
+    """Makes all gradients infinite: float16's scaler then skips the optimizer's step."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad.fill_(math.inf)
+
+
+@torch.no_grad()
+def check_gradients(
+    module: nn.Module,
+    iteration: int,
+    skip: bool,
+    scaler: Any = None,
+    meeting: Meeting | None = None,
+) -> bool:
     """Looks at the sum of a step's gradients before the optimizer does: a finite loss can have a
     gradient that is not. After :func:`average_gradients` all processes find the same.
 
     Args:
         iteration: of the step, for the error.
-        skip: whether to set the gradients to 0, all of them, instead of raising.
+        skip: whether to set the gradients to 0, all of them, instead of raising: also what earlier
+            iterations of an accumulated step have left in them.
         scaler: of the gradients, if there is one: it looks for itself, and skips the step.
+        meeting: where the processes learn of each other's problems, if their gradients are not
+            averaged yet.
 
     Returns:
         Whether they were finite.
@@ -72,25 +101,33 @@ def check_gradients(module: nn.Module, iteration: int, skip: bool, scaler: Any =
     Raises:
         NonFiniteLossError: they are not.
     """
+    if scaler is not None and scaler.is_enabled():
+        return True
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    if not gradients or (scaler is not None and scaler.is_enabled()):
-        return True
-    # A sum is a sixteenth of the time of a look at every number, on CPUs. It can overflow: so look.
-    sums = [g.sum(dtype=torch.promote_types(g.dtype, torch.float32)).float() for g in gradients]
-    if torch.stack(sums).isfinite().all():
-        return True
-    bad = sum(not g.isfinite().all() for g in gradients)
-    if not bad:
-        return True
-    if not skip:
-        raise NonFiniteLossError(
+    bad, problem = _count_bad(gradients), None
+    if bad:
+        problem = NonFiniteLossError(
             f"iteration {iteration}: {bad} of {len(gradients)} "
             "parameters have a gradient that is not finite, though all losses are; the optimizer "
             "has not stepped"
         )
-    for gradient in gradients:
+    if meeting:
+        problem = meeting.first_problem(problem)
+    if problem and not skip:
+        raise problem
+    for gradient in gradients if problem else ():
         gradient.zero_()
-    return False
+    return problem is None
+
+
+def _count_bad(gradients: list[Tensor]) -> int:
+    if not gradients:
+        return 0
+    # A sum is a sixteenth of the time of a look at every number, on CPUs. It can overflow: so look.
+    sums = [g.sum(dtype=torch.promote_types(g.dtype, torch.float32)).float() for g in gradients]
+    if torch.stack(sums).isfinite().all():
+        return 0
+    return sum(not g.isfinite().all() for g in gradients)
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from gradaug_det.core.depth import at_depth
+from gradaug_det.core.processes import Meeting, synchronized_norms
 from gradaug_det.core.sampling import SubNetwork, isolated_rng
-from gradaug_det.core.slimming import at_width, untouched_statistics
+from gradaug_det.core.slimming import at_width, no_traces
 from gradaug_det.errors import NonFiniteLossError
+
+logger = logging.getLogger(__name__)
 
 Losses = dict[str, Tensor]
 
@@ -42,12 +47,18 @@ class SubNetworkLosses:
 
     sub: SubNetwork
     losses: Losses
-    skipped: bool = False
-    """Whether it left no gradient, because a loss was not finite."""
+    problem: NonFiniteLossError | None = None
+    """Why it left no gradient; None if it did."""
 
     @property
     def total(self) -> Tensor:
         return sum(self.losses.values())
+
+    def described(self, total: float) -> str:
+        """For the log: its width, its scale and the given sum of losses."""
+        mirrored = " mirrored" if self.sub.transform.flip else ""
+        scale = f"{self.sub.transform.scale:g}{mirrored}"
+        return f"sub{self.sub.index} width {self.sub.width:.3f} scale {scale} loss {total:.4g}"
 
 
 def gradaug_step(
@@ -55,6 +66,7 @@ def gradaug_step(
     batch: Any,
     sub_networks: Iterable[SubNetwork],
     backward: Callable[[Tensor], Any] = Tensor.backward,
+    meeting: Meeting | None = None,
 ) -> tuple[Losses, list[SubNetworkLosses]]:
     """One step of Algorithm 1 up to the optimizer: leaves the sum of all gradients in ``.grad``.
 
@@ -63,6 +75,7 @@ def gradaug_step(
         batch: whatever the network takes.
         sub_networks: from a :class:`~gradaug_det.core.sampling.SubNetworkSampler`.
         backward: called with each loss, e.g. ``lambda loss: scaler.scale(loss).backward()``.
+        meeting: of the training's processes, where there are several.
 
     Returns:
         The full network's losses, and those of each sub-network.
@@ -71,7 +84,10 @@ def gradaug_step(
     """
     losses, soft_target = network.full_pass(batch)
     backward(sum(losses.values()))
-    return losses, sub_network_passes(network, batch, soft_target, sub_networks, backward)
+    passes = sub_network_passes(
+        network, batch, soft_target, sub_networks, backward, meeting=meeting
+    )
+    return losses, passes
 
 
 def sub_network_passes(
@@ -82,33 +98,37 @@ def sub_network_passes(
     backward: Callable[[Tensor], Any] = Tensor.backward,
     *,
     skip_nonfinite: bool = False,
+    meeting: Meeting | None = None,
 ) -> list[SubNetworkLosses]:
     """The second half of :func:`gradaug_step`, for engines that ran the full pass themselves.
 
     The backward pass runs at the sub-network's width too: activation checkpointing then recomputes
-    what the forward pass computed.
+    what the forward pass computed. All processes send a sub-network's losses backward, or none
+    does: what one process leaves out would be missing in the collectives of the others.
 
     Args:
         skip_nonfinite: leave out a sub-network whose loss is not finite, instead of raising.
 
     Raises:
-        NonFiniteLossError: a sub-network's loss is not finite.
+        NonFiniteLossError: a sub-network's loss is not finite, here or in another process.
     """
     results = []
     for sub in sub_networks:
         with (
-            untouched_statistics(network.module),
+            no_traces(network.module),
             at_width(network.backbone, sub.width, network.subnet_norm, sub.divisor),
             at_depth(network.backbone, sub.block_survival, sub.seed),
             isolated_rng(sub.seed + _rank(), next(network.module.parameters()).device),
         ):
-            losses, problem = _pass(network, batch, soft_target, sub)
+            losses, problem = _pass(network, batch, soft_target, sub, meeting)
+            if meeting:
+                problem = meeting.first_problem(problem, sub)
             if problem and not skip_nonfinite:
                 raise problem
-            if not problem:
+            if losses and not problem:
                 backward(sum(losses.values()))
         kept = {k: v.detach() for k, v in losses.items()}
-        results.append(SubNetworkLosses(sub, kept, skipped=problem is not None))
+        results.append(SubNetworkLosses(sub, kept, problem))
     return results
 
 
@@ -117,7 +137,7 @@ def _rank() -> int:
 
 
 def _pass(
-    network: Trainable, batch: Any, soft_target: Any, sub: SubNetwork
+    network: Trainable, batch: Any, soft_target: Any, sub: SubNetwork, meeting: Meeting | None
 ) -> tuple[Losses, NonFiniteLossError | None]:
     """A sub-network's losses, and what is wrong with them; none at all if its forward pass stopped
     at a number that is not finite, as Detectron2's choice of proposals does."""
@@ -127,9 +147,20 @@ def _pass(
         losses = network.sub_network_pass(batch, soft_target, sub)
     except FloatingPointError as error:
         message = f"{where} stopped: {error}; the optimizer has not stepped"
+        if meeting and meeting.several:
+            waiting = synchronized_norms(network.module, network.backbone)
+            if waiting:
+                raise NonFiniteLossError(
+                    f"{message}. It cannot be skipped, nor can the other processes be told: they "
+                    f"wait for this one in {waiting[0]}, a norm over all processes",
+                    sub,
+                ) from error
+            # Said before the others are waited for: they may be waiting in a collective of a
+            # head, which nothing here knows of.
+            logger.error("%s; waiting for the other processes", message)
         return {}, NonFiniteLossError(message, sub)
-    bad = {name: loss.item() for name, loss in losses.items() if not loss.detach().isfinite()}
-    if not bad:
+    if not losses or torch.stack([v.detach().isfinite().all() for v in losses.values()]).all():
         return losses, None
+    bad = {name: loss.item() for name, loss in losses.items() if not loss.detach().isfinite()}
     message = f"{where} has the losses {bad}; the optimizer has not stepped"
     return losses, NonFiniteLossError(message, sub, bad)

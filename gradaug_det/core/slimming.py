@@ -134,7 +134,8 @@ def at_width(
     Outputs are zero-padded to the full channel count, so what follows the module need not know:
     a convolution over padded channels equals the sliced one. ``backward`` adds to the first
     channels of the parameters' own ``.grad`` (hooks on parameters do not see it, and
-    ``torch.autograd.grad`` does not find a way to them). Running statistics are never written.
+    ``torch.autograd.grad`` does not find a way to them). Running statistics are never written:
+    layers that would do so whatever they are told are lent copies.
 
     Args:
         module: a residual CNN; see :func:`slim_plan`.
@@ -180,10 +181,12 @@ def at_width(
         for name, dims in plan.tensors.items():
             owner, _, key = name.rpartition(".")
             layer = module.get_submodule(owner)
-            table = layer._parameters if key in layer._parameters else layer._buffers
-            if table[key] is not None:
-                cut = partial(_first_channels, dims=dims, plan=plan, width=width, divisor=divisor)
-                lend(table, key, _slice(table[key], cut))
+            cut = partial(_first_channels, dims=dims, plan=plan, width=width, divisor=divisor)
+            if layer._parameters.get(key) is not None:
+                lend(layer._parameters, key, _slice(layer._parameters[key], cut))
+            elif layer._buffers.get(key) is not None:
+                part = cut(layer._buffers[key])
+                lend(layer._buffers, key, part if _is_frozen_norm(layer) else part.clone())
         handle = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
         try:
             yield module
@@ -192,17 +195,32 @@ def at_width(
 
 
 @contextmanager
-def untouched_statistics(module: nn.Module) -> Iterator[None]:
-    """Within the block, BatchNorm layers that use batch statistics do not record them.
+def no_traces(module: nn.Module) -> Iterator[None]:
+    """Within the block, a forward pass in training mode leaves nothing behind in ``module``.
 
-    For the necks and heads that a sub-network shares at full width: running statistics are the
-    full network's alone.
+    Running statistics, class counts, moving averages and counters are the full network's alone,
+    whether a layer keeps them as buffers, as plain numbers or as tensors in plain attributes. A
+    pass within the block sees what it has counted itself.
     """
     with Loan() as loan:
         for layer in module.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
-                loan.lend(layer.__dict__, "track_running_stats", False)
+            own = vars(layer)
+            # PyTorch's own layers count in buffers alone.
+            for key in () if type(layer).__module__.startswith("torch.nn.") else list(own):
+                if type(own[key]) in (bool, int, float):
+                    loan.lend(own, key, own[key])
+                elif isinstance(own[key], Tensor) and not own[key].requires_grad:
+                    loan.lend(own, key, own[key].clone())
+            for key, buffer in () if _is_frozen_norm(layer) else layer._buffers.items():
+                if buffer is not None:
+                    # A copy, not a later restore: autograd may need what the forward pass read.
+                    loan.lend(layer._buffers, key, buffer.clone())
         yield
+
+
+def _is_frozen_norm(layer: nn.Module) -> bool:
+    """Whether not even the weight is trained: such a layer writes nothing, and there are many."""
+    return "weight" in layer._buffers and "running_mean" in layer._buffers
 
 
 class Loan:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
 from typing import Any
 
 from detectron2.utils.events import EventStorage, get_event_storage
@@ -11,12 +10,12 @@ from torch import nn
 
 from gradaug_det.core.detector import SlimmableDetector
 from gradaug_det.core.options import GradAugOptions
-from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import Losses
-from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.slimming import Loan
+from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.batch import Batch, transform_batch
-from gradaug_det.d2.targets import Calls, soft_targets
+from gradaug_det.d2.targets import soft_targets
 
 
 class GradAugDetector(SlimmableDetector):
@@ -33,52 +32,51 @@ class GradAugDetector(SlimmableDetector):
 
     def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:
         super().__init__(detector, detector_backbone(detector), options, soft_targets)
-        self.recorder = ForwardRecorder(self.targets.record() if self.targets else {})
 
-    def full_pass(self, batch: Batch) -> tuple[Losses, Calls]:
-        """The detector's own losses, and what its heads gave on the way."""
-        self.recorder.start()
-        return self.module(batch), self.recorder.take()
+    def batch_of(self, args: tuple, kwargs: dict[str, Any]) -> Batch | None:
+        return next(iter((*args, *kwargs.values())), None) if self.module.training else None
 
-    def sub_network_pass(self, batch: Batch, soft_target: Calls, sub: SubNetwork) -> Losses:
-        """Losses of the sub-network, by name: ``soft_*`` and ``labels_*``, weighted."""
-        labels, soft = {}, {}
-        sub_batch = transform_batch(batch, sub.transform, self.options)
-        if self.options.uses_labels:
-            with _features_of(self.module) as kept, no_traces(self.module):
-                labels = self.module(sub_batch)
-        if self.targets:
-            # `both` runs the backbone once.
-            features = kept[0] if labels else self._features(sub_batch)
-            sizes = [tuple(item["image"].shape[-2:]) for item in batch]
-            soft = self.targets.losses(features, soft_target, sub.transform, sizes)
-        return self.weighted(labels, soft, sub)
+    def losses(self, batch: Batch) -> Losses:
+        return self.module(batch)
 
-    def _features(self, batch: Batch) -> dict[str, Any]:
+    def features(self, batch: Batch) -> dict[str, Any]:
         return self.module.backbone(self.module.preprocess_image(batch).tensor)
 
+    @property
+    def last(self) -> nn.Module:
+        return self.module.backbone
 
-@contextmanager
-def _features_of(detector: nn.Module) -> Iterator[list[Any]]:
-    """Within the block, notes what the backbone returns."""
-    kept: list[Any] = []
-    handle = detector.backbone.register_forward_hook(lambda _m, _i, out: kept.append(out))
-    try:
-        yield kept
-    finally:
-        handle.remove()
+    def transformed(self, batch: Batch, transform: BatchTransform) -> Batch:
+        return transform_batch(batch, transform, self.options)
+
+    def sizes(self, batch: Batch) -> list[Size]:
+        return [tuple(item["image"].shape[-2:]) for item in batch]
+
+    def _labels_pass(self, batch: Batch) -> Losses:
+        with Loan() as loan, AsideStorage():
+            for layer in self.module.modules():
+                if getattr(layer, "vis_period", 0):  # pictures of the full network alone
+                    loan.lend(vars(layer), "vis_period", 0)
+            return super()._labels_pass(batch)
 
 
-@contextmanager
-def no_traces(detector: nn.Module) -> Iterator[None]:
-    """Within the block, a training forward leaves no logged scalars and no moving averages.
+class AsideStorage(EventStorage):
+    """Within its block, forgets the scalars that this thread's passes log.
 
-    Detectors write accuracies into the current EventStorage, and RetinaNet keeps the number of
-    positives as a plain attribute; both are the full network's alone.
+    Detectors write accuracies into the current EventStorage, and those of the full network are
+    meant. It is one for all threads: what a thread that writes metrics late logs goes on to the
+    storage around.
     """
-    numbers = {k: v for k, v in vars(detector).items() if type(v) in (int, float)}
-    try:
-        with EventStorage(get_event_storage().iter):
-            yield
-    finally:
-        vars(detector).update(numbers)
+
+    def __init__(self) -> None:
+        self._around, self._thread = get_event_storage(), threading.get_ident()
+        super().__init__(self._around.iter)
+
+    def put_scalar(self, *args: Any, **kwargs: Any) -> None:
+        self._meant().put_scalar(*args, **kwargs)
+
+    def put_image(self, *args: Any, **kwargs: Any) -> None:
+        self._meant().put_image(*args, **kwargs)
+
+    def _meant(self) -> Any:
+        return super() if threading.get_ident() == self._thread else self._around

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -13,13 +14,13 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaug_det.core.engine import average_gradients, check_gradients, current_autocast
 from gradaug_det.core.options import GradAugOptions
-from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
+from gradaug_det.core.regularizer import SubNetworkLosses
 from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.training import Outcome, Step, Training, check_alone
 from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.checks import check_training
 from gradaug_det.d2.config import gradaug_options
@@ -85,11 +86,8 @@ class GradAugHook(HookBase):
             not_in_pixels=not_in_pixels,
         )
         self._cleanup = ExitStack()
-        self._step = ExitStack()
-        self._batch: Any = None
-        self._autocast: AbstractContextManager = nullcontext()
-        self._done = True
-        self._rng: Tensor | None = None
+        self._step_cleanup = ExitStack()
+        self._step: Step | None = None
         self._skipped = 0
 
     @classmethod
@@ -107,37 +105,33 @@ class GradAugHook(HookBase):
         """Finds the insertion point and checks that the detector can be trained this way.
 
         Raises:
-            ConfigError: a setting does not fit the detector, or the trainer's config prepares
-                images otherwise than the zoo's backbone needs.
+            ConfigError: a setting does not fit the detector or the trainer, the hook is registered
+                twice, or the trainer's config prepares images otherwise than the zoo's backbone
+                needs.
         """
         if isinstance(cfg := getattr(self.trainer, "cfg", None), (CfgNode, DictConfig)):
             check_preprocessing(cfg)
         check_training(self.trainer)
         if not self.options.active:
             return
+        check_alone(self.trainer._hooks, GradAugHook)
         engine = _engine(self.trainer)
-        self._model = engine.model
         detector = engine.model
         if isinstance(detector, DistributedDataParallel):
             detector = detector.module
-        self._network = GradAugDetector(detector, self.options)
-        self._cleanup.callback(self._network.recorder.close)
-        self._cleanup.callback(detector.register_forward_pre_hook(self._note_batch).remove)
+        network = GradAugDetector(detector, self.options)
+        self._training = Training(engine.model, network, logger)
+        self._cleanup.callback(self._training.close)
         self._cleanup.callback(_call_after_backward(engine, self.run_sub_networks))
 
     def before_step(self) -> None:
         """Starts noting soft targets; under DDP, holds gradients back until all passes ran."""
-        if not self.options.active:
-            return
-        self._done, self._batch = False, None
-        self._rng = torch.get_rng_state()
-        self._network.recorder.start()
-        if isinstance(self._model, DistributedDataParallel):
-            self._step.enter_context(self._model.no_sync())
+        if self.options.active:
+            self._step = self._step_cleanup.enter_context(self._training.step())
 
     def after_step(self) -> None:
         """Raises GradAugError if the trainer never gave the sub-networks their turn."""
-        if not self._done:
+        if self._step is not None and not self._step.done:
             raise GradAugError(
                 f"{_engine(self.trainer).__class__.__name__}.run_step stepped without the "
                 "sub-networks' gradients: it overrides SimpleTrainer.run_step. Call the hook's "
@@ -146,67 +140,57 @@ class GradAugHook(HookBase):
 
     def after_train(self) -> None:
         """Leaves model and trainer as they were, also after an exception."""
-        self._step.close()
+        self._step_cleanup.close()
         self._cleanup.close()
-        self._batch = None
+        self._step = None
 
     # ---- the step -----------------------------------------------------------------------------
-
-    def _note_batch(self, detector: nn.Module, args: tuple) -> None:
-        if not self._done and self._batch is None and detector.training:
-            self._batch = args[0]
-            self._autocast = current_autocast(next(detector.parameters()).device.type)
 
     def run_sub_networks(self) -> None:
         """Adds the sub-networks' gradients. Call it between backward and ``optimizer.step``, once
         a step; the hook does so itself with Detectron2's trainers.
 
+        Calls from another thread than the training's are ignored: Detectron2's main branch may
+        write a step's metrics in one while the next step runs.
+
         Raises:
             NonFiniteLossError: a sub-network's loss or the gradient is not finite, and the options
                 do not say to skip it; names the file to replay.
         """
-        if self._done or not self.options.active:
+        step = self._step
+        if step is None or step.done or step.thread != threading.get_ident():
             return
-        if self._batch is None:
-            raise GradAugError("the model was not called in training mode before backward")
-        engine = _engine(self.trainer)
-        subs = self.options.sampler.sample(self.trainer.iter)
-        calls, batch, self._batch = self._network.recorder.take(), self._batch, None
-        skip = self.options.nonfinite == "skip"
+        batch = step.take_batch()
+        engine, iteration = _engine(self.trainer), self.trainer.iter
+        subs = self.options.sampler.sample(iteration)
+        scaler = getattr(engine, "grad_scaler", None)
         try:
-            with self._autocast:
-                results = sub_network_passes(
-                    self._network, batch, calls, subs, _backward(engine), skip_nonfinite=skip
-                )
-            self._step.close()
-            if isinstance(self._model, DistributedDataParallel):
-                average_gradients(self._model)
-                # no_sync also held back the buffers that a DDP with broadcast_buffers sends out.
-                self._model.require_forward_param_sync = True
-            scaler = getattr(engine, "grad_scaler", None)
-            whole = check_gradients(self._model, self.trainer.iter, skip, scaler)
+            outcome = self._training.sub_networks(step, batch, subs, _backward(scaler), scaler)
         except NonFiniteLossError as error:
-            raise explained(error, self._dump(error, batch, subs), self._output_dir()) from None
-        self._done = True
-        self._count_skipped(results, whole, batch)
-        self._log(results)
+            if not error.here:
+                raise
+            dump = self._dump(error, batch, subs, step.rng)
+            raise explained(error, dump, self._output_dir()) from None
+        self._step_cleanup.close()
+        self._count_skipped(outcome, batch)
+        self._log(outcome.results)
 
-    def _count_skipped(self, results: list[SubNetworkLosses], whole: bool, batch: Batch) -> None:
-        skipped = [f"sub-network {r.sub.index}" for r in results if r.skipped]
-        skipped += [] if whole else ["the step, whose gradient"]
-        for what in skipped:
+    def _count_skipped(self, outcome: Outcome, batch: Batch) -> None:
+        for what in outcome.skipped:
             self._skipped += 1
             logger.warning(
-                "GradAug iter %d: skipped %s is not finite (images %s); %d so far",
+                "GradAug iter %d: skipped %s (images %s); %d so far",
                 self.trainer.iter,
                 what,
                 ", ".join(map(str, names(batch))),
                 self._skipped,
             )
-        if skipped and comm.is_main_process():
+        if outcome.skipped and comm.is_main_process():
             self.trainer.storage.put_scalar("gradaug/skipped", self._skipped, smoothing_hint=False)
 
-    def _dump(self, error: NonFiniteLossError, batch: Batch, subs: list[SubNetwork]) -> Dump:
+    def _dump(
+        self, error: NonFiniteLossError, batch: Batch, subs: list[SubNetwork], rng: Tensor
+    ) -> Dump:
         return Dump(
             framework="detectron2",
             config=config_text(getattr(self.trainer, "cfg", None)),
@@ -215,8 +199,8 @@ class GradAugHook(HookBase):
             subs=subs,
             bad=error.sub.index if error.sub else None,
             options=vars(self.options),
-            rng=self._rng,
-            weights=self._network.module.state_dict(),
+            rng=rng,
+            weights=self._training.network.module.state_dict(),
             batch=encode(batch),
             images=names(batch),
         )
@@ -240,8 +224,8 @@ class GradAugHook(HookBase):
         scalars = [f"sub{r.sub.index}/{name}" for r in results for name in r.losses]
         numbers = [loss.float() for r in results for loss in r.losses.values()]
         own = dict(zip(scalars, torch.stack(numbers).tolist(), strict=True)) if numbers else {}
-        gathered = comm.gather(own)
-        if not comm.is_main_process():
+        gathered = self._training.meeting.gather(own)
+        if not gathered:
             return
         storage = self.trainer.storage
         totals: dict[str, float] = {}
@@ -256,18 +240,14 @@ class GradAugHook(HookBase):
             # Without "loss" in its name a scalar stays out of the console line.
             storage.put_scalar(f"gradaug/{name}", mean)
         parts = []
-        for sub in (r.sub for r in results):
-            prefix = f"gradaug/sub{sub.index}"
+        for result in results:
+            sub, prefix = result.sub, f"gradaug/sub{result.sub.index}"
             total = totals.get(f"sub{sub.index}", math.nan)
             if math.isfinite(total):
                 storage.put_scalar(f"{prefix}/loss", total)
             storage.put_scalar(f"{prefix}/width", sub.width)
             storage.put_scalar(f"{prefix}/scale", sub.transform.scale)
-            mirrored = " mirrored" if sub.transform.flip else ""
-            parts.append(
-                f"sub{sub.index} width {sub.width:.3f} scale {sub.transform.scale:g}{mirrored} "
-                f"loss {total:.4g}"
-            )
+            parts.append(result.described(total))
         period = self.options.log_period
         if period and (self.trainer.iter + 1) % period == 0:
             logger.info("GradAug iter %d: %s", self.trainer.iter, "; ".join(parts))
@@ -278,9 +258,8 @@ def _engine(trainer: Any) -> Any:
     return getattr(trainer, "_trainer", trainer)
 
 
-def _backward(engine: Any) -> Callable[[Tensor], None]:
-    """How this engine sends a loss backward: scaled where it trains in float16."""
-    scaler = getattr(engine, "grad_scaler", None)
+def _backward(scaler: Any) -> Callable[[Tensor], None]:
+    """How the engine sends a loss backward: scaled where it trains in float16."""
     return Tensor.backward if scaler is None else lambda loss: scaler.scale(loss).backward()
 
 
@@ -289,23 +268,36 @@ def _call_after_backward(engine: Any, callback: Callable[[], None]) -> Callable[
 
     Detectron2 main calls ``engine.after_backward`` there (of the inner trainer, whose hooks a
     DefaultTrainer's are not), 0.6 calls ``engine._write_metrics``, in both of its trainers. Both
-    are used where there are both: users' own ``run_step`` often has the second only.
+    are used where there are both: users' own ``run_step`` often has the second only. Hooks that
+    look at gradients in ``after_backward`` see the sum of all passes; ``_write_metrics`` looks at
+    the full network's loss first.
     """
+
+    def wrapped(original: Callable, before: bool) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if before:
+                callback()
+            result = original(*args, **kwargs)
+            if not before:
+                callback()
+            return result
+
+        return call
+
     names = [name for name in ("after_backward", "_write_metrics") if hasattr(engine, name)]
     if not names:
         raise GradAugError(
             f"{engine.__class__.__name__} is not one of Detectron2's trainers: derive it from "
             "SimpleTrainer, or call the hook's run_sub_networks() between backward and step"
         )
-
-    def then_callback(original: Callable) -> Callable:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            callback()
-            return result
-
-        return wrapped
-
+    kept = {name: vars(engine).get(name) for name in names}
     for name in names:
-        setattr(engine, name, then_callback(getattr(engine, name)))
-    return lambda: [delattr(engine, name) for name in names]
+        setattr(engine, name, wrapped(getattr(engine, name), before=name == "after_backward"))
+
+    def undo() -> None:
+        for name, own in kept.items():
+            delattr(engine, name)
+            if own is not None:
+                setattr(engine, name, own)
+
+    return undo

@@ -207,7 +207,7 @@ def run(args: argparse.Namespace) -> OrderedDict:
     check_detector(model, classes, scored=bool(cfg.DATASETS.TEST))
     if cfg.GRADAUG.ENABLED:
         # Not only in the hook: an unsuitable detector should fail before any data is loaded.
-        GradAugDetector(model, gradaug_options(cfg)).recorder.close()
+        GradAugDetector(model, gradaug_options(cfg))
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -26,11 +26,10 @@ from gradaug_det.benchmark.detector import (
     check_num_classes,
     training_losses,
 )
-from gradaug_det.core.slimming import Loan
+from gradaug_det.core.slimming import Loan, no_traces
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.mmdet.checkpoint import load_files_safely
-from gradaug_det.mmdet.detector import no_traces
 from gradaug_det.mmdet.train import load_config
 
 
@@ -86,7 +85,7 @@ class MMDetectionDetector:
         preprocessor = self.model.data_preprocessor
         with (
             training_losses(self.model, change.seed, self.device),
-            no_traces(self.model, self.backbone),
+            no_traces(self.model),
             Loan() as loan,
         ):
             # Ground truth masks are padded as in training; random resizing is left out.

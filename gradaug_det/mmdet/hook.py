@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,29 +16,18 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaug_det.core.engine import average_gradients, check_gradients, current_autocast
 from gradaug_det.core.options import GradAugOptions
-from gradaug_det.core.recording import ForwardRecorder
-from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
+from gradaug_det.core.regularizer import SubNetworkLosses
 from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.training import Outcome, Step, Training, check_alone
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
-from gradaug_det.mmdet.batch import Batch, make_batch
+from gradaug_det.mmdet.batch import Batch
 from gradaug_det.mmdet.detector import GradAugDetector
 from gradaug_det.mmdet.preprocessing import check_preprocessing
 from gradaug_det.mmdet.replay import encode, names
 from gradaug_det.replay.dump import Dump, explained
 
 _SKIPPED = "gradaug_skipped"  # in MMEngine's message hub, and with it in checkpoints
-
-
-@dataclass
-class _Step:
-    """What one training step has seen so far."""
-
-    recorder: ForwardRecorder
-    rng: Tensor
-    batch: Batch | None = None
-    done: bool = False
 
 
 @HOOKS.register_module()
@@ -68,7 +56,7 @@ class GradAugHook(Hook):
             self.options = GradAugOptions.from_mapping(settings)
         except ConfigError as error:
             raise ConfigError(f"GradAugHook.{error.key}", error.problem) from None
-        self._network: GradAugDetector | None = None
+        self._training: Training | None = None
         self._results: list[SubNetworkLosses] = []
 
     # ---- MMEngine's hook methods --------------------------------------------------------------
@@ -78,15 +66,17 @@ class GradAugHook(Hook):
 
         Raises:
             UnslimmableError: its backbone cannot be slimmed.
-            ConfigError: the supervision, the engine or the norm policy does not fit, or images
-                are prepared otherwise than the zoo's backbone needs.
+            ConfigError: the supervision, the engine or the norm policy does not fit, the hook is
+                registered twice, or images are prepared otherwise than the zoo's backbone needs.
         """
         check_preprocessing(runner.cfg)
         if not self.options.active:
             return
+        check_alone(runner.hooks, GradAugHook)
         _check_engine(runner)
         try:
-            self._network = GradAugDetector(_unwrapped(runner.model), self.options)
+            network = GradAugDetector(_unwrapped(runner.model), self.options)
+            self._training = Training(runner.model, network, runner.logger)
         except ConfigError as error:
             raise ConfigError(f"GradAugHook.{error.key}", error.problem) from None
 
@@ -94,7 +84,7 @@ class GradAugHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
     ) -> None:
         """Adds the sub-networks to the model's next ``train_step``, and to no later one."""
-        if self._network is None:
+        if self._training is None:
             return
         model = runner.model
 
@@ -119,59 +109,46 @@ class GradAugHook(Hook):
         _record(runner, results)
         period = self.options.log_period
         if period and (runner.iter + 1) % period == 0:
-            runner.logger.info("GradAug iter %d: %s", runner.iter + 1, _summary(results))
+            parts = "; ".join(r.described(float(r.total)) for r in results)
+            runner.logger.info("GradAug iter %d: %s", runner.iter + 1, parts)
 
     def after_train(self, runner: Runner) -> None:
         """Forgets the detector."""
-        if self._network is not None:
+        if self._training is not None:
             runner.model.__dict__.pop("train_step", None)
-            self._network = None
+            self._training.close()
+            self._training = None
 
     # ---- the step -----------------------------------------------------------------------------
 
     @contextmanager
     def _one_step(self, runner: Runner) -> Iterator[None]:
         """Within the block, the first backward is followed by the sub-networks' passes."""
-        model, optim = runner.model, runner.optim_wrapper
-        detector = self._network.module
-        with ExitStack() as stack:
-            rng = torch.get_rng_state()
-            step = _Step(stack.enter_context(self._network.recording()), rng)
-            note = self._note_batch(step)
-            stack.callback(detector.register_forward_pre_hook(note, with_kwargs=True).remove)
-            if isinstance(model, DistributedDataParallel):
-                # Gradients cross the network once, after all the passes.
-                stack.enter_context(model.no_sync())
+        optim = runner.optim_wrapper
+        with self._training.step() as step:
             optim.backward = self._backward(step, runner, optim.backward)
-            stack.callback(optim.__dict__.pop, "backward", None)
-            yield
+            try:
+                yield
+            finally:
+                optim.__dict__.pop("backward", None)
         if not step.done:
             raise GradAugError(
-                f"{type(model).__name__}.train_step never called {type(optim).__name__}.backward "
-                "through update_params: GradAug cannot add the sub-networks' gradients to it"
+                f"{type(runner.model).__name__}.train_step never called {type(optim).__name__}."
+                "backward through update_params: GradAug cannot add the sub-networks' gradients "
+                "to it"
             )
 
-    def _note_batch(self, step: _Step) -> Callable:
-        def note(detector: nn.Module, args: tuple, kwargs: dict) -> None:
-            given = dict(zip(("inputs", "data_samples", "mode"), args, strict=False), **kwargs)
-            if step.batch is None and given.get("mode") == "loss":
-                step.batch = make_batch(given.get("inputs"), given.get("data_samples"))
-                device_type = next(detector.parameters()).device.type
-                self._network.autocast = current_autocast(device_type)
-
-        return note
-
     def _backward(
-        self, step: _Step, runner: Runner, original: Callable[..., None]
+        self, step: Step, runner: Runner, original: Callable[..., None]
     ) -> Callable[..., None]:
         """``OptimWrapper.backward`` with the sub-networks' passes after it."""
         optim = runner.optim_wrapper
 
         def backward(loss: Tensor, **kwargs: Any) -> None:
-            if step.done:
-                original(loss, **kwargs)
-                return
             count = optim._inner_count
+            original(loss, **kwargs)
+            if step.done:
+                return
 
             def again(sub_loss: Tensor) -> None:
                 # From the same count as the full pass: the same share of the accumulated
@@ -179,39 +156,29 @@ class GradAugHook(Hook):
                 optim._inner_count = count
                 original(optim.scale_loss(sub_loss))
 
-            original(loss, **kwargs)
-            if step.batch is None:
-                raise GradAugError("the detector was not called in 'loss' mode before backward")
+            batch = step.take_batch()
             subs = self.options.sampler.sample(runner.iter)
-            calls, batch, step.batch = step.recorder.take(), step.batch, None
-            skip = self.options.nonfinite == "skip"
+            scaler = getattr(optim, "loss_scaler", None)
+            last = optim.should_update()
             try:
-                results = sub_network_passes(
-                    self._network, batch, calls, subs, again, skip_nonfinite=skip
-                )
-                if isinstance(runner.model, DistributedDataParallel) and optim.should_update():
-                    _synchronize(runner.model)
-                scaler = getattr(optim, "loss_scaler", None)
-                whole = check_gradients(runner.model, runner.iter, skip, scaler)
+                outcome = self._training.sub_networks(step, batch, subs, again, scaler, last=last)
             except NonFiniteLossError as error:
+                if not error.here:
+                    raise
                 dump = self._dump(error, runner, batch, subs, step.rng)
                 raise explained(error, dump, runner.work_dir) from None
-            self._count_skipped(runner, results, whole, batch)
-            step.done, self._results = True, results
+            self._count_skipped(runner, outcome, batch)
+            self._results = outcome.results
 
         return backward
 
-    def _count_skipped(
-        self, runner: Runner, results: list[SubNetworkLosses], whole: bool, batch: Batch
-    ) -> None:
+    def _count_skipped(self, runner: Runner, outcome: Outcome, batch: Batch) -> None:
         hub = runner.message_hub
-        skipped = [f"sub-network {r.sub.index}" for r in results if r.skipped]
-        skipped += [] if whole else ["the step, whose gradient"]
-        for what in skipped:
+        for what in outcome.skipped:
             count = hub.get_info(_SKIPPED, 0) + 1
             hub.update_info(_SKIPPED, count)
             runner.logger.warning(
-                "GradAug iter %d: skipped %s is not finite (images %s); %d so far",
+                "GradAug iter %d: skipped %s (images %s); %d so far",
                 runner.iter + 1,
                 what,
                 ", ".join(map(str, names(batch))),
@@ -235,17 +202,10 @@ class GradAugHook(Hook):
             bad=error.sub.index if error.sub else None,
             options=vars(self.options),
             rng=rng,
-            weights=self._network.module.state_dict(),
+            weights=self._training.network.module.state_dict(),
             batch=encode(batch),
             images=names(batch),
         )
-
-
-def _synchronize(model: DistributedDataParallel) -> None:
-    """What DDP does in a backward pass outside ``no_sync``."""
-    average_gradients(model.module)
-    # DDP broadcasts buffers, if asked to, before the forward pass that follows a synchronized one.
-    model.require_forward_param_sync = True
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -279,7 +239,7 @@ def _check_engine(runner: Runner) -> None:
 
 def _record(runner: Runner, results: list[SubNetworkLosses]) -> None:
     """Scalars for MMEngine's log line and its visualizers, of this process like its own losses."""
-    results = [result for result in results if not result.skipped]
+    results = [result for result in results if not result.problem]
     if not results:
         return
     values = torch.stack([loss for r in results for loss in r.losses.values()]).tolist()
@@ -292,12 +252,3 @@ def _record(runner: Runner, results: list[SubNetworkLosses]) -> None:
         hub.update_scalar(f"{prefix}/scale", result.sub.transform.scale)
         for name, value in zip(result.losses, own, strict=True):
             hub.update_scalar(f"{prefix}/{name}", value)
-
-
-def _summary(results: list[SubNetworkLosses]) -> str:
-    parts = []
-    for sub, total in ((r.sub, float(r.total)) for r in results):
-        mirrored = " mirrored" if sub.transform.flip else ""
-        scale = f"{sub.transform.scale:g}{mirrored}"
-        parts.append(f"sub{sub.index} width {sub.width:.3f} scale {scale} loss {total:.4g}")
-    return "; ".join(parts)

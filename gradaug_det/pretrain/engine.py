@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from gradaug_det.core.engine import average_gradients, check_gradients
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
+from gradaug_det.core.processes import Meeting
 from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import isolated_rng, stable_seed
 from gradaug_det.errors import ConfigError, GradAugError
@@ -76,6 +77,7 @@ class Pretraining:
         # Passes run on the module itself: gradients cross the network once a step, after all of
         # them, not once a backward.
         self.wrapped, self.model = wrapped, model
+        self.meeting = Meeting()
         self.classifier = Classifier(
             model,
             rotations=tuple(recipe.gradaug.rotations),
@@ -178,7 +180,11 @@ class Pretraining:
             isolated_rng(noise, fabric.device),
         ):
             losses, subs = gradaug_step(
-                self.classifier, (images, labels), self.recipe.sampler.sample(step), fabric.backward
+                self.classifier,
+                (images, labels),
+                self.recipe.sampler.sample(step),
+                fabric.backward,
+                self.meeting,
             )
         if fabric.world_size > 1:
             average_gradients(self.model)

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torchvision.ops import FrozenBatchNorm2d
 
 from gradaug_det.benchmark.memory import peak_growth
-from gradaug_det.core.slimming import at_width, slim_plan, untouched_statistics
+from gradaug_det.core.slimming import at_width, no_traces, slim_plan
 from gradaug_det.core.tracing import trace_plan
 from gradaug_det.errors import ConfigError, UnslimmableError
 
@@ -289,10 +289,10 @@ def test_unknown_policy_and_nesting(resnet18):
     assert resnet18.conv1.weight.shape[0] == 64
 
 
-def test_untouched_statistics(resnet18):
+def test_no_traces(resnet18):
     resnet18.train()
     before = state_and_attributes(resnet18)
-    with untouched_statistics(resnet18):
+    with no_traces(resnet18):
         resnet18(torch.randn(2, 3, 64, 64))
     assert_same(before, resnet18)
 

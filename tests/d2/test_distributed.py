@@ -86,9 +86,11 @@ def _check(tmp_path, supervision, options=OPTIONS):
         assert (one["gradients"][name] - gradient).abs().max().item() <= 1e-8 * scale, name
     for name, value in one["weights"].items():
         assert torch.equal(value, two["weights"][name]), name
-    # Every gradient crossed once in each of the two steps, beside one flag a parameter.
+    # Every gradient crossed once in each of the two steps, beside one flag a parameter and one a
+    # sub-network.
     flags = 4 * len(expected)
-    crossings = [n for n in one["bytes"] if n != flags]
+    assert one["bytes"].count(4) == 2 * options["num_subnets"]
+    crossings = [n for n in one["bytes"] if n not in (flags, 4)]
     assert sum(crossings) == 2 * size
     assert len(crossings) <= 2 * (size // BUCKET_BYTES + 2)
     for index in range(2):

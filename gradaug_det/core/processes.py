@@ -1,0 +1,82 @@
+"""What the processes of a training tell one another beside their gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from gradaug_det.errors import GradAugError, NonFiniteLossError
+
+
+class Meeting:
+    """Where the processes of a training learn of each other's problems, on the host.
+
+    The group is its own, so that nothing here is ever paired with a collective of the model or of
+    a thread that writes metrics. Make one at the same place in every process.
+    """
+
+    def __init__(self) -> None:
+        self.several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo") if self.several else None
+
+    def problems(self, own: str = "") -> dict[int, str]:
+        """What each process that has a problem says of it, by rank. All processes call it.
+
+        Raises:
+            GradAugError: a process has left; its own output has the reason.
+        """
+        if not self.several:
+            return {0: own} if own else {}
+        texts: list[Any] = [None] * dist.get_world_size()
+        flag = torch.tensor([bool(own)], dtype=torch.int32)
+        try:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
+            if flag.item():
+                dist.all_gather_object(texts, own, group=self._group)
+        except (RuntimeError, ValueError) as error:
+            raise GradAugError(
+                "another process of this training has stopped, or does not answer; its own output "
+                f"says why ({error})"
+            ) from error
+        return {rank: text for rank, text in enumerate(texts) if text}
+
+    def first_problem(
+        self, own: NonFiniteLossError | None, sub: object = None
+    ) -> NonFiniteLossError | None:
+        """This process's problem, else that of the first process which has one. All call it."""
+        found = self.problems(str(own or ""))
+        if own or not found:
+            return own
+        rank, text = next(iter(found.items()))
+        return NonFiniteLossError(f"in process {rank}: {text}", sub, here=False)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank, in the first one; an empty list in the others."""
+        if not self.several:
+            return [value]
+        first = dist.get_rank() == 0
+        values = [None] * dist.get_world_size() if first else []
+        dist.gather_object(value, values if first else None, group=self._group)
+        return values
+
+    def close(self) -> None:
+        """Leaves: processes that are still waiting for this one get an error at once."""
+        group, self._group = self._group, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
+
+
+def synchronized_norms(module: nn.Module, beside: nn.Module) -> list[str]:
+    """Names of the layers in training mode, but for those of ``beside``, that take their
+    statistics from all processes: PyTorch's SyncBatchNorm and whatever is called so."""
+    apart = set(beside.modules())
+    return [
+        f"{name} ({type(layer).__name__})"
+        for name, layer in module.named_modules()
+        if layer.training
+        and layer not in apart
+        and any("SyncBatchNorm" in kind.__name__ for kind in type(layer).__mro__)
+    ]
