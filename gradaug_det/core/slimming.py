@@ -119,10 +119,19 @@ def slim_plan(module: nn.Module) -> SlimPlan:
     if plan is None:
         from gradaug_det.core.tracing import trace_plan
 
-        plan = trace_plan(module)
-        check_plan(module, plan)
+        with Loan() as loan:
+            for layer in module.modules():
+                if getattr(layer, "_compiled_call_impl", None) is not None:
+                    loan.lend(vars(layer), "_compiled_call_impl", None)
+            plan = trace_plan(module)
+            check_plan(module, plan)
         module.__dict__[_PLAN] = plan
     return plan
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` was given, or the module itself."""
+    return getattr(module, "_orig_mod", module)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from gradaug_det.core.processes import Meeting
 from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
 from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.slimming import uncompiled
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 
 MOST_OVERFLOWS = 10
@@ -69,7 +70,8 @@ class Training:
     def __init__(
         self, model: nn.Module, network: SlimmableDetector, logger: logging.Logger
     ) -> None:
-        if getattr(model, "static_graph", False):
+        self.model, self.network, self.logger = uncompiled(model), network, logger
+        if getattr(self.model, "static_graph", False):
             raise ConfigError(
                 "static_graph",
                 "of DistributedDataParallel must be False with GradAugHook, got True: gradients "
@@ -83,7 +85,6 @@ class Training:
                 "without torch.compile",
                 compiled,
             )
-        self.model, self.network, self.logger = model, network, logger
         self.meeting = Meeting()
         self._overflows = 0
 

@@ -12,13 +12,14 @@ from detectron2.modeling.backbone.fpn import (
 )
 from torch import nn
 
-from gradaug_det.core.slimming import slim_plan
+from gradaug_det.core.slimming import slim_plan, uncompiled
 from gradaug_det.errors import UnslimmableError
 
 
 def slimmable_part(backbone: nn.Module) -> nn.Module:
     """The part of a backbone whose channels are sampled: the bottom-up network under an FPN."""
-    return backbone.bottom_up if isinstance(backbone, FPN) else backbone
+    backbone = uncompiled(backbone)
+    return uncompiled(backbone.bottom_up) if isinstance(backbone, FPN) else backbone
 
 
 def _checked(backbone: Backbone) -> Backbone:

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import SubNetworkLosses
 from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.slimming import uncompiled
 from gradaug_det.core.training import Outcome, Step, Training, check_alone
 from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.checks import check_training
@@ -116,9 +117,9 @@ class GradAugHook(HookBase):
             return
         check_alone(self.trainer._hooks, GradAugHook)
         engine = _engine(self.trainer)
-        detector = engine.model
+        detector = uncompiled(engine.model)
         if isinstance(detector, DistributedDataParallel):
-            detector = detector.module
+            detector = uncompiled(detector.module)
         network = GradAugDetector(detector, self.options)
         self._training = Training(engine.model, network, logger)
         self._cleanup.callback(self._training.close)

@@ -9,7 +9,7 @@ from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.registry import MODELS
 from torch import nn
 
-from gradaug_det.core.slimming import slim_plan
+from gradaug_det.core.slimming import slim_plan, uncompiled
 from gradaug_det.errors import UnslimmableError
 
 
@@ -56,6 +56,7 @@ def detector_backbone(detector: nn.Module) -> nn.Module:
         raise UnslimmableError(
             f"{type(detector).__name__} has no attribute 'backbone', which GradAug slims"
         )
+    backbone = uncompiled(backbone)
     for name, layer in backbone.named_modules():
         if isinstance(layer, SyncBatchNorm):
             # It would write the sub-networks' statistics into the full network's.

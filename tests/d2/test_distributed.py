@@ -11,8 +11,9 @@ from gradaug_det.core.engine import BUCKET_BYTES
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2 import GradAugHook
 from gradaug_det.d2.detector import GradAugDetector
+from gradaug_det.errors import GradAugError
 
-from .helpers import make_trainer, storage, tiny_batch, tiny_model
+from .helpers import make_trainer, storage, tiny_batch, tiny_cfg, tiny_model
 
 OPTIONS = {"num_subnets": 2, "min_width": 0.8, "scales": [1.0, 0.75], "seed": 5}
 
@@ -110,3 +111,62 @@ def test_labels_gradients_of_two_processes(tmp_path):
 def test_gradients_of_two_processes_with_skipped_blocks(tmp_path):
     """Both processes skip the same blocks, whose parameters have no gradient in that pass."""
     _check(tmp_path, "labels", {**OPTIONS, "min_width": 1.0, "block_survival": 0.0})
+
+
+# ---- norms over all processes, and what goes wrong in one process -------------------------------
+
+
+def synchronized():
+    """Detectron2's own synchronized BatchNorm in the backbone, the neck and both heads."""
+    cfg = tiny_cfg("mask_rcnn", norm="naiveSyncBN")
+    cfg.MODEL.ROI_BOX_HEAD.NUM_CONV, cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = 1, 16
+    for part in (cfg.MODEL.FPN, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD):
+        part.NORM = "naiveSyncBN"
+    return tiny_model(cfg=cfg)
+
+
+def _norms(rank, address, out):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
+    comm._LOCAL_PROCESS_GROUP = dist.new_group([0, 1])
+    seen = {}
+
+    def train(lr=0.0, bad=None, build=synchronized, **options):
+        """Trains two steps; the first sub-network of the second process may go wrong."""
+        model = build()
+        if bad and rank == 1:
+            calls = iter([None, bad])  # the full pass, the first sub-network
+            model.roi_heads.box_predictor.register_forward_hook(
+                lambda _m, _i, out: (next(calls, None) or (lambda x: x))(out)
+            )
+        ddp = DistributedDataParallel(model, broadcast_buffers=False)
+        hook = GradAugHook(**{**OPTIONS, "supervision": "both", **options})
+        trainer = make_trainer(ddp, hook, lr=lr, data=[tiny_batch(10 + rank)] * 2)
+        torch.manual_seed(100 + rank)
+        trainer.train(0, 2)
+        return hook, model
+
+    for name, number in ("plain", 0), ("gradaug", 2):
+        seen[name] = dict(train(num_subnets=number)[1].named_buffers())
+    hook, model = train(0.01, lambda out: tuple(x * torch.nan for x in out), nonfinite="skip")
+    seen["skipped"], seen["weights"] = hook._skipped, model.state_dict()
+    try:
+        train(bad=lambda out: 1 / 0, build=tiny_model)  # whose norms are frozen
+    except (GradAugError, ZeroDivisionError) as error:
+        seen["error"] = str(error)
+    torch.save(seen, f"{out}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_synchronized_norms_and_faults_of_one_process(tmp_path):
+    mp.spawn(_norms, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
+    assert sum("running" in name for name in one["plain"]) > 50
+    for seen in (one, two):
+        moved = [n for n, b in seen["plain"].items() if not torch.equal(b, seen["gradaug"][n])]
+        assert moved == []
+    assert one["skipped"] == two["skipped"] == 1
+    for name, value in one["weights"].items():
+        assert torch.equal(value, two["weights"][name]) and value.isfinite().all(), name
+    assert two["error"] == "division by zero"
+    assert "another process of this training has stopped" in one["error"]

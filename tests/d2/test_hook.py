@@ -2,17 +2,23 @@
 
 import copy
 import logging
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch.func import functional_call
 
+from gradaug_det.core.engine import current_autocast
 from gradaug_det.core.sampling import isolated_rng
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.d2 import GradAugHook
 from gradaug_det.d2.batch import transform_batch
-from gradaug_det.d2.detector import GradAugDetector
+from gradaug_det.d2.detector import AsideStorage, GradAugDetector
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 
 from .helpers import KINDS, batches, make_trainer, storage, tiny_batch, tiny_model, train
@@ -242,6 +248,35 @@ class MainBranchTrainer(SimpleTrainer):
         self.optimizer.step()
 
 
+class AsyncTrainer(MainBranchTrainer):
+    """Main's ``async_write_metrics``: a step's metrics are written by another thread; here, late,
+    when the next step has seen its batch."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.executor = ThreadPoolExecutor(max_workers=1)
+        self.writing, self.may_write = self.executor.submit(int), threading.Event()
+
+    def run_step(self):
+        losses = self.model(next(self._data_loader_iter))
+        self.may_write.set()
+        self.writing.result()
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        self.after_backward()
+        self.may_write = may_write = threading.Event()
+        self.writing = self.executor.submit(
+            lambda: (may_write.wait(), self._write_metrics(losses, 0.0))
+        )
+        self.optimizer.step()
+
+    def after_train(self):
+        super().after_train()
+        self.may_write.set()
+        self.writing.result()
+        self.executor.shutdown()
+
+
 class OwnLoop(SimpleTrainer):
     """A user's run_step that calls none of Detectron2's methods."""
 
@@ -269,7 +304,59 @@ def run_with(engine_class, **attributes):
 def test_the_same_step_wherever_the_engine_lets_the_hook_in():
     expected = run_with(SimpleTrainer)
     assert_equal(run_with(MainBranchTrainer), expected)
+    assert_equal(run_with(AsyncTrainer), expected)
     assert_equal(run_with(OwnLoop, tell=True), expected)
+
+
+def test_hooks_see_the_sum_of_all_passes_after_backward():
+    seen = []
+
+    class Reads(HookBase):
+        def after_backward(self):
+            seen.append(self.trainer.model.backbone.fpn_lateral4.weight.grad.clone())
+
+    gradients = step_gradients(tiny_model(), GradAugHook(**SUBS), batches())
+    model = tiny_model()
+    engine = MainBranchTrainer(model, batches(), torch.optim.SGD(model.parameters(), lr=0.1))
+    engine.register_hooks([Reads(), GradAugHook(**SUBS)])
+    torch.manual_seed(1)
+    engine.train(0, 1)
+    assert torch.equal(seen[0], gradients["backbone.fpn_lateral4.weight"])
+
+
+def test_scalars_of_sub_networks_are_forgotten_and_of_other_threads_kept():
+    with EventStorage(7) as outer, AsideStorage() as aside:
+        get_event_storage().put_scalar("ours", 1.0)
+        with ThreadPoolExecutor() as executor:
+            executor.submit(lambda: get_event_storage().put_scalars(late=2.0)).result()
+        assert aside.iter == 7 and set(aside.latest()) == {"ours"}
+        assert outer.latest() == {"late": (2.0, 7)}
+
+
+def test_no_batch_outlives_its_step():
+    """Neither the full pass's nor a sub-network's."""
+    refs, alive = [], []
+
+    class Looks(HookBase):
+        def after_step(self):
+            alive.extend(ref() is not None for ref in refs)
+
+    model = tiny_model()
+    model.register_forward_pre_hook(lambda _m, args: refs.append(weakref.ref(args[0][0]["image"])))
+    engine = SimpleTrainer(model, batches(), torch.optim.SGD(model.parameters(), lr=0.1))
+    engine.register_hooks([GradAugHook(**SUBS), Looks()])
+    engine.train(0, 1)
+    assert alive == [False] * 3
+
+
+def test_pictures_are_the_full_networks_alone():
+    model, drawn = tiny_model(), []
+    original = model.visualize_training
+    model.visualize_training = lambda *args: (drawn.append(1), original(*args))
+    model.vis_period = model.roi_heads.mask_head.vis_period = 1
+    model.input_format = "BGR"
+    train(model, GradAugHook(supervision="labels", **SUBS), steps=2)
+    assert len(drawn) == 2 and model.vis_period == model.roi_heads.mask_head.vis_period == 1
 
 
 def test_an_engine_that_skips_the_hook_is_refused():
@@ -294,14 +381,18 @@ class Bfloat16Trainer(SimpleTrainer):
 @pytest.mark.parametrize("supervision", ["soft", "labels", "both"])
 def test_sub_networks_run_in_the_full_passes_autocast(supervision):
     model = tiny_model()
-    dtypes = []
+    dtypes, outside = [], []
     model.backbone.bottom_up.res2.register_forward_hook(
         lambda _m, _i, out: dtypes.append(out.dtype)
+    )
+    model.backbone.fpn_lateral4.register_full_backward_hook(
+        lambda *_: outside.append(isinstance(current_autocast("cpu"), nullcontext))
     )
     engine = Bfloat16Trainer(model, batches(), torch.optim.SGD(model.parameters(), lr=0.01))
     engine.register_hooks([GradAugHook(supervision=supervision, **SUBS)])
     engine.train(0, 2)
     assert dtypes == [dtypes[0]] * 6
+    assert outside == [True] * 6  # backward passes run as the full network's does
     assert all(p.isfinite().all() for p in model.parameters())
 
 
