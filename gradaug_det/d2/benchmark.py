@@ -31,11 +31,7 @@ from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.checks import check_detector, check_device
 from gradaug_det.d2.config import gradaug_options
 from gradaug_det.d2.data import register_coco
-<<<<<<< HEAD
-from gradaug_det.d2.detector import no_traces
 from gradaug_det.d2.evaluation import scoring
-=======
->>>>>>> 7660ae0 (Sub-networks: one step for both hooks, processes that decide together)
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.d2.train import load_config, load_lazy_config
 from gradaug_det.errors import ConfigError
