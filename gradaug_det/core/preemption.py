@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
@@ -21,27 +26,41 @@ sysexits.h: "try again later"); not 143, which is also that of a training that s
 class TerminationNotice:
     """Notes SIGTERM instead of dying from it, from :meth:`listen` to :meth:`close`.
 
-    A second SIGTERM does what it would have done without this.
+    Further ones change nothing: they would end the process while it saves. A process that was told
+    is to end; SIGTERM does nothing in it any more. Meanwhile the processes that load images outlive
+    a SIGTERM that is sent to the whole process group, as ``torchrun`` does.
     """
 
     def __init__(self) -> None:
         self._noted = False
-        self._before: Any = None
+        self._cleanup = ExitStack()
+        self._process = 0
 
     def listen(self) -> None:
-        """Only a process' main thread can; elsewhere this does nothing."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        """Only a process' main thread can; elsewhere this does nothing. All processes of a training
+        should call it at about the same time."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._process = os.getpid()
+        # None is a handler that was not set from Python.
+        before = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
+        self._cleanup.callback(self._restore, before)
+        self._cleanup.enter_context(workers_outlive_sigterm())
 
     def close(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        self._cleanup.close()
+
+    def _restore(self, before: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if self._noted else before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a fork of the training, which somebody wants to end
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        if not self._noted:
+            logger.warning("SIGTERM: this step is the last; a checkpoint follows")
         self._noted = True
-        self.close()
-        logger.warning("SIGTERM: this step is the last; a checkpoint follows")
 
     def received(self, device: torch.device) -> bool:
         """Whether any process was told to go. All processes must ask, once a step: they answer
@@ -50,8 +69,67 @@ class TerminationNotice:
         Args:
             device: that the process group can reduce on.
         """
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return self._noted
-        noted = torch.tensor([self._noted], dtype=torch.int32, device=device)
-        dist.all_reduce(noted, op=dist.ReduceOp.MAX)
-        return bool(noted.item())
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            noted = torch.tensor([self._noted], dtype=torch.int32, device=device)
+            dist.all_reduce(noted, op=dist.ReduceOp.MAX)
+            self._noted = bool(noted.item())
+        return self._noted
+
+
+@contextmanager
+def workers_outlive_sigterm() -> Iterator[None]:
+    """Processes that any ``DataLoader`` starts within the block have process groups of their own,
+    so that who tells the training's group to go does not end them before the training has saved.
+    They end when the training does, however it ends."""
+    if not hasattr(os, "setpgid"):  # Windows has no process groups
+        yield
+        return
+    for child in multiprocessing.active_children():
+        if child.daemon:  # as those are that a loader started before
+            with suppress(OSError):  # it has ended, or is not a fork
+                os.setpgid(child.pid, child.pid)
+    original = DataLoader._get_iterator
+
+    def start(loader: DataLoader) -> Any:
+        if not loader.num_workers:
+            return original(loader)
+        init = loader.worker_init_fn
+        loader.worker_init_fn = _OwnGroup(init)
+        # A worker inherits the mask, and takes it off when it has its group.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return original(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            loader.worker_init_fn = init
+
+    DataLoader._get_iterator = start
+    try:
+        yield
+    finally:
+        DataLoader._get_iterator = original
+
+
+class _OwnGroup:
+    """A ``worker_init_fn``, in front of the user's own."""
+
+    def __init__(self, init: Callable[[int], None] | None) -> None:
+        self.init = init
+
+    def __call__(self, worker: int) -> None:
+        os.setpgid(0, 0)
+        if signal.SIGTERM in signal.sigpending():
+            signal.sigwait({signal.SIGTERM})  # sent to the group that it was in
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        if self.init is not None:
+            self.init(worker)
+
+
+def _end_with_parent() -> None:
+    """PyTorch's own watch is not enough: a worker waits for ever to hand over its last images."""
+    parent = multiprocessing.parent_process()
+    own = os.getppid() == parent.pid  # not if a fork server started it
+    while parent.is_alive() and (not own or os.getppid() == parent.pid):
+        parent.join(timeout=1)  # a pipe, which other processes may hold open
+    os._exit(1)

@@ -8,41 +8,54 @@ step's random numbers on (seed, iteration, rank); the stream is taken up where i
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
-from detectron2.data.build import build_batch_data_loader
 from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.sampling import stable_seed
-from gradaug_det.errors import GradAugError
+from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.reproducible import seed_everything, seeded
+
+logger = logging.getLogger("detectron2.gradaug")
 
 
 class ResumableLoader:
     """Batches of Detectron2's training loader from any step on.
 
+    Which images come when is decided in the training's own process, whatever Detectron2's version
+    and the number of workers, which only load them.
+
     Args:
         dataset: dataset dicts, as a list or a map-style dataset.
         mapper: from a dataset dict to what the detector takes.
-        make_sampler: makes Detectron2's endless sampler; it runs with numpy's and torch's
-            generators seeded, so that samplers without a seed of their own repeat too.
+        make_sampler: makes Detectron2's endless sampler. Numpy's and torch's generators are seeded
+            when it is made and while it is asked for images, so that samplers without a seed of
+            their own repeat too.
         seed: of order and augmentation; the same on all processes.
-        total_batch_size, aspect_ratio_grouping, num_workers, collate_fn: see Detectron2's
+        total_batch_size, single_gpu_batch_size: of all processes together, or of each.
+        aspect_ratio_grouping, num_workers, collate_fn: see Detectron2's
             ``build_detection_train_loader``.
+        drop_last: whether to leave out what is less than a batch at the end of a sampler that has
+            one.
+        options: of torch's ``DataLoader`` where they do not change which images come:
+            ``prefetch_factor``, ``persistent_workers``, ``pin_memory``, ``timeout``,
+            ``worker_init_fn``, ``multiprocessing_context``.
 
     Raises:
-        GradAugError: while iterating, if ``dataset`` is an iterable one, which has no places.
+        ConfigError: an argument cannot be used.
+        GradAugError: ``dataset`` is an iterable one, which has no places.
     """
 
     def __init__(
@@ -52,52 +65,73 @@ class ResumableLoader:
         make_sampler: Callable[[], Sampler],
         seed: int,
         *,
-        total_batch_size: int,
+        total_batch_size: int | None = None,
+        single_gpu_batch_size: int | None = None,
         aspect_ratio_grouping: bool = True,
         num_workers: int = 0,
         collate_fn: Callable | None = None,
+        drop_last: bool = True,
+        **options: Any,
     ) -> None:
         if isinstance(dataset, IterableDataset):
             raise GradAugError(
                 "exact resume needs a dataset with a length; for an iterable dataset set "
-                "SOLVER.EXACT_RESUME False"
+                "SOLVER.EXACT_RESUME False (train.exact_resume = False)"
             )
         self.dataset = (
             DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
         )
         self.mapper, self.make_sampler, self.seed = mapper, make_sampler, seed
-        self.total_batch_size, self.num_workers = total_batch_size, num_workers
+        self.batch_size = _batch_size(total_batch_size, single_gpu_batch_size)
+        """Images a step of this process."""
         self.aspect_ratio_grouping, self.collate_fn = aspect_ratio_grouping, collate_fn
+        self.drop_last = drop_last
+        if unknown := sorted(set(options) - set(_LOADER_OPTIONS)):
+            raise ConfigError(
+                f"dataloader.train.{unknown[0]}",
+                f"is not among what exact resume can pass on ({', '.join(_LOADER_OPTIONS)}); "
+                "remove it, or set train.exact_resume = False",
+            )
+        self.num_workers = num_workers
+        self.options = options if num_workers else _without_workers(options)
         self.first = 0
         """Batches to leave out, without loading their images. Set it before the first batch."""
+        try:
+            self._images(())
+        except (TypeError, ValueError) as error:
+            raise ConfigError("dataloader.train", f"cannot be used: {error}") from None
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Nothing happens before the first batch is asked for: a trainer calls this when it is
         made, and hears later where it goes on."""
-        mapped = MapDataset(self.dataset, self.mapper) if self.mapper else self.dataset
-        grouped = build_batch_data_loader(
-            _Numbered(mapped, self.seed),
-            self._places(),
-            self.total_batch_size,
-            aspect_ratio_grouping=True,  # whose loader gives one image at a time
-            num_workers=self.num_workers,
-        )
+        images = self._images(self._places())
         with seeded(stable_seed("workers", self.seed)):
-            images = iter(grouped.dataset)  # which draws a number of the step that comes first
+            images = iter(images)  # which draws a number of the step that comes first
         batches = self._grouped(images)
         yield from map(self.collate_fn, batches) if self.collate_fn else batches
 
+    def _images(self, places: Iterable[tuple[int, int]]) -> DataLoader:
+        """One image at a time, in the order of their places."""
+        mapped = MapDataset(self.dataset, self.mapper) if self.mapper else self.dataset
+        return DataLoader(
+            _Numbered(mapped, self.seed),
+            batch_size=None,
+            sampler=places,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            **self.options,
+        )
+
     def _grouped(self, images: Iterable[dict]) -> Iterable[list[dict]]:
-        size = self.total_batch_size // comm.get_world_size()
         if self.aspect_ratio_grouping:
-            return AspectRatioGroupedDataset(images, size)
-        return _in_order(images, size)
+            return AspectRatioGroupedDataset(images, self.batch_size)
+        return _in_order(images, self.batch_size, self.drop_last)
 
     def _places(self) -> _Places:
         """This process' images, from the first that is in none of the batches left out."""
         with seeded(stable_seed("sampler", self.seed)):
             sampler = self.make_sampler()
-        places = _Places(sampler, comm.get_rank(), comm.get_world_size())
+        places = _Places(sampler, self.seed, comm.get_rank(), comm.get_world_size())
         if not self.first:
             return places
         waiting: dict[tuple[int, int], None] = {}  # in the order in which they came
@@ -119,6 +153,33 @@ class ResumableLoader:
                 del waiting[image["place"]]
         # A group that is not full yet waits for its batch: such images come first again.
         return replace(places, waiting=tuple(waiting), first=count)
+
+
+_LOADER_OPTIONS = (
+    *("prefetch_factor", "persistent_workers", "pin_memory", "pin_memory_device", "timeout"),
+    *("worker_init_fn", "multiprocessing_context"),
+)
+
+
+def _without_workers(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of the options where the training's own process loads the images."""
+    return {key: options[key] for key in ("pin_memory", "pin_memory_device") if key in options}
+
+
+def _batch_size(total: int | None, single: int | None) -> int:
+    """Images a step of one process."""
+    world = comm.get_world_size()
+    if total and single:
+        raise ConfigError(
+            "single_gpu_batch_size", f"must not be given beside total_batch_size {total}"
+        )
+    size = single or total
+    if not isinstance(size, int) or size < 1 or (total and total % world):
+        raise ConfigError(
+            "SOLVER.IMS_PER_BATCH (total_batch_size)",
+            f"must be a multiple of the {world} processes and at least that, got {size!r}",
+        )
+    return single or total // world
 
 
 class ExactResume(HookBase):
@@ -144,18 +205,20 @@ class ExactResume(HookBase):
         seed_everything(stable_seed("step", self.seed, self.trainer.iter, comm.get_rank()))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seed": self.seed}
+        images = self.seed if self.loader is None else self.loader.seed
+        return {"seed": self.seed, "images": images}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """A training begun without a seed goes on with the one that it drew."""
         self.seed = state["seed"]
         if self.loader is not None:
-            self.loader.seed = self.seed
+            self.loader.seed = state.get("images", self.seed)
 
 
 class SaveOnTermination(HookBase):
     """Saves a checkpoint when SIGTERM comes, and ends the process with
-    :data:`gradaug_det.core.preemption.EXIT_CODE`. Register it last.
+    :data:`gradaug_det.core.preemption.EXIT_CODE`. Register it last. What loads images, for training
+    or evaluation, outlives the signal, also with loaders of your own.
 
     Args:
         checkpointer: of the training.
@@ -166,12 +229,15 @@ class SaveOnTermination(HookBase):
         self._notice = TerminationNotice()
 
     def before_train(self) -> None:
+        comm.synchronize()  # who listens later than others would die of what they note
         self._notice.listen()
 
     def after_step(self) -> None:
         """Raises SystemExit once the checkpoint is written."""
         device = next(self.checkpointer.model.parameters()).device
         if not self._notice.received(device):
+            if self.trainer.iter + 1 >= self.trainer.max_iter:
+                self._notice.close()  # all is saved: the last evaluation may be broken off
             return
         if comm.is_main_process():
             iteration = self.trainer.iter
@@ -202,19 +268,28 @@ def resumable_train_loader(cfg: CfgNode, seed: int) -> ResumableLoader:
 
 
 def resumable_lazy_loader(node: DictConfig, seed: int) -> ResumableLoader | None:
-    """The same for the ``dataloader.train`` of a LazyConfig; None if that is not Detectron2's
-    ``build_detection_train_loader``."""
+    """The same for the ``dataloader.train`` of a LazyConfig; None, with a warning, if that is not
+    Detectron2's ``build_detection_train_loader``. A ``seed`` of the node's own goes before."""
     target = node._target_
     if (locate(target) if isinstance(target, str) else target) is not build_detection_train_loader:
+        logger.warning(
+            "dataloader.train is not Detectron2's build_detection_train_loader: after a resume its "
+            "images begin anew. gradaug_det.d2.resume.ResumableLoader goes on where it was left"
+        )
         return None
     parts = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "sampler")}
+    if missing := [key for key in ("dataset", "mapper") if key not in parts]:
+        raise ConfigError(f"dataloader.train.{missing[0]}", "is missing")
     dataset, mapper = parts.pop("dataset"), parts.pop("mapper")
+    own_seed = parts.pop("seed", None)
 
     def make_sampler() -> Sampler:
         sampler = node.get("sampler")
         return instantiate(sampler) if sampler else TrainingSampler(len(dataset))
 
-    return ResumableLoader(dataset, mapper, make_sampler, seed, **parts)
+    return ResumableLoader(
+        dataset, mapper, make_sampler, seed if own_seed is None else own_seed, **parts
+    )
 
 
 def training_seed(configured: int | None) -> int:
@@ -244,6 +319,7 @@ class _Places(Sampler):
     """(place in the stream of all processes, index in the dataset) of one process' images."""
 
     sampler: Sampler
+    seed: int
     rank: int
     world: int
     waiting: tuple[tuple[int, int], ...] = ()
@@ -251,15 +327,31 @@ class _Places(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         yield from self.waiting
-        places = ((self.rank + k * self.world, index) for k, index in enumerate(self.sampler))
+        places = ((self.rank + k * self.world, index) for k, index in enumerate(self._indices()))
         yield from itertools.islice(places, self.first, None)
 
+    def _indices(self, at_once: int = 256) -> Iterator[int]:
+        """The sampler's, whose random numbers are its own and not the step's that asks for them."""
+        indices: Iterator[int] | None = None
+        for count in itertools.count():
+            with seeded(stable_seed("order", self.seed, count)):
+                indices = indices or iter(self.sampler)
+                some = [int(index) for index in itertools.islice(indices, at_once)]
+            yield from some
+            if len(some) < at_once:
+                return
 
-def _in_order(images: Iterable[dict], size: int) -> Iterator[list[dict]]:
+
+def _as_it_is(image: Any) -> Any:
+    return image
+
+
+def _in_order(images: Iterable[dict], size: int, drop_last: bool) -> Iterator[list[dict]]:
     """Batches in the stream's order, whatever the number of workers."""
     images = iter(images)
     while batch := list(itertools.islice(images, size)):
-        yield batch
+        if len(batch) == size or not drop_last:
+            yield batch
 
 
 def _shape(record: Mapping[str, Any], needed: bool) -> dict[str, Any]:
