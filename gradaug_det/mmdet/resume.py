@@ -9,6 +9,7 @@ checkpoints are whole or not there.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import os
@@ -67,13 +68,14 @@ class ExactResumeHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._seed = runner.seed
+        barrier()  # who listens later than others would die of what they note
+        self._notice.listen()
         loop = runner.train_loop
         loader = _continued(loop.dataloader, loop, self._seed)
         if isinstance(loop, IterBasedTrainLoop):
             given = hasattr(loop.dataloader_iterator, "skip_iter")
             loop.dataloader_iterator = _Batches(loader, 0 if given else loop.iter)
         loop.dataloader = loader
-        self._notice.listen()
 
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         seed_everything(stable_seed("step", self._seed, runner.iter, get_rank()))
@@ -88,6 +90,11 @@ class ExactResumeHook(Hook):
             _note_last(Path(runner.work_dir), Path(runner.work_dir) / name)
         barrier()
         raise SystemExit(EXIT_CODE)
+
+    def before_val(self, runner: Runner) -> None:
+        """The last one may be broken off: all is saved."""
+        if runner.iter >= runner.max_iters:
+            self._notice.close()
 
     def after_train(self, runner: Runner) -> None:
         self._notice.close()
@@ -141,20 +148,12 @@ def _continued(
         )
     endless = isinstance(loop, IterBasedTrainLoop)
     _reseed(loader.batch_sampler, seed)
-    batches = _Places(loader.batch_sampler, loop.iter, loop.epoch, endless)
-    return DataLoader(
-        _Numbered(loader.dataset, stable_seed("images", seed, get_rank())),
-        batch_sampler=batches,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=loader.generator,
-        prefetch_factor=loader.prefetch_factor,
-        persistent_workers=loader.persistent_workers,
-    )
+    batches = _Places(loader.batch_sampler, seed, loop.iter, loop.epoch, endless)
+    numbered = _Numbered(loader.dataset, stable_seed("images", seed, get_rank()))
+    continued = copy.copy(loader)  # of its kind, with all that it was given
+    # A loader refuses other ways to set these.
+    vars(continued).update(dataset=numbered, batch_sampler=batches, _iterator=None)
+    return continued
 
 
 def _reseed(batch_sampler: Sampler, seed: int) -> None:
@@ -180,61 +179,94 @@ class _Place(int):
         return int(self), self.place
 
 
-class _Places(Sampler):
+class _StandIn:
+    """Passes what hooks ask of it, and what they set, on to the object that it stands for. Its own
+    attributes are those that it is made with."""
+
+    def __init__(self, original: Any, **own: Any) -> None:
+        vars(self).update(_original=original, **own)
+
+    @property
+    def __class__(self) -> type:  # for isinstance()
+        return type(self._original)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_original":
+            raise AttributeError(name)
+        return getattr(self._original, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            vars(self)[name] = value
+        else:
+            setattr(self._original, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._original, name)
+
+
+class _Places(_StandIn, Sampler):
     """A batch sampler that leaves out what was trained on already, and numbers the rest.
 
     Args:
         batches: the batch sampler of the config.
+        seed: of the random numbers that a sampler draws from the generators of its process.
         iteration, epoch: of the loop, from which to go on.
         endless: whether the loop takes its batches without asking for epochs.
     """
 
-    def __init__(self, batches: Sampler, iteration: int, epoch: int, endless: bool) -> None:
-        self.batches, self.endless = batches, endless
-        self._iteration = iteration
-        self._skip = iteration if endless else max(0, iteration - epoch * len(batches))
-        self._left_out = self._skip
-
-    @property
-    def sampler(self) -> Sampler:
-        """The sampler, for its ``set_epoch``."""
-        return self.batches.sampler
+    def __init__(
+        self, batches: Sampler, seed: int, iteration: int, epoch: int, endless: bool
+    ) -> None:
+        skip = iteration if endless else max(0, iteration - epoch * len(batches))
+        super().__init__(
+            batches,
+            _order_seed=seed,
+            _endless=endless,
+            _iteration=iteration,
+            _skip=skip,
+            _left_out=skip,
+        )
 
     def __len__(self) -> int:
         """Of this epoch: less than the others after a resume within it."""
-        return len(self.batches) - (0 if self.endless else self._left_out)
+        return len(self._original) - (0 if self._endless else self._left_out)
 
     def __iter__(self) -> Iterator[list[_Place]]:
         self._left_out, self._skip = self._skip, 0
-        stream = self._epochs() if self.endless else iter(self.batches)
-        for batch in itertools.islice(stream, self._left_out, None):
-            iteration, self._iteration = self._iteration, self._iteration + 1
-            yield [_Place(index, (iteration, slot)) for slot, index in enumerate(batch)]
+        first = self._iteration - self._left_out
+        stream = iter(self._epochs() if self._endless else self._original)
+        for iteration in itertools.count(first):
+            with seeded(stable_seed("order", self._order_seed, iteration)):
+                batch = next(stream, None)
+            if batch is None:
+                return
+            if iteration >= first + self._left_out:
+                self._iteration = iteration + 1
+                yield [_Place(index, (iteration, slot)) for slot, index in enumerate(batch)]
 
     def _epochs(self) -> Iterator[list[int]]:
         for epoch in itertools.count():
             if hasattr(self.sampler, "set_epoch"):
                 self.sampler.set_epoch(epoch)
-            yield from self.batches
+            yield from self._original
 
 
-class _Numbered(Dataset):
+class _Numbered(_StandIn, Dataset):
     """A dataset whose images' random numbers depend on where in the training they are."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+        super().__init__(dataset, _image_seed=seed)
+
+    def __reduce__(self) -> tuple:  # to a worker that is not a fork
+        return _Numbered, (self._original, self._image_seed)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._original)
 
     def __getitem__(self, index: int) -> Any:
-        with seeded(stable_seed(self.seed, *getattr(index, "place", (index,)))):
-            return self.dataset[int(index)]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "dataset":
-            raise AttributeError(name)
-        return getattr(self.dataset, name)  # metainfo and what hooks ask a dataset for
+        with seeded(stable_seed(self._image_seed, *getattr(index, "place", (index,)))):
+            return self._original[int(index)]
 
 
 class _Batches:

@@ -113,7 +113,7 @@ def test_a_training_without_a_seed_goes_on_with_its_own(tmp_path):
 
 
 def places(sampler, iteration=0, epoch=0, endless=False):
-    return _Places(sampler, iteration, epoch, endless)
+    return _Places(sampler, 3, iteration, epoch, endless)
 
 
 def test_the_rest_of_an_epoch_then_whole_ones():
