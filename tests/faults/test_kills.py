@@ -1,11 +1,15 @@
 """Trainings that die, are told to go, or cannot write: nothing is lost, and nothing half-written is
 taken for a checkpoint. ``python -m tests.faults.killing`` kills each at 20 points."""
 
+import contextlib
 import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +25,7 @@ from tests.faults.killing import (
     start,
     steps_done,
 )
-from tests.faults.trainings import TRAININGS, losses, weights
+from tests.faults.trainings import ROOT, TRAININGS, losses, weights
 
 pytestmark = pytest.mark.integration
 ENGINES = pytest.mark.parametrize("name", TRAININGS)
@@ -46,17 +50,47 @@ def test_killed_while_saving_and_in_a_step_then_resumed(name, whole, faults_data
     assert not being_written(folder), "half-written files take room for ever"
 
 
-@ENGINES
-def test_told_to_go_it_saves_at_once_and_says_so(name, whole, faults_data, tmp_path):
-    """Within an epoch, and between the steps at which it would have saved."""
+@pytest.mark.parametrize(
+    ("name", "workers", "signals"),
+    [
+        ("Detectron2", 0, 1),
+        ("Detectron2", 0, 2),
+        ("Detectron2", 2, 1),
+        ("Detectron2", 2, 2),
+        ("MMDetection", 0, 2),
+        ("MMDetection", 2, 1),
+        ("pretraining", 2, 2),
+    ],
+)
+def test_torchrun_told_to_go(name, workers, signals, whole, faults_data, tmp_path):
+    """Within an epoch, and between the steps at which it would have saved; the second signal comes
+    while it saves, also to the training's process group."""
     folder = tmp_path / name
-    process = start(name, folder, faults_data)
-    wait_for_steps(process, folder, 1)
-    os.kill(process.pid, signal.SIGTERM)
-    assert finish(process) == EXIT_CODE
-    done = steps_done(folder)
+    folder.mkdir()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+    command += ["-m", "tests.faults.told", name, folder, faults_data, workers]
+    mark = f"GRADAUG_TOLD={tmp_path}"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env={**os.environ, **dict([mark.split("=", 1)])},
+            stdout=log,
+            stderr=log,
+        )
+    until(lambda: steps_done(folder) or process.poll() is not None)
+    process.terminate()
+    if signals == 2:
+        until(lambda: being_written(folder) or (folder / "exit").is_file())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int((folder / "pid").read_text()), signal.SIGTERM)
+        process.terminate()
+    process.wait(LIMIT)
+    until(lambda: not processes_with(mark), 20)
+    assert (folder / "exit").read_text() == str(EXIT_CODE), (tmp_path / "log").read_text()
+    done, reference = steps_done(folder), expected(name, whole)
+    assert 0 < done < len(reference[0]) and checkpoints(folder)
     assert finish(start(name, folder, faults_data)) == 0
-    reference = expected(name, whole)
     assert steps_done(folder) == len(reference[0]), f"steps after {done} were done again"
     assert compare(reference, folder, TRAININGS[name][1]) == []
 
@@ -99,8 +133,18 @@ def checkpoints(folder):
     return [p for p in folder.iterdir() if p.suffix in (".pth", ".ckpt") and p.name[0] != "."]
 
 
-def wait_for_steps(process, folder, count):
-    deadline = time.monotonic() + LIMIT
-    while steps_done(folder) < count:
-        assert process.is_alive() and time.monotonic() < deadline
+def until(condition, limit=LIMIT):
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def processes_with(mark):
+    """That have it in their environment."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in environ.read_bytes():
+                found.append(environ.parent.name)
+    return found
