@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
                 run(args)
         else:
             check_gpus(args.num_gpus)
-            if args.num_gpus > 1:  # the trainings are this process' children
+            if args.num_gpus * args.num_machines > 1:  # the trainings are this process' children
                 signal.signal(signal.SIGTERM, _tell_children)
             launch(
                 run,
@@ -65,15 +65,22 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ProcessExitedException as error:
-        if error.exit_code != EXIT_CODE:
+        if error.exit_code not in (EXIT_CODE, -signal.SIGTERM):
             raise
-        return EXIT_CODE
+        return EXIT_CODE if error.exit_code == EXIT_CODE else _TOLD_TOO_EARLY
     return 0
 
 
+_TOLD_TOO_EARLY = 128 + signal.SIGTERM
+"""By SIGTERM, before there was anything to save."""
+
+
 def _tell_children(*_) -> None:
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    for child in children:
         child.terminate()
+    if not children:
+        raise SystemExit(_TOLD_TOO_EARLY)
 
 
 if __name__ == "__main__":

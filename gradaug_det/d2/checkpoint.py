@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
+from gradaug_det.core.resumed import last_checkpoint
 from gradaug_det.d2.zoo import zoo_url
 from gradaug_det.errors import GradAugError, ZooError
 from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
@@ -38,6 +39,16 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         if self.save_dir and self.save_to_disk and comm.is_main_process():
             remove_partial_files(self.save_dir)
         return super().resume_or_load(path, resume=resume)
+
+    def has_checkpoint(self) -> bool:
+        return bool(self.get_checkpoint_file())
+
+    def get_checkpoint_file(self) -> str:
+        """Raises GradAugError if the checkpoint that ``last_checkpoint`` names is not there, or not
+        whole."""
+        if "://" in self.save_dir:
+            return super().get_checkpoint_file() if super().has_checkpoint() else ""
+        return last_checkpoint(self.save_dir) or ""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes under a temporary name and renames; then does the same with what names the last

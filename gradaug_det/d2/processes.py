@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 
@@ -22,7 +23,8 @@ def joined_processes() -> Iterator[None]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    # Others wait while the first process scores a large test set.
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=DEFAULT_TIMEOUT)
     try:
         _tell_machines(int(os.environ["LOCAL_WORLD_SIZE"]))
         comm.synchronize()

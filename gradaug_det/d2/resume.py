@@ -20,10 +20,16 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
+from gradaug_det.core.resumed import (
+    changed_settings,
+    optimizer_settings,
+    plain_settings,
+    restored_settings,
+)
 from gradaug_det.core.sampling import stable_seed
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.reproducible import seed_everything, seeded
@@ -91,6 +97,11 @@ class ResumableLoader:
                 f"dataloader.train.{unknown[0]}",
                 f"is not among what exact resume can pass on ({', '.join(_LOADER_OPTIONS)}); "
                 "remove it, or set train.exact_resume = False",
+            )
+        ahead = options.get("prefetch_factor")
+        if ahead is not None and not (isinstance(ahead, int) and ahead >= 1):
+            raise ConfigError(
+                "dataloader.train.prefetch_factor", f"must be at least 1, got {ahead!r}"
             )
         self.num_workers = num_workers
         self.options = options if num_workers else _without_workers(options)
@@ -192,27 +203,77 @@ class ExactResume(HookBase):
     Args:
         loader: of the trainer; None if it is not a :class:`ResumableLoader`.
         seed: of the random numbers of steps; the same on all processes.
+        config: of the training, whose changes a resumed training warns of.
     """
 
-    def __init__(self, loader: ResumableLoader | None, seed: int) -> None:
-        self.loader, self.seed = loader, seed
+    def __init__(
+        self,
+        loader: ResumableLoader | None,
+        seed: int,
+        config: CfgNode | DictConfig | None = None,
+    ) -> None:
+        self.loader, self.seed, self.config = loader, seed, config
+        self._restored: dict[str, str] = {}
 
     def before_train(self) -> None:
         if self.loader is not None:
             self.loader.first = self.trainer.start_iter
+        elif self.trainer.start_iter:
+            logger.warning(
+                "the training's loader is not gradaug_det.d2.resume.ResumableLoader: its images "
+                "begin anew, so that this is not the training without a break"
+            )
 
     def before_step(self) -> None:
         seed_everything(stable_seed("step", self.seed, self.trainer.iter, comm.get_rank()))
 
     def state_dict(self) -> dict[str, Any]:
         images = self.seed if self.loader is None else self.loader.seed
-        return {"seed": self.seed, "images": images}
+        return {"seed": self.seed, "images": images, "settings": self._settings() | self._restored}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """A training begun without a seed goes on with the one that it drew."""
+        then = state.get("settings")  # not in checkpoints of older versions
+        if then:
+            said = changed_settings(then, self._settings(), _RESTORED, _HARMLESS)
+            if said and comm.is_main_process():
+                logger.warning(said)
+            self._restored = restored_settings(then, _RESTORED)
         self.seed = state["seed"]
         if self.loader is not None:
             self.loader.seed = state.get("images", self.seed)
+
+    def _settings(self) -> dict[str, str]:
+        """By which a resumed training is known; before its states are loaded, the config's own."""
+        settings = {"processes": str(comm.get_world_size())}
+        if self.loader is not None:
+            settings["training images"] = str(len(self.loader.dataset))
+            settings["images a step and process"] = str(self.loader.batch_size)
+        if self.config is None:
+            optimizer = getattr(self.trainer, "_trainer", self.trainer).optimizer
+            return settings | optimizer_settings(optimizer)
+        config = self.config
+        if isinstance(config, DictConfig):
+            config = OmegaConf.to_container(config)
+        return settings | plain_settings(config, _SETTINGS)
+
+
+_SETTINGS = (
+    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|GRADAUG)\.|SEED"
+    r"|(model|train|dataloader\.train|optimizer|lr_multiplier|gradaug)\."
+)
+_HARMLESS = (
+    r"MODEL\.(WEIGHTS|DEVICE)$|INPUT\.\w+_TEST$|DATASETS\.\w*TEST|DATALOADER\.NUM_WORKERS"
+    r"|SOLVER\.(CHECKPOINT_PERIOD|EXACT_RESUME)|(GRADAUG|gradaug)\.(LOG_PERIOD|log_period)"
+    r"|train\.(output_dir|init_checkpoint|device|ddp|checkpointer|eval_period|log_period)"
+    r"|dataloader\.train\.(num_workers|prefetch_factor|persistent_workers|pin_memory|timeout)"
+)
+_RESTORED = (
+    r"SEED|SOLVER\.(BASE_LR|MOMENTUM|NESTEROV|WEIGHT_DECAY|BIAS_LR_FACTOR)"
+    r"|train\.seed|dataloader\.train\.seed|optimizer\."
+)
+"""Keys of both kinds of config: all that are looked at, that may change, and that have no effect
+after a resume, because optimizer and seed come from the checkpoint."""
 
 
 class SaveOnTermination(HookBase):

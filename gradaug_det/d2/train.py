@@ -69,8 +69,10 @@ class Trainer(DefaultTrainer):
         )
         loader = self._trainer.data_loader
         resumable = isinstance(loader, ResumableLoader)
+        seed = loader.seed if resumable else training_seed(self.cfg.SEED)
+        exact = ExactResume(loader if resumable else None, seed, self.cfg)
         return [
-            ExactResume(loader, loader.seed) if resumable else None,
+            exact if self.cfg.SOLVER.EXACT_RESUME else None,
             GradAugHook.from_config(self.cfg),
             *super().build_hooks(),
             SaveOnTermination(self.checkpointer),
@@ -233,9 +235,8 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     optimizer = instantiate(cfg.optimizer)
     model = create_ddp_model(model, **cfg.train.ddp)
     seed = training_seed(cfg.train.get("seed"))
-    loader = None
-    if cfg.train.get("exact_resume", True):
-        loader = resumable_lazy_loader(cfg.dataloader.train, seed)
+    exact = cfg.train.get("exact_resume", True)
+    loader = resumable_lazy_loader(cfg.dataloader.train, seed) if exact else None
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(
         model, loader or instantiate(cfg.dataloader.train), optimizer
     )
@@ -243,7 +244,7 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     main = comm.is_main_process()
     trainer.register_hooks(
         [
-            ExactResume(loader, seed) if loader else None,
+            ExactResume(loader, seed, cfg) if exact else None,
             instantiate(cfg.gradaug) if "gradaug" in cfg else None,
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),

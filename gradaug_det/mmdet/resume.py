@@ -11,19 +11,24 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import barrier, get_rank, is_main_process
+from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
+from gradaug_det.core.resumed import (
+    changed_settings,
+    last_checkpoint,
+    optimizer_settings,
+    plain_settings,
+    restored_settings,
+)
 from gradaug_det.core.sampling import stable_seed
 from gradaug_det.errors import ConfigError
 from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
@@ -48,6 +53,7 @@ class ExactResumeHook(Hook):
     def __init__(self) -> None:
         self._notice = TerminationNotice()
         self._seed = 0
+        self._restored: dict[str, str] = {}
 
     def before_run(self, runner: Runner) -> None:
         """From here on checkpoints are written whole; what names the last one is mended if a
@@ -61,9 +67,15 @@ class ExactResumeHook(Hook):
                     "it writes the new one, and a training that ends in between would have none"
                 )
                 hook.max_keep_ckpts = 2
+        work_dir = Path(runner.work_dir)
+        # MMEngine looks for the last checkpoint by itself only where no file is given.
+        search = runner._resume and runner._load_from is None
+        found = last_checkpoint(work_dir) if search else None
+        barrier()  # all have read it
         if is_main_process():
-            remove_partial_files(runner.work_dir)
-            _mend_note(Path(runner.work_dir), runner.logger)
+            remove_partial_files(work_dir)
+            if search:
+                _mend_note(work_dir, found)
         barrier()
 
     def before_train(self, runner: Runner) -> None:
@@ -76,6 +88,19 @@ class ExactResumeHook(Hook):
             given = hasattr(loop.dataloader_iterator, "skip_iter")
             loop.dataloader_iterator = _Batches(loader, 0 if given else loop.iter)
         loop.dataloader = loader
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"][_SETTINGS_KEY] = _settings(runner) | self._restored
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Warns of settings that are not those that the training was begun with."""
+        then = checkpoint.get("meta", {}).get(_SETTINGS_KEY)
+        if not then or not runner._resume:
+            return
+        said = changed_settings(then, _settings(runner), _RESTORED, _HARMLESS)
+        if said:
+            runner.logger.warning(said)  # which is the first process' alone
+        self._restored = restored_settings(then, _RESTORED)
 
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         seed_everything(stable_seed("step", self._seed, runner.iter, get_rank()))
@@ -100,6 +125,33 @@ class ExactResumeHook(Hook):
         self._notice.close()
 
 
+_SETTINGS_KEY = "gradaug_settings"
+_SETTINGS = r"(model|train_dataloader|train_cfg|optim_wrapper|param_scheduler|custom_hooks)\."
+_HARMLESS = (
+    r"train_cfg\.(val_|dynamic_intervals)|model\.(\w+\.)*init_cfg|custom_hooks\.\d+\.log_period"
+    r"|train_dataloader\.(num_workers|persistent_workers|prefetch_factor|pin_memory|timeout)"
+    r"|train_dataloader\.(dataset\.)*(data_root|backend_args)"
+)
+_RESTORED = r"optim_wrapper\.optimizer\.|param_scheduler\.|optimizer\."
+"""Keys of a config: all that are looked at, that may change, and that have no effect after a
+resume, because optimizer and schedules come from the checkpoint. MMEngine itself warns of seeds."""
+
+
+def _settings(runner: Runner) -> dict[str, str]:
+    """By which a resumed training is known; before its states are loaded, the config's own."""
+    loader = runner.train_dataloader
+    batches = getattr(loader, "batch_sampler", None)
+    settings = {
+        "processes": str(get_world_size()),
+        "training images": str(len(loader.dataset)),
+        "images a step and process": str(getattr(batches, "batch_size", None)),
+    }
+    config = plain_settings(dict(runner.cfg.items()), _SETTINGS)
+    if not any(key.startswith("optim_wrapper.") for key in config):  # made without a config
+        config |= optimizer_settings(runner.optim_wrapper.optimizer)
+    return settings | config
+
+
 class _Saving:
     """``Runner.save_checkpoint`` under a temporary name, renamed when it is whole."""
 
@@ -115,25 +167,17 @@ class _Saving:
             self._save(out_dir, temporary.name, *args, **kwargs)
 
 
-def _note_last(work_dir: Path, checkpoint: Path) -> None:
+def _note_last(work_dir: Path, checkpoint: Path | str) -> None:
     with atomic_path(work_dir / "last_checkpoint") as temporary:
         temporary.write_text(str(checkpoint))
 
 
-def _mend_note(work_dir: Path, logger: logging.Logger) -> None:
-    """Has ``last_checkpoint`` name the newest checkpoint that is there, if it names none."""
-    note = work_dir / "last_checkpoint"
-    named = note.read_text().strip() if note.is_file() else ""
-    # A checkpoint is there under its name only when it is whole; so the newest is good.
-    whole = [*work_dir.glob("iter_*.pth"), *work_dir.glob("epoch_*.pth")]
-    newest = max(whole, key=os.path.getmtime, default=None)
-    if named and Path(named).exists():
-        return
-    if newest is not None:
-        logger.warning("last_checkpoint named no checkpoint; the newest is %s", newest)
-        _note_last(work_dir, newest)
-    elif note.is_file():
-        note.unlink()
+def _mend_note(work_dir: Path, found: str | None) -> None:
+    """Has ``last_checkpoint`` name what it means, where MMEngine reads it."""
+    if found is not None:
+        _note_last(work_dir, found)
+    else:
+        (work_dir / "last_checkpoint").unlink(missing_ok=True)  # empty: taken for a name
 
 
 def _continued(
@@ -247,8 +291,9 @@ class _Places(_StandIn, Sampler):
 
     def _epochs(self) -> Iterator[list[int]]:
         for epoch in itertools.count():
-            if hasattr(self.sampler, "set_epoch"):
-                self.sampler.set_epoch(epoch)
+            sampler = getattr(self, "sampler", self)
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
             yield from self._original
 
 

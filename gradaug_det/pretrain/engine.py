@@ -121,7 +121,6 @@ class Pretraining:
         if self.fabric.is_global_zero:
             remove_partial_files(self.out)
         self.batches.first = self._resume()
-        per_epoch, period = self.batches.steps_per_epoch, self.recipe.checkpoint_steps
         progress = tqdm(
             train_loader(self.images, self.recipe, self.batches),
             self.recipe.name,
@@ -131,7 +130,16 @@ class Pretraining:
         )
         self.model.train()
         notice = TerminationNotice()
+        self.fabric.barrier()  # who listens later than others would die of what they note
         notice.listen()
+        try:
+            self._train(progress, notice)
+        finally:
+            notice.close()
+        return self._finish()
+
+    def _train(self, progress: tqdm, notice: TerminationNotice) -> None:
+        per_epoch, period = self.batches.steps_per_epoch, self.recipe.checkpoint_steps
         for step, (images, labels) in enumerate(progress, start=self.batches.first):
             losses = self.train_step(step, images, labels)
             if step % 20 == 0:
@@ -151,8 +159,6 @@ class Pretraining:
                     self.recipe.epochs,
                     losses["loss"],
                 )
-        notice.close()
-        return self._finish()
 
     def train_step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One step of Algorithm 1 and of the optimizer.

@@ -204,9 +204,12 @@ class Recipe:
 
     def same_training(self, other: dict[str, Any]) -> bool:
         """Whether a checkpoint of the recipe ``other`` can be gone on with."""
-        ignored = {"checkpoint_steps"}
-        own = {k: v for k, v in self.as_dict().items() if k not in ignored}
-        return own == {k: v for k, v in other.items() if k not in ignored}
+
+        def what_matters(recipe: dict[str, Any]) -> dict[str, Any]:
+            data = {**recipe["data"], "workers": None}  # who change nothing
+            return {**recipe, "data": data, "checkpoint_steps": None}
+
+        return what_matters(self.as_dict()) == what_matters(other)
 
 
 def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,6 +1,7 @@
 """The stream of images is taken up where it was left, whatever workers, groups and samplers."""
 
 import itertools
+import logging
 
 import numpy as np
 import pytest
@@ -13,18 +14,19 @@ from detectron2.data import (
 )
 from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Sampler
 
 from gradaug_det.core.sampling import stable_seed
 from gradaug_det.d2.data import register_coco
 from gradaug_det.d2.resume import (
+    ExactResume,
     ResumableLoader,
     resumable_lazy_loader,
     resumable_train_loader,
     training_seed,
 )
 from gradaug_det.d2.train import Trainer
-from gradaug_det.errors import GradAugError
+from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.reproducible import seed_everything, seeded
 from tests.d2.dataset import annotation, write_coco
 from tests.d2.helpers import tiny_cfg
@@ -84,12 +86,30 @@ def test_from_any_step_on_the_batches_are_the_same(cfg, pairs):
 
 
 @pytest.mark.parametrize("grouping", [True, False])
-@pytest.mark.parametrize("first", [0, 5])
-def test_workers_change_nothing(cfg, grouping, first):
-    cfg = changed(cfg, "DATALOADER.ASPECT_RATIO_GROUPING", grouping)
-    alone = take(resumable_train_loader(cfg, seed=3), first, 6)
-    cfg = changed(cfg, "DATALOADER.NUM_WORKERS", 2)
-    assert take(resumable_train_loader(cfg, seed=3), first, 6) == alone
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("rank", [None, 0, 1])
+def test_workers_change_nothing(cfg, grouping, size, rank, monkeypatch):
+    """Whatever Detectron2's version shares among them, of one process or two."""
+    parts = build_detection_train_loader.from_config(cfg)
+    if rank is not None:
+        monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+        monkeypatch.setattr(comm, "get_rank", lambda: rank)
+
+    def batches(workers, first, count):
+        loader = ResumableLoader(
+            parts["dataset"],
+            parts["mapper"],
+            lambda: TrainingSampler(len(SIZES), seed=5),
+            seed=3,
+            single_gpu_batch_size=size,
+            aspect_ratio_grouping=grouping,
+            num_workers=workers,
+        )
+        return take(loader, first, count)
+
+    alone = batches(0, 0, 9)
+    for workers, first in ((1, 4), (2, 0), (3, 5), (4, 4)):
+        assert batches(workers, first, 4) == alone[first : first + 4]
 
 
 def test_images_are_detectron2s_own_but_for_the_random_numbers(cfg):
@@ -136,13 +156,12 @@ def test_processes_share_the_stream(cfg, monkeypatch):
 
     alone = take(loader(1), 0, 12)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr("detectron2.data.build.get_world_size", lambda: 2)
     for rank in (0, 1):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         assert take(loader(2), 2, 4) == alone[rank::2][2:6]
 
 
-def test_a_lazy_config_gives_the_same_loader(cfg):
+def test_a_lazy_config_gives_the_same_loader(cfg, caplog):
     node = LazyCall(build_detection_train_loader)(
         dataset=LazyCall(get_detection_dataset_dicts)(names="resume_train"),
         mapper=DatasetMapper(cfg, True),
@@ -154,7 +173,113 @@ def test_a_lazy_config_gives_the_same_loader(cfg):
     few = {image for batch in take(resumable_lazy_loader(node, 3), 0, 9) for image, *_ in batch}
     assert len(few) == 3
     node["_target_"] = "builtins.dict"
+    caplog.set_level("WARNING", "detectron2.gradaug")
+    logging.getLogger("detectron2").propagate = True
     assert resumable_lazy_loader(node, 3) is None
+    assert "begin anew" in caplog.text
+
+
+def lazy(cfg, **arguments):
+    return LazyCall(build_detection_train_loader)(
+        dataset=LazyCall(get_detection_dataset_dicts)(names="resume_train"),
+        mapper=DatasetMapper(cfg, True),
+        **{"total_batch_size": 2, **arguments},
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_workers": 2, "prefetch_factor": 1, "persistent_workers": True, "pin_memory": False},
+        {"num_workers": 0, "prefetch_factor": 4, "persistent_workers": True},
+        {"num_workers": 1, "timeout": 60, "multiprocessing_context": "fork", "drop_last": True},
+        {"total_batch_size": None, "single_gpu_batch_size": 2},
+    ],
+)
+def test_the_loader_arguments_of_detectron2_main(cfg, arguments):
+    alone = take(resumable_lazy_loader(lazy(cfg), 3), 1, 3)
+    assert take(resumable_lazy_loader(lazy(cfg, **arguments), 3), 1, 3) == alone
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"shuffle": True}, r"dataloader\.train\.shuffle is not among .*prefetch_factor.*remove"),
+        ({"in_order": False}, r"dataloader\.train\.in_order is not among"),
+        ({"num_workers": 1, "prefetch_factor": 0}, r"train\.prefetch_factor must be at least 1"),
+        ({"num_workers": "2"}, r"dataloader\.train cannot be used: "),
+        ({"single_gpu_batch_size": 2}, "single_gpu_batch_size must not be given beside"),
+        ({"total_batch_size": 0}, "must be a multiple of the 1 processes and at least that, got 0"),
+        ({"total_batch_size": "2"}, "must be a multiple of the 1 processes .* got '2'"),
+    ],
+)
+def test_loader_arguments_that_have_no_meaning(cfg, arguments, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        resumable_lazy_loader(lazy(cfg, **arguments), 3)
+
+
+def test_a_seed_of_the_loaders_own(cfg):
+    own = resumable_lazy_loader(lazy(cfg, seed=9), 3)
+    assert own.seed == 9
+    state = ExactResume(own, 3, cfg).state_dict()
+    hook = ExactResume(resumable_lazy_loader(lazy(cfg), 4), 4, cfg)
+    hook.load_state_dict(state)
+    assert (hook.seed, hook.loader.seed) == (3, 9)
+
+
+def test_a_sampler_that_draws_from_numpys_generator_repeats(cfg):
+    class Careless(Sampler):
+        def __init__(self):
+            pass
+
+        def __iter__(self):
+            while True:
+                yield from np.random.permutation(len(SIZES))  # noqa: NPY002
+
+    def loader(workers):
+        parts = build_detection_train_loader.from_config(cfg)
+        size = {"total_batch_size": 2, "num_workers": workers}
+        return ResumableLoader(parts["dataset"], parts["mapper"], Careless, 3, **size)
+
+    assert take(loader(2), 3, 3) == take(loader(0), 0, 6)[3:]
+
+
+def test_what_a_resumed_training_does_otherwise_is_said(cfg, tmp_path, caplog):
+    cfg = changed(cfg, "OUTPUT_DIR", str(tmp_path), "SOLVER.BASE_LR", 0.02, "SEED", 7)
+    Trainer(cfg).checkpointer.save("model_0000001", iteration=1)
+    logging.getLogger("detectron2").propagate = True
+
+    def said(*pairs):
+        caplog.clear()
+        trainer = Trainer(changed(cfg, *pairs))
+        trainer.resume_or_load(resume=True)
+        assert trainer._trainer.optimizer.param_groups[0]["initial_lr"] == 0.02
+        return [r.getMessage() for r in caplog.records if "resumed with" in r.getMessage()]
+
+    harmless = ("DATALOADER.NUM_WORKERS", 2, "SOLVER.CHECKPOINT_PERIOD", 9, "MODEL.WEIGHTS", "x")
+    assert said(*harmless) == []
+    (one,) = said(
+        *("SOLVER.BASE_LR", 0.5, "SEED", 8, "SOLVER.IMS_PER_BATCH", 1, "SOLVER.STEPS", (5,))
+    )
+    ignored, used = one.split("used, so that it is another training from here on: ")
+    assert "SOLVER.BASE_LR 0.5 (was 0.02)" in ignored and "SEED 8 (was 7)" in ignored
+    assert "images a step and process 1 (was 2)" in used and "SOLVER.STEPS [5]" in used
+
+
+def test_the_checkpoint_that_is_gone(cfg, tmp_path):
+    cfg = changed(cfg, "OUTPUT_DIR", str(tmp_path / "old"))
+    trainer = Trainer(cfg)
+    for trainer.iter in (1, 2):
+        iteration = trainer.iter
+        trainer.checkpointer.save(f"model_{iteration}", iteration=iteration)
+    (tmp_path / "old").rename(tmp_path / "new")
+    cfg.OUTPUT_DIR = str(tmp_path / "new")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    assert trainer.start_iter == 3
+    (tmp_path / "new/model_2.pth").unlink()
+    with pytest.raises(GradAugError, match=r"model_2\.pth, which is not there; .*: model_1\.pth\."):
+        trainer.resume_or_load(resume=True)
 
 
 def test_what_has_no_places_is_refused(cfg):

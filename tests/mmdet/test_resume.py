@@ -2,19 +2,26 @@
 
 # ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
 
-import logging
 import pickle
+import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
-import torch
 from mmdet.datasets.samplers import AspectRatioBatchSampler
-from mmengine.dataset import DefaultSampler, InfiniteSampler, pseudo_collate
-from mmengine.registry import DATASETS
+from mmengine.dataset import (
+    BaseDataset,
+    ConcatDataset,
+    DefaultSampler,
+    InfiniteSampler,
+    pseudo_collate,
+)
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS, TRANSFORMS
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
-from gradaug_det.errors import ConfigError
-from gradaug_det.mmdet.resume import _mend_note, _Place, _Places
+from gradaug_det.errors import ConfigError, GradAugError
+from gradaug_det.mmdet.resume import _Numbered, _Place, _Places
 from tests.mmdet.helpers import assert_same, make_runner, tiny_item, tiny_model
 
 
@@ -36,6 +43,28 @@ class NoisyDataset(Dataset):
     def get_data_info(self, index):
         height, width = ((96, 128), (128, 96))[index % 2]
         return dict(height=height, width=width)
+
+
+@TRANSFORMS.register_module(force=True)
+class FillImage:
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, results):
+        item = tiny_item(results["sample_idx"], (96, 128), "bitmap")
+        item["inputs"][:] = self.value
+        return item
+
+
+@DATASETS.register_module(force=True)
+class PlainDataset(BaseDataset):
+    METAINFO: ClassVar = dict(classes=("a", "b", "c"))
+
+    def load_data_list(self):
+        return [dict(instances=[dict(bbox_label=i % 3)]) for i in range(7)]
+
+    def get_cat_ids(self, index):
+        return [index % 3]
 
 
 def settings(by_epoch, workers=0, batch_sampler=None, length=3):
@@ -176,14 +205,116 @@ def test_one_checkpoint_to_keep_means_two(tmp_path):
     assert {p.name for p in tmp_path.glob("*.pth")} == {"iter_10.pth", "iter_12.pth"}
 
 
-@pytest.mark.parametrize("note", [None, "", "gone.pth"])
-def test_the_note_of_the_last_checkpoint_is_mended(note, tmp_path):
-    file, logger = tmp_path / "last_checkpoint", logging.getLogger("mend")
-    if note is not None:
-        file.write_text(note)
-    _mend_note(tmp_path, logger)
-    assert not file.exists(), "it would be taken for a checkpoint's name"
-    torch.save({}, tmp_path / "iter_2.pth")
-    torch.save({}, tmp_path / ".partial.iter_4.pth.abc.pth")  # half-written
-    _mend_note(tmp_path, logger)
-    assert file.read_text() == str(tmp_path / "iter_2.pth")
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [("BaseDataset", 0), ("BaseDataset", 1), ("RepeatDataset", 0), ("ConcatDataset", 0)],
+)
+def test_hooks_change_the_dataset_and_not_what_stands_before_it(kind, workers, tmp_path):
+    """MMDetection's own hook, which sets the pipeline; with and without persistent workers."""
+    switch = dict(
+        type="PipelineSwitchHook",
+        switch_epoch=1,
+        switch_pipeline=[dict(type="FillImage", value=250)],
+    )
+    inner = dict(type="PlainDataset", pipeline=[dict(type="FillImage", value=0)])
+    wrapped = {
+        "BaseDataset": inner,
+        "RepeatDataset": dict(type="RepeatDataset", times=1, dataset=inner),
+        "ConcatDataset": dict(type="ConcatDataset", datasets=[inner]),
+    }[kind]
+    options = settings(True, workers, length=2)
+    options["train_dataloader"]["dataset"] = wrapped
+    if kind == "BaseDataset":
+        options["train_dataloader"]["sampler"] = dict(type="ClassAwareSampler")
+    seen = []
+
+    class Look(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            seen.append((runner.epoch, float(data_batch["inputs"][0].max())))
+
+        def before_train_epoch(self, runner):
+            dataset, loader = runner.train_dataloader.dataset, runner.train_dataloader
+            assert loader is runner.train_loop.dataloader
+            assert (loader.batch_size, loader.sampler.epoch) == (2, runner.epoch)
+            assert loader.batch_sampler.batch_size == 2
+            if kind == "RepeatDataset":  # as such hooks do for it
+                assert type(dataset.dataset).__name__ == "PlainDataset"
+            if kind == "ConcatDataset":
+                assert isinstance(dataset, ConcatDataset)
+                assert type(dataset.datasets[0]).__name__ == "PlainDataset"
+
+    hooks = [*options.pop("hooks"), Look()] + ([switch] if kind == "BaseDataset" else [])
+    make_runner(tiny_model(), tmp_path, None, hooks=hooks, **options).train()
+    assert {epoch for epoch, _ in seen} == {0, 1}
+    later = 250 if kind == "BaseDataset" else 0
+    assert all(value == (later if epoch else 0) for epoch, value in seen)
+
+
+def test_a_stand_in_passes_on_what_is_set_and_removed():
+    original = NoisyDataset()
+    numbered = _Numbered(original, 3)
+    numbered.pipeline, numbered.seed = "second", 5
+    assert (original.pipeline, original.seed, numbered.pipeline) == ("second", 5, "second")
+    del numbered.pipeline
+    assert not hasattr(original, "pipeline") and not hasattr(numbered, "pipeline")
+    assert isinstance(numbered, NoisyDataset) and len(numbered) == 7
+    again = pickle.loads(pickle.dumps(numbered))  # as to a spawned worker
+    assert type(again) is _Numbered and np.array_equal(again[2]["inputs"], numbered[2]["inputs"])
+
+
+def test_a_sampler_that_draws_from_numpys_generator_repeats():
+    class Careless(list):
+        def __iter__(self):
+            while True:
+                yield np.random.permutation(7)[:2].tolist()  # noqa: NPY002
+
+    def batches(iteration):
+        stream = iter(places(Careless(), iteration, endless=True))
+        return [next(stream) for _ in range(9 - iteration)]
+
+    assert batches(4) == batches(0)[4:]
+
+
+def test_what_a_resumed_training_does_otherwise_is_said(tmp_path, caplog):
+    def run(length, lr, workers=0, batch_size=2):
+        options = settings(False, workers, length=length)
+        options["train_dataloader"]["batch_size"] = batch_size
+        caplog.clear()
+        runner = make_runner(
+            tiny_model(),
+            tmp_path,
+            None,
+            resume=length > 1,
+            log_level="WARNING",
+            optim_wrapper=dict(optimizer=dict(type="SGD", lr=lr)),
+            **options,
+        )
+        runner.logger.addHandler(caplog.handler)
+        runner.train()
+        return [r.getMessage() for r in caplog.records if "resumed with" in r.getMessage()]
+
+    assert run(1, 0.01) == []
+    assert run(2, 0.01, workers=1) == []
+    (said,) = run(3, 0.5, batch_size=1)
+    assert re.search(r"not used, the checkpoint's hold: optimizer\.lr 0\.5 \(was 0\.01\)", said)
+    assert "images a step and process 1 (was 2)" in said
+    (said,) = run(4, 0.5, batch_size=1)  # it was not used the last time either
+    assert "optimizer.lr 0.5 (was 0.01)" in said and "images a step" not in said
+
+
+def test_a_moved_folder_is_gone_on_with_and_a_gone_checkpoint_is_said(tmp_path):
+    make_runner(tiny_model(), tmp_path / "old", None, **settings(False, length=1)).train()
+    (tmp_path / "old").rename(tmp_path / "new")
+    runner = make_runner(
+        tiny_model(), tmp_path / "new", None, resume=True, **settings(False, length=2)
+    )
+    runner.train()
+    assert runner.iter == 8
+    (tmp_path / "new/iter_8.pth").write_bytes(b"")
+    runner = make_runner(
+        tiny_model(), tmp_path / "new", None, resume=True, **settings(False, length=3)
+    )
+    with pytest.raises(
+        GradAugError, match=r"iter_8\.pth, which is empty or cut off; .*: iter_6\.pth"
+    ):
+        runner.train()
