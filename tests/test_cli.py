@@ -1,8 +1,10 @@
 """The command line: exit codes, messages, and what it imports."""
 
 import logging
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +88,74 @@ def test_errors_of_a_command(monkeypatch, capsys, error, code, message):
     monkeypatch.setattr(garments, "run", fail)
     assert cli.main(["build-garments", "--fashion-mnist", "x", "--out", "y"]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def deserted():
+    """A pipe that nobody reads, as stdout is after ``| head``."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", buffering=1, encoding="utf-8")
+
+
+BUILD = ["build-mini-coco", "--out", "coco", *TINY]
+
+
+@pytest.mark.parametrize("command", [BUILD, *([name, "--help"] for name in cli.COMMANDS)])
+def test_a_reader_that_has_gone_ends_a_command(command, tmp_path, monkeypatch, capfd, deserted):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdout", deserted)
+    assert cli.main(command) == 141
+    deserted.close()  # what is left goes nowhere
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_reader_of_errors_and_bars_that_has_gone(monkeypatch, capfd, deserted):
+    from tqdm import tqdm
+
+    from gradaug_det.datasets.commands import garments
+
+    monkeypatch.setattr(sys, "stderr", deserted)
+    monkeypatch.setattr(garments, "run", lambda args: sum(tqdm(range(2))))
+    command = ["build-garments", "--fashion-mnist", "x", "--out", "y"]
+    assert cli.main(command) == 141
+    assert cli.main([*BUILD[:2], str(Path(__file__)), *TINY]) == 2  # its error is said to nobody
+    assert capfd.readouterr() == ("", "")
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch, capsys):
+    from gradaug_det.datasets.commands import garments
+
+    def fail(args):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(garments, "run", fail)
+    assert cli.main(["build-garments", "--fashion-mnist", "x", "--out", "y"]) == 2
+    assert "Broken pipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_was_closed_from_the_start(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, name, None)
+    (tmp_path / "coco").write_text("")
+    assert cli.main(["build-mini-coco", "--out", str(tmp_path / "coco"), *TINY]) == 2
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert error.startswith("gradaug-det: error: ") if name == "stdout" else error == ""
+
+
+def test_a_full_disk_is_said_once(tmp_path, monkeypatch, capfd):
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(BUILD) == 2
+        assert capfd.readouterr().err.count("No space left on device") == 1
+
+
+def test_the_program_ends_without_a_word_when_its_reader_has_gone():
+    command = f"{sys.executable} -m gradaug_det.cli --help | true; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True)
+    assert (ended.returncode in (0, 141), ended.stderr) == (True, b"")
 
 
 def test_a_bug_is_not_hidden(monkeypatch):

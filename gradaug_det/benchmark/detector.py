@@ -99,7 +99,7 @@ def check_num_classes(model_classes: int | None, data: CocoData, key: str) -> No
         key: the config's for the number of classes.
     """
     if model_classes is not None and model_classes != len(data.categories):
-        names = ", ".join(name for _, name in data.categories[:5])
+        names = ", ".join(repr(name) for _, name in data.categories[:5])
         raise ConfigError(
             key,
             f"is {model_classes}, but {data.annotations.name} has {len(data.categories)} "

@@ -138,7 +138,7 @@ def _loaded(benchmark: Benchmark, truth: dict) -> Benchmark:
     if unknown := sorted(set(ids) - set(known)):
         raise DataError(
             f"image_ids has {len(unknown)} ids that {Path(benchmark.gt_json).name} does not have, "
-            f"the first is {unknown[0]}"
+            f"the first is {unknown[0]!r}"
         )
     chosen = set(ids)
 

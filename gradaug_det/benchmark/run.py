@@ -88,7 +88,7 @@ def load_data(annotations: str | Path, images: str | Path, name: str) -> CocoDat
     annotations, images = Path(annotations), Path(images)
     for path, found in ((annotations, annotations.is_file()), (images, images.is_dir())):
         if not found:
-            raise DataError(f"{path} does not exist")
+            raise DataError(f"{str(path)!r} does not exist")
     truth = load_ground_truth(annotations)
     # What would stop, or count wrong, after hours. Masks are looked at when they are scored.
     check_before_training(
@@ -121,13 +121,13 @@ def guess_framework(config: Path) -> str:
         ConfigError: the file does not exist or is neither.
     """
     if not config.is_file():
-        raise ConfigError("--config", f"names a file that does not exist: {config}")
+        raise ConfigError("--config", f"names a file that does not exist: {str(config)!r}")
     if config.suffix in (".yaml", ".yml"):
         return "detectron2"
     if config.suffix == ".py":
         lazy = re.search(r"^(from|import) detectron2\b", config.read_text("utf-8"), re.MULTILINE)
         return "detectron2" if lazy else "mmdet"
-    raise ConfigError("--config", f"must be a .yaml or .py file, got {config}")
+    raise ConfigError("--config", f"must be a .yaml or .py file, got {str(config)!r}")
 
 
 @dataclass

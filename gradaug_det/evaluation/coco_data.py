@@ -68,7 +68,7 @@ def load_ground_truth(source: str | Path | dict | Any) -> dict:
         ]
         if lacking:
             raise DataError(
-                f"{origin}: annotation {annotation.get('id', '(without id)')} has no "
+                f"{origin}: annotation {annotation.get('id')!r} has no "
                 f"{', '.join(map(repr, lacking))}"
             )
     _refuse_repeats(origin, "annotation id", [a["id"] for a in annotations])
@@ -131,7 +131,7 @@ def check_scorable(predictions: list[dict], ground_truth: dict, iou_type: str) -
             )
             raise DataError(
                 f"{len(lacking)} of {len(predictions)} predictions have no {key!r} "
-                f"(first image id: {lacking[0].get('image_id')}){hint}"
+                f"(first image id: {lacking[0].get('image_id')!r}){hint}"
             )
 
     unknown = _distinct(p["image_id"] for p in predictions if p["image_id"] not in images)
@@ -177,7 +177,7 @@ def _check_keypoints(predictions: list[dict], ground_truth: dict) -> None:
     if broken:
         raise DataError(
             f"{len(broken)} of {len(predictions)} predictions have no {length} finite numbers, x, "
-            f"y, v of each keypoint (first image id: {broken[0]['image_id']})"
+            f"y, v of each keypoint (first image id: {broken[0]['image_id']!r})"
         )
 
 
@@ -227,7 +227,7 @@ def _finite(values: Any, shape: tuple[int, ...]) -> bool:
 def _not_finite(what: str, broken: list[dict], predictions: list[dict]) -> str:
     return (
         f"{len(broken)} of {len(predictions)} predictions have {what} that are not finite numbers "
-        f"(first image id: {broken[0]['image_id']}): the model has probably diverged"
+        f"(first image id: {broken[0]['image_id']!r}): the model has probably diverged"
     )
 
 
@@ -245,7 +245,7 @@ def _distinct(values: Iterable) -> list:
 
 def _named(values: Sequence, limit: int = _MAX_NAMED) -> str:
     more = f" and {len(values) - limit} more" if len(values) > limit else ""
-    return ", ".join(str(value) for value in values[:limit]) + more
+    return ", ".join(repr(value) for value in values[:limit]) + more
 
 
 def _read_json(path: Path) -> Any:

@@ -42,11 +42,15 @@ def find_images(source: str | Path, count: int) -> list[Path]:
         found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
         if not found:
             known = ", ".join(IMG_EXTENSIONS)
-            raise DataError(f"--calibrate: there is no image in {source} (looked for {known})")
+            raise DataError(
+                f"--calibrate: there is no image in {str(source)!r} (looked for {known})"
+            )
     elif source.is_file():
         found = _images_of_json(source)
     else:
-        raise DataError(f"--calibrate: {source} does not exist; give images or a COCO-format json")
+        raise DataError(
+            f"--calibrate: {str(source)!r} does not exist; give images or a COCO-format json"
+        )
     if len(found) < count:
         logger.warning("--images is %d, but %s has %d", count, source.name, len(found))
     return found[:count]
@@ -58,23 +62,26 @@ def _images_of_json(source: Path) -> list[Path]:
         names = [image["file_name"] for image in sorted(images, key=lambda image: image["id"])]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"--calibrate: {source} is not in COCO's format ({type(error).__name__}: {error}); "
-            "give a folder of images or a json with images[].id and images[].file_name"
+            f"--calibrate: {str(source)!r} is not in COCO's format "
+            f"({type(error).__name__}: {error}); give a folder of images or a json with "
+            "images[].id and images[].file_name"
         ) from None
     if not names:
-        raise DataError(f"--calibrate: {source} lists no images")
+        raise DataError(f"--calibrate: {str(source)!r} lists no images")
     split = source.parent.parent / source.stem.removeprefix("instances_")
     for folder in (source.parent, split):
         if (folder / names[0]).is_file():
             break
     else:
         raise DataError(
-            f"--calibrate: the first image of {source.name}, {names[0]}, is neither in "
+            f"--calibrate: the first image of {source.name!r}, {names[0]!r}, is neither in "
             f"{source.parent} nor in {split}; give the folder of the images instead"
         )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise DataError(f"--calibrate: {len(missing)} images are missing in {folder}: {missing[0]}")
+        raise DataError(
+            f"--calibrate: {len(missing)} images are missing in {str(folder)!r}: {missing[0]!r}"
+        )
     return [folder / name for name in names]
 
 

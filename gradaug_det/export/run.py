@@ -101,7 +101,7 @@ def export_detector(
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
-        raise ConfigError("--out", f"must be a folder, and {out} is a file")
+        raise ConfigError("--out", f"must be a folder, and {str(out)!r} is a file")
     if program is not None:
         check_format(program)
     images = find_images(calibration.source, calibration.images) if calibration else []

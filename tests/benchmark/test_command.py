@@ -34,11 +34,34 @@ def test_one_config_serves_several_checkpoints():
 
 
 @pytest.mark.parametrize(
+    "arguments, labels",
+    [
+        ("--config c.yaml --weights a/m.pth b/m.pth", ["c, a/m", "c, b/m"]),
+        ("--config c.yaml --weights a/m.pth b/m.pth x.pth", ["c, a/m", "c, b/m", "c, x"]),
+        ("--config c.yaml --weights x/a/m.pth y/a/m.pth", ["c, x/a/m", "c, y/a/m"]),
+        ("--config c.yaml --weights a/m.pth a/m.pkl", ["c, m.pth", "c, m.pkl"]),
+        ("--config c.yaml --weights https://h/a/m https://h/b/m", ["c, a/m", "c, b/m"]),
+        ("--config c.yaml --weights gradaug://r50 gradaug://r18", ["c, r50", "c, r18"]),
+        ("--config a/c.yaml b/c.yaml", ["a/c", "b/c"]),
+        ("--config a/c.yaml b/c.yaml --weights m.pth m.pth", ["a/c, m", "b/c, m"]),
+        ("--config c.yaml c.py --weights a/m.pth b/m.pth", ["c.yaml, a/m", "c.py, b/m"]),
+        ("--config c --weights a/m.pth b/m.pth --label one two", ["one", "two"]),
+        ("--config c --weights a/m.pth a/m.pth --label one two", ["one", "two"]),
+    ],
+)
+def test_labels_are_as_long_as_they_must_be(arguments, labels):
+    files = command.detector_files(parsed(*arguments.split()))
+    assert [file.label for file in files] == labels
+
+
+@pytest.mark.parametrize(
     "arguments, message",
     [
         ("--config a b --weights c d e", r"--config must be given once, or .* \(3 times\)"),
         ("--config a --weights c d --label x", "--label must be given for each of the 2"),
-        ("--config a --weights x/m.pth y/m.pth", "--label must tell the detectors apart"),
+        ("--config a --weights c d --label x x", "--label must tell the detectors apart"),
+        ("--config a --weights x/m.pth ./x/m.pth/", "--weights has './x/m.pth/' twice; leave one"),
+        ("--config a.yaml b.py a.yaml", "--config has 'a.yaml' twice; leave one out"),
     ],
 )
 def test_numbers_that_do_not_fit(arguments, message):
@@ -80,7 +103,7 @@ def test_the_framework_is_seen_in_the_config(tmp_path):
 
 def test_data_that_are_not_there(tmp_path, capsys):
     assert main(["benchmark", "--config", "c.yaml", "--coco", str(tmp_path / "coco")]) == 2
-    assert "instances_val2017.json does not exist" in capsys.readouterr().err
+    assert "instances_val2017.json' does not exist" in capsys.readouterr().err
     assert main(["benchmark", "--config", "c.yaml", "--images", str(tmp_path)]) == 2
     assert "--annotations FILE and --images FOLDER must be given" in capsys.readouterr().err
     (tmp_path / "test.json").write_text(json.dumps({"images": [], "categories": []}))

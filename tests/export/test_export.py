@@ -114,7 +114,7 @@ def test_images_of_a_folder_and_of_a_json(coco, tmp_path, caplog):
     for source, count, message in (
         ("empty", 1, "there is no image in"),
         ("nowhere", 1, "does not exist"),
-        ("lost.json", 1, "a.jpg, is neither in"),
+        ("lost.json", 1, "'a.jpg', is neither in"),
         ("other.json", 1, "is not in COCO's format"),
         ("empty", 0, "--images must be 1 or more, got 0"),
     ):

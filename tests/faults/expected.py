@@ -291,7 +291,7 @@ EXPECTED = {
     "annotation files: duplicate category names: gradaug-det check-data": "works: exit 0, warning 1 duplicate-category-name",
     "annotation files: duplicate category names: Detectron2": "warning: dataset 'faults': 1 x duplicate-category-name ... 10,10,50,60:0 60,20,110,80:1 | 10,10,50,60:0",
     "annotation files: duplicate category names: MMDetection": "DataError: train_dataloader.dataset: 1 x class-not-in-file",
-    "annotation files: duplicate category names: gradaug-det benchmark": "DataError: FOLDER/data/instances.json repeats category name class0",
+    "annotation files: duplicate category names: gradaug-det benchmark": "DataError: FOLDER/data/instances.json repeats category name 'class0'",
     "annotation files: non-contiguous category ids: gradaug-det check-data": "works: exit 0, note 1 non-contiguous-categories",
     "annotation files: non-contiguous category ids: Detectron2": "warning: Category ids in annotations are not in [1, #categor ... 10,10,50,60:0 60,20,110,80:1 | 10,10,50,60:0",
     "annotation files: non-contiguous category ids: MMDetection": "works: 10,10,50,60:0 60,20,110,80:1 | 10,10,50,60:0",

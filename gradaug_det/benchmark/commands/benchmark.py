@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from gradaug_det.benchmark.detector import DetectorFiles
@@ -119,10 +120,7 @@ def detector_files(args: argparse.Namespace) -> list[DetectorFiles]:
         raise ConfigError(
             "--config", f"must be given once, or as often as --weights ({len(weights)} times)"
         )
-    labels = args.label or [
-        f"{config.stem}, {Path(weight).stem}" if weight else config.stem
-        for config, weight in zip(configs, weights, strict=True)
-    ]
+    labels = args.label or _labels(configs, weights)
     if len(labels) != len(weights):
         raise ConfigError("--label", f"must be given for each of the {len(weights)} detectors")
     if len(set(labels)) < len(labels):
@@ -131,6 +129,59 @@ def detector_files(args: argparse.Namespace) -> list[DetectorFiles]:
         DetectorFiles(config, weight, label, args.framework, tuple(args.opts))
         for config, weight, label in zip(configs, weights, labels, strict=True)
     ]
+
+
+def _labels(configs: Sequence[Path], weights: Sequence[str | None]) -> list[str]:
+    """Names of config and weights; with as much of their folders as tells them apart.
+
+    Raises:
+        ConfigError: the same files are given twice.
+    """
+    files = [
+        (_parts(str(c)), _parts(w) if w else None) for c, w in zip(configs, weights, strict=True)
+    ]
+    for position, (config, weight) in enumerate(zip(configs, weights, strict=True)):
+        if files.index(files[position]) < position:
+            option, given = ("--config", str(config)) if weight is None else ("--weights", weight)
+            raise ConfigError(
+                option, f"has {given!r} twice; leave one out, or tell them apart with --label"
+            )
+
+    def labels(of: Sequence[int], alike: bool) -> list[str]:
+        columns = [[files[i][column] for i in of] for column in (0, 1)]
+        named = [_shortest(column) if alike else _stems(column) for column in columns if column[0]]
+        return [", ".join(row) for row in zip(*named, strict=True)]
+
+    found = labels(range(len(files)), alike=False)
+    for label in set(found):
+        same = [i for i, other in enumerate(found) if other == label]
+        if len(same) > 1:
+            for i, longer in zip(same, labels(same, alike=True), strict=True):
+                found[i] = longer
+    return found
+
+
+def _parts(file: str) -> tuple[str, ...]:
+    """Of a path from the root on, or of a URL."""
+    if "://" in file:
+        return tuple(filter(None, file.split("/")))
+    return Path(os.path.normpath(Path(file).absolute())).parts
+
+
+def _stems(files: Sequence[tuple[str, ...]]) -> list[str]:
+    return [Path(parts[-1]).stem for parts in files]
+
+
+def _shortest(files: Sequence[tuple[str, ...]]) -> list[str]:
+    """The last parts of each, as few as tell different files apart, with the suffix if need be."""
+    stems = [(*parts[:-1], stem) for parts, stem in zip(files, _stems(files), strict=True)]
+    ends: list[str] = []
+    for named in (stems, files):
+        for length in range(1, max(map(len, files)) + 1):
+            ends = ["/".join(parts[-length:]) for parts in named]
+            if len(set(ends)) == len(set(files)):
+                return ends
+    return ends
 
 
 def _dataset(args: argparse.Namespace) -> tuple[Path, Path, str]:
