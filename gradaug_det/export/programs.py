@@ -66,7 +66,13 @@ def torchscript(traceable: Traceable) -> Program:
     _check("--torchscript", traceable, program)
     buffer = io.BytesIO()
     torch.jit.save(program, buffer)
-    return Program(f"{traceable.name}.torchscript.pt", buffer.getvalue(), traceable.note)
+    note = traceable.note
+    if any(name.startswith("torchvision::") for name in torch.jit.export_opnames(program)):
+        note += (
+            "; a Python program imports torchvision before it loads this, one in C++ links "
+            "libtorchvision"
+        )
+    return Program(f"{traceable.name}.torchscript.pt", buffer.getvalue(), note)
 
 
 def onnx(traceable: Traceable) -> Program:

@@ -1,6 +1,9 @@
 """Exported Detectron2 detectors: plain Detectron2 finds with them what the sliced ones find."""
 
 import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from tests.cross.helpers import ROOT
 from tests.d2.helpers import calibrate
 from tests.export.conftest import CONFIGS
 from tests.export.helpers import (
+    BLOCK,
     WIDTH,
     assert_same_results,
     detections,
@@ -210,6 +214,19 @@ def test_calibrated_statistics_are_those_of_the_images(checkpoints, coco, tmp_pa
     np.testing.assert_allclose(stem.norm.running_var, seen.var((0, 2, 3)), rtol=1e-4)
 
 
+def loads_as_the_page_says(program):
+    """In a process of its own, which has nothing but what the page's snippet imports."""
+    page = (ROOT / "docs" / "export.md").read_text("utf-8")
+    (snippet,) = re.findall(r"^```python\n(import torch\n.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert "output/narrow/model.torchscript.pt" in snippet
+    snippet = snippet.replace("output/narrow/model.torchscript.pt", str(program))
+    snippet += "import sys\nassert 'detectron2' not in sys.modules and boxes.shape[1] == 4\n"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", BLOCK + snippet], check=True)
+    alone = snippet.replace("import torchvision", "#")
+    ended = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True)
+    assert "Unknown builtin op: torchvision::" in ended.stderr
+
+
 @pytest.mark.parametrize("program", FORMATS)
 def test_the_traced_program_finds_the_same(program, checkpoints, tmp_path):
     """On images of other sizes, also where nothing is found."""
@@ -217,6 +234,9 @@ def test_the_traced_program_finds_the_same(program, checkpoints, tmp_path):
     source = files(checkpoints["detectron2"], *opts)
     exported = export_detector(source, WIDTH, tmp_path / "narrow", program=program)
     assert "pred_boxes, pred_classes, pred_masks, scores" in exported.record["program"]["note"]
+    if program == "torchscript":
+        assert "imports torchvision before" in exported.record["program"]["note"]
+        loads_as_the_page_says(exported.program)
     run = load_program(exported.program)
     model = Detectron2Exporter(source).build(exported.config)
     model.load_state_dict(torch.load(exported.weights, weights_only=True)["model"])
