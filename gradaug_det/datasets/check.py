@@ -115,6 +115,7 @@ def check_before_training(
     refused: Mapping[str, str] | None = None,
     max_detections: int | None = None,
     framework: str | None = None,
+    scored: bool | None = None,
 ) -> CheckResult:
     """The part of `check_coco` that takes seconds: the annotation file, and whether images exist.
 
@@ -134,6 +135,7 @@ def check_before_training(
         refused: kinds of warning or note that stop the framework as it is set up -> the way out.
         max_detections: what the evaluator counts of an image; None: not known.
         framework: the one at hand, "Detectron2" or "MMDetection"; None: either.
+        scored: whether an evaluator reads the file; None: if it does not train.
 
     Raises:
         DataError: an error was found; names the count, the first example, and the command that
@@ -150,7 +152,10 @@ def check_before_training(
         frameworks=FRAMEWORKS if framework is None else (framework,),
         max_detections=max_detections or MAX_DETECTIONS,
     )
-    stops = {**_stopping(masks, keypoints is not None, trains), **(refused or {})}
+    stops = {
+        **_stopping(masks, keypoints is not None, trains, not trains if scored is None else scored),
+        **(refused or {}),
+    }
     copes = {*handled, *(() if trains else ("no-objects-left",))}
     command = f"gradaug-det check-data --annotations {annotations}"
     command += f" --images {images}" if images is not None else ""
@@ -168,7 +173,8 @@ def check_before_training(
     warnings = [
         finding
         for finding in result.findings
-        if finding.kind.severity != "note"
+        # Adapters count what their framework keeps of all that trains: see `check_kept`.
+        if (finding.kind.severity != "note" and finding.kind.name != "most-objects-lost")
         or (finding.kind.name == "many-objects" and max_detections is not None)
     ]
     for finding in warnings:
@@ -178,7 +184,7 @@ def check_before_training(
     return result
 
 
-def _stopping(masks: bool, keypoints: bool, trains: bool) -> dict[str, str]:
+def _stopping(masks: bool, keypoints: bool, trains: bool, scored: bool) -> dict[str, str]:
     """Kinds of warning or note that stop both frameworks -> the way out, where the kind has none.
 
     The evaluators of both are pycocotools', which reads keys that training does without.
@@ -186,13 +192,13 @@ def _stopping(masks: bool, keypoints: bool, trains: bool) -> dict[str, str]:
     stops = {}
     if trains:
         stops["no-annotations"] = "add annotations"
-    else:
+    if scored:
         stops |= dict.fromkeys(("iscrowd-missing", "iscrowd-invalid", "annotation-id-text"), "")
     if masks:
         stops["no-segmentations"] = "add them, or take a detector of boxes"
     if keypoints:
         stops |= dict.fromkeys(("keypoints-missing", "keypoint-names-missing"), "")
-        if not trains:
+        if scored:
             stops["num-keypoints-missing"] = ""
     return stops
 

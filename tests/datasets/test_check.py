@@ -995,6 +995,9 @@ def test_what_stops_training_and_what_stops_an_evaluation(tmp_path, kind):
                 check_before_training(file, name="set", keypoints=3, trains=trains)
         else:
             check_before_training(file, name="set", keypoints=3, trains=trains)
+    if kind in SCORED:
+        with pytest.raises(DataError, match=rf"^set: \d x {kind}: "):
+            check_before_training(file, name="set", keypoints=3, trains=True, scored=True)
     if "keypoint" in kind:  # a detector without them does not mind
         check_before_training(file, name="set")
 
