@@ -361,10 +361,12 @@ def _check_files(name: str, use: DataUse) -> int:
         json_file,
         root if root.is_dir() else None,
         name=f"dataset {name!r}",
-        masks=use.masks is not False,
+        masks=use.masks,
         keypoints=use.keypoints,
         # Of several, one may hold nothing but background; what they hold together is counted.
         trains=use.train == (name,),
+        scored=name in use.test,
+        framework="Detectron2",
         handled=("missing-image",),  # named below, with what Detectron2 takes for the path
         refused=refused,
         max_detections=use.max_detections if name in use.test else None,

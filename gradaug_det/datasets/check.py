@@ -108,7 +108,7 @@ def check_before_training(
     name: str,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
-    masks: bool = True,
+    masks: bool | None = True,
     keypoints: int | None = None,
     trains: bool = True,
     handled: Collection[str] = (),
@@ -127,7 +127,8 @@ def check_before_training(
     same time. Warnings are logged.
 
     Args:
-        annotations, images, num_classes, class_names, masks: see `check_coco`.
+        annotations, images, num_classes, class_names: see `check_coco`.
+        masks: look at segmentations; True: the detector needs them, None: it may.
         name: what the framework calls the data set.
         handled: kinds of error that the framework at hand copes with; logged as warnings are.
         keypoints: how many the detector wants of each object; None: it has none.
@@ -147,13 +148,15 @@ def check_before_training(
         lambda count: look_at_header if count <= HEADER_IMAGES else exists,
         num_classes,
         class_names,
-        masks,
+        masks is not False,
         keypoints=False if keypoints is None else keypoints,
         frameworks=FRAMEWORKS if framework is None else (framework,),
         max_detections=max_detections or MAX_DETECTIONS,
     )
     stops = {
-        **_stopping(masks, keypoints is not None, trains, not trains if scored is None else scored),
+        **_stopping(
+            bool(masks), keypoints is not None, trains, not trains if scored is None else scored
+        ),
         **(refused or {}),
     }
     copes = {*handled, *(() if trains else ("no-objects-left",))}

@@ -1002,6 +1002,17 @@ def test_what_stops_training_and_what_stops_an_evaluation(tmp_path, kind):
         check_before_training(file, name="set")
 
 
+def test_masks_that_a_detector_may_need(tmp_path):
+    file = tmp_path / "file.json"
+    file.write_text(json.dumps(one_class()))
+    for masks in (None, False):
+        check_before_training(file, name="set", masks=masks)
+    file.write_text(json.dumps(one_class(segmentation="abc")))
+    check_before_training(file, name="set", masks=False)
+    with pytest.raises(DataError, match="segmentation-malformed"):
+        check_before_training(file, name="set", masks=None)
+
+
 def test_a_framework_is_checked_by_its_own_rules(tmp_path, caplog):
     file = tmp_path / "file.json"
     file.write_text(json.dumps(one_class(area=0, masks=True)))
