@@ -332,8 +332,9 @@ def _check_counts(
 class _Lookup:
     """What an annotation's ids stand for, and ids that are meant but spelled otherwise."""
 
-    def __init__(self, images: Images, categories: dict[Any, Any]) -> None:
+    def __init__(self, images: Images, categories: dict[Any, dict[str, Any]]) -> None:
         self.images = images
+        self._names = {str(category.get("name")): key for key, category in categories.items()}
         self.columns = {key: column for column, key in enumerate(categories)}
         self._alike: dict[str, dict[str, Any]] = {}
         self._files: dict[str, Any] = {}
@@ -352,6 +353,8 @@ class _Lookup:
         if found is None and key == "image_id" and isinstance(value, str):
             stem = Path(value).stem
             found = self._files.get(value, self._files.get(stem, alike.get(_spelling(stem))))
+        elif found is None and key == "category_id":
+            found = self._names.get(str(value))
         return found
 
 
@@ -366,14 +369,14 @@ def _check_ids(annotation: dict, lookup: _Lookup, seen: set, findings: Findings)
             kind = "unknown-image" if meant is None else "image-id-differs"
             findings.add(kind, **_place(annotation, images, row), images_id=meant)
     if "id" in annotation and _usable_id(annotation["id"], annotation, findings):
-        place = _place(annotation, images, row)
-        if annotation["id"] in seen:
-            findings.add("duplicate-annotation-id", **place)
-        seen.add(annotation["id"])
-        if annotation["id"] == 0:
-            findings.add("annotation-id-zero", **place)
-        elif isinstance(annotation["id"], str) and not _is_numeral(annotation["id"]):
-            findings.add("annotation-id-text", **place)
+        value = annotation["id"]
+        if value in seen:
+            findings.add("duplicate-annotation-id", **_place(annotation, images, row))
+        seen.add(value)
+        if value == 0:
+            findings.add("annotation-id-zero", **_place(annotation, images, row))
+        elif isinstance(value, str) and not _is_numeral(value):
+            findings.add("annotation-id-text", **_place(annotation, images, row))
     if "category_id" in annotation and _usable_id(annotation["category_id"], annotation, findings):
         value = annotation["category_id"]
         column = lookup.columns.get(value, -1)
