@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from gradaug_det.core.sampling import isolated_rng, stable_seed
+from gradaug_det.core.sampling import stable_seed
 from gradaug_det.datasets import CLASS_NAMES, load_garments, render_garment_crops
 from gradaug_det.errors import DataError
 from gradaug_det.pretrain.recipe import DataSettings, Recipe
+from gradaug_det.reproducible import seeded
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -190,9 +191,9 @@ class _Raw(Dataset):
         self.images = images
         self.transform = v2.Compose(
             [
-                v2.PILToTensor(),
                 v2.Resize(round(size * 256 / 224), antialias=True),
                 v2.CenterCrop(size),
+                v2.PILToTensor(),
             ]
         )
 
@@ -205,19 +206,22 @@ class _Raw(Dataset):
 
 
 class Augmented(Dataset):
-    """(epoch, index) -> augmented uint8 (3, H, W) image and its label."""
+    """(epoch, index) -> augmented uint8 (3, H, W) image and its label.
+
+    Pillow's images are cut and resized first: the rest of a photo's pixels never become a tensor.
+    """
 
     def __init__(self, images: Dataset, settings: DataSettings, seed: int) -> None:
         self.images, self.seed = images, seed
         flip = v2.RandomHorizontalFlip()
         if settings.augment == "light":
             shift = v2.RandomCrop(settings.size, padding=settings.size // 8, padding_mode="reflect")
-            steps = [v2.Resize(settings.size, antialias=True), shift, flip]
+            steps = [v2.Resize(settings.size, antialias=True), v2.PILToTensor(), shift, flip]
         else:
             jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
-            steps = [v2.RandomResizedCrop(settings.size, antialias=True), flip, jitter, Lighting()]
+            crop = v2.RandomResizedCrop(settings.size, antialias=True)
+            steps = [crop, v2.PILToTensor(), flip, jitter, Lighting()]
         self.transform = v2.Compose(steps)
-        self.to_tensor = v2.PILToTensor()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -225,8 +229,7 @@ class Augmented(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
         image, label = self.images[index]
-        image = image if isinstance(image, Tensor) else self.to_tensor(image)
-        with isolated_rng(stable_seed("augment", self.seed, epoch, index)):
+        with seeded(stable_seed("augment", self.seed, epoch, index)):
             return self.transform(image), int(label)
 
 

@@ -74,6 +74,20 @@ def test_pixels_do_not_depend_on_workers_or_on_the_global_generator():
     assert not torch.equal(one, dataset[1, 5][0])  # another epoch, another augmentation
 
 
+@pytest.mark.parametrize("augment", ["light", "imagenet"])
+def test_photos_are_cut_before_they_become_tensors(augment, monkeypatch):
+    """The same cut and colours as from a tensor, but for Pillow's rounding; no seed of devices."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    photo = Image.fromarray(noise).resize((400, 300), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.asarray(photo)).permute(2, 0, 1)
+    settings = DataSettings(augment=augment, size=64)
+    monkeypatch.setattr(torch, "manual_seed", None)  # formats the stack in every spawned worker
+    for epoch in range(4):
+        cut, whole = (Augmented([(i, 0)], settings, seed=1)[epoch, 0][0] for i in (photo, pixels))
+        difference = (cut.float() - whole.float()).abs()
+        assert difference.mean() < 0.5 and difference.max() <= 16
+
+
 def test_a_share_has_all_classes_and_a_holdout_is_kept_out():
     whole = load_images(DataSettings(size=16), seed=0)
     assert (len(whole.train), len(whole.val)) == (4000, 1200)
