@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ class Meeting:
 
     def __init__(self) -> None:
         self.several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo") if self.several else None
+        self._group = None
+        if self.several:
+            self._group = dist.new_group(backend="gloo", timeout=_time_limit())
 
     def problems(self, own: str = "") -> dict[int, str]:
         """What each process that has a problem says of it, by rank. All processes call it.
@@ -30,6 +33,8 @@ class Meeting:
         """
         if not self.several:
             return {0: own} if own else {}
+        if self._group is None:  # would be the model's own group
+            raise GradAugError("this process has left the training's other processes")
         texts: list[Any] = [None] * dist.get_world_size()
         flag = torch.tensor([bool(own)], dtype=torch.int32)
         try:
@@ -67,6 +72,15 @@ class Meeting:
         group, self._group = self._group, None
         if group is not None and dist.is_initialized():
             dist.destroy_process_group(group)
+
+
+def _time_limit() -> timedelta | None:
+    """The default group's, which users raise for long evaluations; None if it cannot be had."""
+    try:
+        world = dist.group.WORLD
+        return world._get_backend(world._device_types[0]).options._timeout
+    except (AttributeError, IndexError, RuntimeError):  # private to PyTorch
+        return None
 
 
 def synchronized_norms(module: nn.Module, beside: nn.Module) -> list[str]:

@@ -119,7 +119,7 @@ def slim_plan(module: nn.Module) -> SlimPlan:
     if plan is None:
         from gradaug_det.core.tracing import trace_plan
 
-        with Loan() as loan:
+        with no_traces(module), Loan() as loan:
             for layer in module.modules():
                 if getattr(layer, "_compiled_call_impl", None) is not None:
                     loan.lend(vars(layer), "_compiled_call_impl", None)

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torchvision.models import resnet18
 
-from gradaug_det.core.engine import check_gradients
+from gradaug_det.core.engine import average_gradients, check_gradients
 from gradaug_det.core.processes import Meeting, synchronized_norms
 from gradaug_det.core.regularizer import sub_network_passes
 from gradaug_det.core.sampling import SubNetworkSampler
@@ -45,10 +45,29 @@ def said(run):
         return type(error).__name__, str(error), getattr(error, "here", None)
 
 
+def averaged(rank):
+    torch.manual_seed(0)
+    module = nn.ModuleDict(
+        {
+            "both": nn.Linear(3000, 3000),  # 36 MB: more than a bucket
+            "one": nn.Linear(4, 4).double(),  # used on rank 1 alone, and of another dtype
+            "none": nn.Linear(4, 4),
+            "frozen": nn.Linear(4, 4).requires_grad_(False),
+        }
+    )
+    for parameter in module["both"].parameters():
+        parameter.grad = torch.full_like(parameter, rank + 1.0)
+    if rank == 1:
+        for parameter in module["one"].parameters():
+            parameter.grad = torch.full_like(parameter, 4.0)
+    average_gradients(module)
+    return gradients(module)
+
+
 def _work(rank, address, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
-    meeting, seen = Meeting(), {}
+    meeting, seen = Meeting(), {"average": averaged(rank)}
     seen["none"], seen["both"] = meeting.problems(), meeting.problems(f"problem of {rank}")
     seen["gathered"] = meeting.gather({"rank": rank})
     torch.manual_seed(0)
@@ -83,6 +102,7 @@ def _work(rank, address, out):
     if rank == 1:
         seen["norm"] = said(lambda: passes("stops", True))
         meeting.close()
+        seen["left"] = said(meeting.problems)
     else:
         seen["left"] = said(meeting.problems)
     torch.save(seen, f"{out}/{rank}.pth")
@@ -128,7 +148,16 @@ def test_what_cannot_be_told_is_said_at_once(seen):
     kind, text, _ = seen[1]["norm"]
     assert kind == "NonFiniteLossError" and "wait for this one in head (SyncBatchNorm)" in text
     assert seen[0]["left"][0] == "GradAugError"
+    assert "this process has left" in seen[1]["left"][1]
     assert "another process of this training has stopped" in seen[0]["left"][1]
+
+
+def test_average_gradients(seen):
+    for grads in (one["average"] for one in seen):
+        assert (grads["both.weight"] == 1.5).all() and (grads["both.bias"] == 1.5).all()
+        assert (grads["one.weight"] == 2.0).all() and grads["one.weight"].dtype == torch.float64
+        assert grads["none.weight"] is None  # an optimizer must not touch it
+        assert grads["frozen.weight"] is None
 
 
 def test_norms_over_all_processes():

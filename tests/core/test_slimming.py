@@ -289,12 +289,63 @@ def test_unknown_policy_and_nesting(resnet18):
     assert resnet18.conv1.weight.shape[0] == 64
 
 
-def test_no_traces(resnet18):
-    resnet18.train()
-    before = state_and_attributes(resnet18)
-    with no_traces(resnet18):
-        resnet18(torch.randn(2, 3, 64, 64))
-    assert_same(before, resnet18)
+class OwnNorm(nn.Module):
+    """A norm that records whatever it is told, as Detectron2's and MMCV's synchronized ones do."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("calls", torch.tensor(0))
+        self.steps, self.first, self.ema = 0, True, torch.zeros(3)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.running_mean += x.mean((0, 2, 3))
+            self.calls += 1
+            self.ema += 1
+        self.steps, self.first = self.steps + 1, False
+        return x * self.weight[:, None, None] - self.running_mean[:, None, None]
+
+
+def own_norms():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        OwnNorm(8),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8, momentum=None),
+        nn.Conv2d(8, 8, 1),
+        nn.BatchNorm2d(8, affine=False),
+    ).train()
+
+
+def test_no_traces():
+    """Of layers of any kind, and autograd still has what the forward pass read."""
+    network = own_norms()
+    slim_plan(network)  # runs the network too
+    assert network[1].steps == network[1].calls == 0 and network[1].first
+    before, own = state_and_attributes(network), dict(vars(network[1]))
+    own["ema"] = own["ema"].clone()
+    with no_traces(network):
+        network(torch.randn(2, 3, 16, 16)).square().sum().backward()
+        assert network[1].steps == 1 and network[1].calls == 1
+    assert_same(before, network)
+    assert (network[1].steps, network[1].first) == (0, True)
+    assert torch.equal(network[1].ema, own["ema"])
+
+
+@pytest.mark.parametrize("norm", ["auto", "batch"])
+def test_running_statistics_are_never_written_at_a_width(norm):
+    network = own_norms()
+    slim_plan(network)
+    before = {n: b.clone() for n, b in network.named_buffers() if "running" in n}
+    assert len(before) == 5
+    with at_width(network, 0.5, norm):
+        network(torch.randn(2, 3, 16, 16)).square().sum().backward()
+        assert network[1].running_mean.abs().min() > 0
+    after = dict(network.named_buffers())
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize(
