@@ -30,6 +30,7 @@ from gradaug_det.core.slimming import Loan, no_traces
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.mmdet.checkpoint import load_files_safely
+from gradaug_det.mmdet.data import coco_metrics, leaves
 from gradaug_det.mmdet.train import load_config
 
 
@@ -37,7 +38,6 @@ class MMDetectionDetector:
     """A config with weights; without them, with the config's ``load_from``."""
 
     framework = "MMDetection"
-    scoring = Scoring()
 
     def __init__(self, files: DetectorFiles, data: CocoData, device: str) -> None:
         self.data, self.device = data, device
@@ -53,12 +53,13 @@ class MMDetectionDetector:
         self.model.eval()
         self.backbone = self.model.backbone
         self.divisor = _divisor(self.config)
+        self.scoring = _scoring(self.config)
         head = getattr(getattr(self.model, "roi_head", self.model), "bbox_head", None)
         head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
         check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
 
     def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:
-        settings = copy.deepcopy(_innermost(self.config.test_dataloader.dataset))
+        settings = copy.deepcopy(next(leaves(self.config.test_dataloader.dataset, ""))[1])
         pipeline = list(settings.pipeline)
         if isinstance(change, FGSM):
             pipeline = _with_ground_truth(pipeline, getattr(self.model, "with_mask", False))
@@ -174,18 +175,24 @@ def _divisor(config: Config) -> int:
     return 1
 
 
+def _scoring(config: Config) -> Scoring:
+    """As its CocoMetric has it, with as many detections of an image as it lets through."""
+    _, metric = next(coco_metrics(config, "test"), ("", {"metric": ()}))
+    tasks = metric.get("metric", "bbox")
+    tasks = [tasks] if isinstance(tasks, str) else tasks
+    tasks = tuple(task for task in ("bbox", "segm") if task in tasks) or None
+    test_cfg = config.model.get("test_cfg") or {}
+    detections = (test_cfg.get("rcnn") or test_cfg).get("max_per_img") or 100
+    counted = max(metric.get("proposal_nums", (100, 300, 1000)))
+    return Scoring(tasks=tasks, max_detections=max(100, min(detections, counted)))
+
+
 def _without_pretrained(model: Any) -> Any:
     """Model settings that load no backbone: the checkpoint's weights replace it anyway."""
     model = copy.deepcopy(model)
     if model.get("backbone", {}).get("init_cfg"):
         model.backbone.init_cfg = None
     return model
-
-
-def _innermost(dataset: Any) -> Any:
-    while "dataset" in dataset:  # RepeatDataset and its kin
-        dataset = dataset["dataset"]
-    return dataset
 
 
 def options(overrides: Sequence[str]) -> dict[str, Any]:

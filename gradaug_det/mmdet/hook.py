@@ -22,6 +22,7 @@ from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.training import Outcome, Step, Training, check_alone
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 from gradaug_det.mmdet.batch import Batch
+from gradaug_det.mmdet.checks import TrainingChecks
 from gradaug_det.mmdet.detector import GradAugDetector
 from gradaug_det.mmdet.preprocessing import check_preprocessing
 from gradaug_det.mmdet.replay import encode, names
@@ -60,6 +61,15 @@ class GradAugHook(Hook):
         self._results: list[SubNetworkLosses] = []
 
     # ---- MMEngine's hook methods --------------------------------------------------------------
+
+    def before_run(self, runner: Runner) -> None:
+        """Looks at the training's data, classes and starting weights, if nobody has.
+
+        Raises:
+            ConfigError, DataError: see :mod:`gradaug_det.mmdet.checks`.
+        """
+        if not any(isinstance(hook, TrainingChecks) for hook in runner.hooks):
+            TrainingChecks().before_run(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Checks that this runner's detector can be trained with GradAug.

@@ -6,20 +6,22 @@ data's files before the model is built, and checkpoints that are read without ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-from mmdet.datasets import CocoDataset
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
-from gradaug_det.datasets.check import check_before_training
-from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.files import check_writable
 from gradaug_det.mmdet import preprocessing
 from gradaug_det.mmdet.checkpoint import load_files_safely
+from gradaug_det.mmdet.checks import TrainingChecks
 from gradaug_det.mmdet.resume import ExactResumeHook
+from gradaug_det.mmdet.values import check_values
 
 
 def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -48,59 +50,38 @@ def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) ->
     return config
 
 
-def check_data(config: Config) -> None:
-    """Fails before anything is built if data is missing or cannot be learned from.
-
-    What is a CocoDataset is looked at by
-    :func:`gradaug_det.datasets.check.check_before_training`, which parses the annotation file
-    once more than MMDetection does, and logs warnings.
-
-    Raises:
-        DataError: names the file, the dataset's key in the config and what is wrong or to do.
-    """
-    for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        dataset = (config.get(key) or {}).get("dataset", {})
-        while isinstance(dataset, Mapping) and "dataset" in dataset:  # RepeatDataset and its kin
-            dataset = dataset["dataset"]
-        if not isinstance(dataset, Mapping):
-            raise ConfigError(f"{key}.dataset", f"must be a dict, got {dataset!r}")
-        prefix = dataset.get("data_prefix") or {}
-        if not isinstance(prefix, Mapping):
-            problem = f"must be a dict such as dict(img='images/'), got {prefix!r}"
-            raise ConfigError(f"{key}.dataset.data_prefix", problem)
-        root = Path(dataset.get("data_root") or "")
-        paths = [dataset.get("ann_file"), prefix.get("img")]
-        for path in (root / path for path in paths if path):
-            if "://" not in str(path) and not path.exists():
-                hint = (
-                    f"build it with: gradaug-det build-mini-coco --out {root}"
-                    if root.name == "mini_coco"
-                    else f"correct {key}.dataset.data_root"
-                )
-                raise DataError(f"{key}: {path} is missing; {hint}")
-        if _is_coco(dataset) and not any("://" in str(root / path) for path in paths if path):
-            check_before_training(
-                root / dataset["ann_file"],
-                root / paths[1] if paths[1] else None,
-                name=f"{key}.dataset",
-                class_names=_class_names(dataset),
-                masks=any(step.get("with_mask") for step in dataset.get("pipeline") or ()),
-                handled=("ignore-set",),  # MMDetection means to leave these out
-            )
+@contextmanager
+def _said_of(key: str) -> Iterator[None]:
+    """What MMEngine cannot build becomes a ConfigError, with its own words."""
+    try:
+        yield
+    except GradAugError:
+        raise
+    except Exception as error:  # a config may name any program
+        said = shorten(str(error), 300, placeholder=" ...")
+        if said.startswith("need at least one array"):
+            said = "no image is left; look at its filter_cfg and indices"
+        raise ConfigError(key, f"cannot be used: {type(error).__name__}: {said}") from error
 
 
-def _is_coco(dataset: Mapping[str, Any]) -> bool:
-    """Whether a dataset's config is one of a CocoDataset itself: subclasses read other formats."""
-    kind = dataset.get("type")
-    return bool(dataset.get("ann_file")) and (
-        kind is CocoDataset or kind in ("CocoDataset", "mmdet.CocoDataset")
-    )
+class _Runner(Runner):
+    """Builds what a config says as its base does, and says in a sentence what cannot be built."""
 
+    def build_train_loop(self, loop: Any) -> BaseLoop:
+        with _said_of("train_cfg or train_dataloader"):
+            return super().build_train_loop(loop)
 
-def _class_names(dataset: Mapping[str, Any]) -> Sequence[str] | None:
-    """The classes of a CocoDataset's config, COCO's own by default; None for a file of names."""
-    classes = (dataset.get("metainfo") or {}).get("classes") or CocoDataset.METAINFO["classes"]
-    return None if isinstance(classes, str) else classes
+    def build_val_loop(self, loop: Any) -> BaseLoop:
+        with _said_of("val_cfg, val_dataloader or val_evaluator"):
+            return super().build_val_loop(loop)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        with _said_of("optim_wrapper"):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        with _said_of("param_scheduler"):
+            return super().build_param_scheduler(scheduler)
 
 
 def build_runner(
@@ -131,14 +112,19 @@ def build_runner(
     config.work_dir, config.resume = str(work_dir), resume
     if fix_preprocessing:
         preprocessing.fix_preprocessing(config)
+    check_values(config)
     preprocessing.check_preprocessing(config)
-    check_data(config)
     check_writable(work_dir)
     load_files_safely()
     hooks = list(config.get("custom_hooks") or [])
     if exact_resume and not any(_is_exact_resume(hook) for hook in hooks):
         config.custom_hooks = [*hooks, {"type": "ExactResumeHook"}]
-    return Runner.from_cfg(config)
+    with _said_of("config"):
+        runner = _Runner.from_cfg(config)
+    checks = TrainingChecks()
+    checks.before_build(runner)
+    runner.register_hook(checks, priority="HIGHEST")
+    return runner
 
 
 def _is_exact_resume(hook: Any) -> bool:

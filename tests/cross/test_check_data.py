@@ -24,7 +24,7 @@ from gradaug_det.d2.data import check_datasets, register_coco
 from gradaug_det.datasets.check import check_before_training, check_coco
 from gradaug_det.datasets.check_images import _orientations
 from gradaug_det.errors import ConfigError, DataError
-from gradaug_det.mmdet.train import check_data
+from gradaug_det.mmdet.data import check_data
 from tests.d2.dataset import SIZE, annotation, crowd, write_coco
 
 GOOD = annotation(10, 10, 40, 50)
@@ -518,7 +518,8 @@ def test_the_models_classes(configs):
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.RETINANET.NUM_CLASSES = "RetinaNet", 3
     check_datasets(cfg)
     del config.train_dataloader.dataset["metainfo"]  # COCO's 80 names, as MMDetection takes them
-    with pytest.raises(DataError, match=r'80 x class-not-in-file: .*name "person"'):
+    wrong = r"COCO's 80 are not the categories of .*classes=\('class0', 'class1', 'class2'\)"
+    with pytest.raises(ConfigError, match=wrong):
         check_data(config)
 
 

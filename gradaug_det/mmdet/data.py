@@ -1,0 +1,393 @@
+"""What a training of MMDetection needs of its data, looked at before the first step.
+
+Datasets are found through wrappers (ConcatDataset, RepeatDataset and their kin, nested ones too),
+as configs and as objects. Files are looked at if a dataset reads them as CocoDataset does; LVIS,
+VOC and the like are left to MMDetection.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmdet.datasets import BaseDetDataset, CocoDataset
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS, METRICS
+from mmengine.fileio import list_from_file
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from gradaug_det.datasets.agreement import check_kept, check_same_classes
+from gradaug_det.datasets.check import CheckResult, check_before_training
+from gradaug_det.datasets.check_annotations import read_document
+from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.mmdet.values import walk
+from gradaug_det.reproducible import seeded
+
+SPLITS = ("train", "val", "test")
+_WRAPPED = ("dataset", "datasets", "_dataset")  # attributes and keys of wrappers
+_COUNTED = 100  # detections of an image that COCO's mAP sees, whatever proposal_nums are
+_METRICS = ("bbox", "segm", "proposal", "proposal_fast")
+_FOR_SCORES = ("iscrowd-missing", "iscrowd-invalid", "annotation-id-text")  # trains without
+_SAMPLES = 8  # images that go through the training pipeline
+_LOST = (
+    "MMDetection does not learn crowds, objects with ignore set, boxes below one pixel, without "
+    "area or outside the image, and classes that metainfo does not name"
+)
+
+
+class _Part(NamedTuple):
+    """A dataset that reads a file in COCO's format, and what it is read for."""
+
+    annotations: Path
+    images: Path | None
+    classes: tuple[str, ...]
+    masks: bool = False
+    trains: bool = False
+    alone: bool = True  # no other dataset trains beside it
+    scored: bool = False  # CocoMetric reads this very file
+
+
+class _Scorer(NamedTuple):
+    key: str
+    annotations: Path | None
+    masks: bool
+
+
+def leaves(dataset: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The datasets that a config or an object wraps, with their keys; itself if it wraps none.
+
+    Raises:
+        ConfigError: a value is neither a dataset nor the config of one.
+    """
+    if isinstance(dataset, (list, tuple)):
+        problem = "must be a dict, got a list: write dict(type='ConcatDataset', datasets=[...])"
+        raise ConfigError(key, problem)
+    if not isinstance(dataset, Mapping) and not hasattr(dataset, "__dict__"):
+        raise ConfigError(key, f"must be a dict, got {dataset!r}")
+    content = dataset if isinstance(dataset, Mapping) else vars(dataset)
+    for name in _WRAPPED:
+        inner = content.get(name)
+        if isinstance(inner, (list, tuple)) and inner and name == "datasets":
+            for index, one in enumerate(inner):
+                yield from leaves(one, f"{key}.{name}.{index}")
+            return
+        if isinstance(inner, Mapping) or hasattr(inner, "get_data_info"):
+            yield from leaves(inner, f"{key}.{name}")
+            return
+    yield key, dataset
+
+
+def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
+    """Fails before a training if data is missing, cannot be learned from or does not agree.
+
+    Files are parsed once more than MMDetection does, each once; warnings are logged.
+
+    Args:
+        config: its ``train_dataloader`` and the like may hold configs of datasets or built ones.
+
+    Returns:
+        What was found in the files that train, by file.
+
+    Raises:
+        ConfigError: the classes are not those of the file in its order, or a value cannot be used.
+        DataError: names the file, the dataset's key in the config and what is wrong or to do.
+    """
+    done: dict[tuple, CheckResult] = {}
+    classes: dict[str, tuple[str, ...]] = {}
+    for split in SPLITS:
+        loader = config.get(f"{split}_dataloader")
+        if loader is None:
+            continue
+        key = f"{split}_dataloader.dataset"
+        given = loader.get("dataset") if isinstance(loader, Mapping) else loader.dataset
+        found = list(leaves(given, key))
+        scorers = [] if split == "train" else list(_scorers(config, split))
+        for key, leaf in found:
+            _check_paths(key, leaf)
+            part = _part(key, leaf)
+            if part is None:
+                continue
+            for scorer in scorers:
+                if scorer.annotations is None:
+                    _check_ground_truth(scorer, key, leaf)
+            own = [s for s in scorers if s.annotations and _same(s.annotations, part.annotations)]
+            part = part._replace(
+                masks=part.masks or any(scorer.masks for scorer in own),
+                trains=split == "train",
+                alone=len(found) == 1,
+                scored=bool(own),
+            )
+            if part not in done:
+                done[part] = _check_part(key, part)
+            for scorer in scorers:
+                if scorer.annotations and scorer not in own:
+                    _check_scorer(scorer, key, part)
+            classes[key] = part.classes
+    check_same_classes(classes)
+    return {str(part.annotations): result for part, result in done.items() if part.trains}
+
+
+def check_learned(runner: Runner, results: Mapping[str, CheckResult]) -> None:
+    """Counts the objects that the built datasets keep, and tries the training's pipeline.
+
+    Args:
+        runner: whose training data is built.
+        results: of :func:`check_data`.
+
+    Raises:
+        DataError: nothing is left to learn from, or nothing leaves the pipeline.
+    """
+    key = "train_dataloader.dataset"
+    whole = runner.train_dataloader.dataset
+    found = list(leaves(whole, key))
+    if not all(isinstance(leaf, BaseDetDataset) for _, leaf in found):
+        return
+    all_kept, all_given = Counter(), Counter()
+    for key_, leaf in found:
+        names = leaf.metainfo.get("classes") or ()
+        kept = Counter()
+        for index in range(len(leaf)):
+            objects = leaf.get_data_info(index).get("instances")
+            if objects is None:
+                return  # learns from something else
+            kept.update(names[one["bbox_label"]] for one in objects if not one.get("ignore_flag"))
+        result = results.get(str(Path(leaf.ann_file)))
+        given = Counter(result.objects if result else kept)
+        reason = _LOST
+        if result and len(leaf) < result.counts["images"]:
+            reason = (
+                f"filter_cfg and indices keep {len(leaf)} of {result.counts['images']} images; "
+                + reason
+            )
+        if len(found) > 1 and given.total():
+            check_kept(key_, kept, given, reason)
+        all_kept, all_given = all_kept + kept, all_given + given
+    check_kept(key, all_kept, all_given, reason)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    _check_pipeline(whole, any(hasattr(model, head) for head in ("bbox_head", "rpn_head")))
+
+
+def _check_paths(key: str, leaf: Any) -> None:
+    if not isinstance(leaf, Mapping):
+        return
+    prefix = leaf.get("data_prefix") or {}
+    root = Path(leaf.get("data_root") or "")
+    for path in (leaf.get("ann_file"), prefix.get("img")):
+        path = path and root / path
+        if path and "://" not in str(path) and not leaf.get("backend_args") and not path.exists():
+            hint = f"correct {key}.data_root"
+            if root.name == "mini_coco":
+                hint = f"build it with: gradaug-det build-mini-coco --out {root}"
+            raise DataError(f"{key.removesuffix('.dataset')}: {path} is missing; {hint}")
+
+
+def _part(key: str, leaf: Any) -> _Part | None:
+    """None if the dataset reads something else, or from elsewhere than a disk."""
+    kind, get = type(leaf), vars(leaf).get
+    if isinstance(leaf, Mapping):
+        get = leaf.get
+        kind = leaf["type"] if isinstance(leaf["type"], type) else DATASETS.get(leaf["type"])
+    if not (
+        issubclass(kind, CocoDataset)
+        and kind.load_data_list is CocoDataset.load_data_list
+        and kind.COCOAPI is COCO
+        and get("ann_file")
+    ):
+        return None
+    root, prefix = get("data_root") or "", get("data_prefix") or {}
+    annotations, images = Path(root, get("ann_file")), prefix.get("img")
+    if isinstance(leaf, Mapping):
+        images = Path(root, images) if images else None
+        metainfo = {**kind.METAINFO, **(get("metainfo") or {})}
+        masks = any(name == "with_mask" and value for _, name, value in walk(get("pipeline") or []))
+    else:  # paths of a built one are joined
+        annotations, images = Path(get("ann_file")), Path(images) if images else None
+        metainfo = leaf.metainfo
+        masks = any(getattr(step, "with_mask", False) for step in leaf.pipeline.transforms)
+    if "://" in f"{annotations}{images}" or get("backend_args"):
+        return None
+    return _Part(annotations, images, _classes(key, metainfo["classes"]), masks)
+
+
+def _classes(key: str, given: Any) -> tuple[str, ...]:
+    """The names; a text is a file of them, as MMEngine has it."""
+    if isinstance(given, str):
+        if not Path(given).is_file():
+            raise ConfigError(
+                f"{key}.metainfo.classes",
+                f"is the text {given!r}, not a tuple of names; write ({given!r},) with a comma, or "
+                "the path of a file with a name in each line",
+            )
+        given = list_from_file(given)
+    if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
+        problem = f"must be a tuple of names such as ('bolt', 'nut'), got {given!r}"
+        raise ConfigError(f"{key}.metainfo.classes", problem)
+    return tuple(given)
+
+
+def _check_part(key: str, part: _Part) -> CheckResult:
+    result = check_before_training(
+        part.annotations,
+        part.images,
+        name=key,
+        masks=part.masks,
+        trains=part.trains and part.alone,
+        handled=("ignore-set", *(() if part.scored else _FOR_SCORES)),
+        max_detections=None if part.trains else _COUNTED,
+        framework="MMDetection",
+    )
+    _check_order(f"{key}.metainfo.classes", part, result)
+    return result
+
+
+def _check_order(key: str, part: _Part, result: CheckResult) -> None:
+    """MMDetection numbers the categories that classes name in the order of the file."""
+    order = tuple(name for name in result.file_order if name in part.classes)
+    lacking = set(result.file_order) < set(part.classes)
+    if order == part.classes or (part.trains and lacking and part.classes[: len(order)] == order):
+        return  # a class at the end that this file has no example of shifts no other
+    unknown = next((name for name in part.classes if name not in result.file_order), None)
+    if unknown is None:
+        problem = f"is {part.classes}, but MMDetection numbers classes in the order of"
+    elif part.classes == CocoDataset.METAINFO["classes"]:
+        problem = "is not given, and COCO's 80 are not the categories of"
+    else:
+        problem = f"names {unknown!r}, which is no category of"
+    way_out = f"write metainfo=dict(classes={order if unknown is None else result.file_order})"
+    if lacking:
+        way_out = f"give that file all categories, in the order {part.classes}"
+    raise ConfigError(key, f"{problem} {part.annotations}; {way_out}")
+
+
+def coco_metrics(config: Mapping[str, Any], split: str) -> Iterator[tuple[str, Mapping]]:
+    """The settings of CocoMetric, with their keys, that are in ``val_evaluator`` or the like."""
+    given = config.get(f"{split}_evaluator")
+    given = given.get("metrics", given) if isinstance(given, Mapping) else given
+    several = isinstance(given, (list, tuple))
+    for index, one in enumerate(given if several else [given]):
+        kind = one.get("type") if isinstance(one, Mapping) else None
+        kind = METRICS.get(kind) if isinstance(kind, str) else kind
+        if isinstance(kind, type) and issubclass(kind, CocoMetric):
+            yield f"{split}_evaluator" + (f".{index}" if several else ""), one
+
+
+def _scorers(config: Mapping[str, Any], split: str) -> Iterator[_Scorer]:
+    for key, one in coco_metrics(config, split):
+        metrics = one.get("metric", "bbox")
+        metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
+        wrong = [name for name in metrics if name not in _METRICS]
+        if wrong:
+            raise ConfigError(
+                f"{key}.metric", f"must be some of {', '.join(_METRICS)}, got {wrong[0]!r}"
+            )
+        limits = one.get("proposal_nums", (100, 300, 1000))
+        fit = isinstance(limits, (list, tuple)) and len(limits) == 3 and _COUNTED in limits
+        if not fit and {"bbox", "segm"} & set(metrics):
+            problem = f"must be three numbers with {_COUNTED} among them, which mAP is of; got"
+            raise ConfigError(f"{key}.proposal_nums", f"{problem} {limits!r}")
+        file = one.get("ann_file")
+        if file is not None and not isinstance(file, (str, os.PathLike)):
+            raise ConfigError(f"{key}.ann_file", f"must be one path, got {file!r}")
+        if one.get("format_only") or one.get("backend_args") or "://" in str(file):
+            continue
+        if file and not Path(file).exists():
+            raise DataError(f"{key}: {file} is missing; correct {key}.ann_file")
+        yield _Scorer(key, Path(file) if file else None, "segm" in metrics)
+
+
+def _check_ground_truth(scorer: _Scorer, key: str, leaf: Any) -> None:
+    """Without a file of its own, CocoMetric needs the objects beside the predictions."""
+    steps = leaf.get("pipeline") or [] if isinstance(leaf, Mapping) else []
+    kept = [value for _, name, value in walk(steps) if name == "meta_keys"]
+    packs = any(getattr(s.get("type"), "__name__", s.get("type")) == "PackDetInputs" for s in steps)
+    if packs and not any("instances" in keys for keys in kept):
+        raise ConfigError(
+            f"{scorer.key}.ann_file", f"is missing; give it the annotation file of {key}"
+        )
+
+
+def _check_scorer(scorer: _Scorer, key: str, part: _Part) -> None:
+    """The evaluator's file is another one than the dataset's."""
+    other = _Part(scorer.annotations, None, part.classes, scorer.masks, scored=True)
+    _check_order(f"{key}.metainfo.classes", other, _check_part(scorer.key, other))
+    images = {one["id"]: one.get("file_name") for one in read_document(part.annotations)["images"]}
+    theirs = {one["id"]: one.get("file_name") for one in read_document(other.annotations)["images"]}
+    for image, name in images.items():
+        if image not in theirs or Path(str(theirs[image])).name != Path(str(name)).name:
+            said = f"is {theirs[image]!r}" if image in theirs else "is missing"
+            raise DataError(
+                f"{scorer.key}: image {image} ({name!r} in {part.annotations}) {said} in "
+                f"{other.annotations}; give {scorer.key}.ann_file the file of {key}"
+            )
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _check_pipeline(whole: Any, boxes: bool) -> None:
+    """Sends some images that have objects through a copy of all pipelines, wrappers' too."""
+    whole = vars(whole).get("_dataset", whole)  # of num_batch_per_epoch
+    if not hasattr(whole, "get_data_info"):
+        return
+    with seeded(0):
+        copied = _copy(whole)
+        count, left, tried = len(whole), 0, 0
+        for index in range(0, count, max(1, count // (8 * _SAMPLES))):
+            objects = whole.get_data_info(index)["instances"]
+            if all(one.get("ignore_flag") for one in objects):
+                continue
+            try:
+                sample = copied[index]["data_samples"].gt_instances
+            except (AttributeError, KeyError, TypeError):
+                return  # packed in a form that is not known here
+            except Exception as error:
+                if not any(said in str(error) for said in ("Cannot find valid", "return None")):
+                    raise
+                sample = ()
+            left += len(sample) if not boxes or "bboxes" in sample else 0
+            tried += 1
+            if left or tried == _SAMPLES:
+                break
+    if tried and not left:
+        raise DataError(
+            f"train_dataloader.dataset.pipeline leaves no box of the objects of {tried} images; "
+            "look at LoadAnnotations, FilterAnnotations, crops and the polygons"
+        )
+
+
+def _copy(dataset: Any) -> Any:
+    """A dataset that shares the annotations, and runs its pipelines without a trace."""
+    copied = copy.copy(dataset)
+    for name in _WRAPPED:
+        inner = vars(copied).get(name)
+        if isinstance(inner, list):
+            setattr(copied, name, [_copy(one) for one in inner])
+        elif hasattr(inner, "get_data_info"):
+            setattr(copied, name, _copy(inner))
+    if "pipeline" in vars(copied):
+        copied.pipeline = copy.deepcopy(copied.pipeline)
+    if "max_refetch" in vars(copied):
+        copied.max_refetch = 1
+    return copied
+
+
+def training_classes(dataset: Any) -> int | None:
+    """How many classes the heads must have; None for data of which that cannot be said: panoptic
+    data, open vocabularies, datasets that are not MMDetection's."""
+    numbers = set()
+    for _, leaf in leaves(dataset, "train_dataloader.dataset"):
+        metainfo = getattr(leaf, "metainfo", {})
+        if not isinstance(leaf, BaseDetDataset) or leaf.return_classes:
+            return None
+        names = metainfo.get("thing_classes", metainfo.get("classes"))
+        if not isinstance(names, (list, tuple)):
+            return None
+        numbers.add(len(names))
+    return numbers.pop() if len(numbers) == 1 else None
