@@ -113,6 +113,7 @@ def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
             part = _part(key, leaf)
             if part is None:
                 continue
+            trained = next(iter(classes.values()), None)
             for scorer in scorers:
                 if scorer.annotations is None:
                     _check_ground_truth(scorer, key, leaf)
@@ -124,7 +125,7 @@ def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
                 scored=bool(own),
             )
             if part not in done:
-                done[part] = _check_part(key, part)
+                done[part] = _check_part(key, part, trained)
             for scorer in scorers:
                 if scorer.annotations and scorer not in own:
                     _check_scorer(scorer, key, part)
@@ -231,7 +232,7 @@ def _classes(key: str, given: Any) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _check_part(key: str, part: _Part) -> CheckResult:
+def _check_part(key: str, part: _Part, trained: tuple[str, ...] | None) -> CheckResult:
     result = check_before_training(
         part.annotations,
         part.images,
@@ -242,11 +243,13 @@ def _check_part(key: str, part: _Part) -> CheckResult:
         max_detections=None if part.trains else _COUNTED,
         framework="MMDetection",
     )
-    _check_order(f"{key}.metainfo.classes", part, result)
+    _check_order(f"{key}.metainfo.classes", part, result, trained)
     return result
 
 
-def _check_order(key: str, part: _Part, result: CheckResult) -> None:
+def _check_order(
+    key: str, part: _Part, result: CheckResult, trained: tuple[str, ...] | None
+) -> None:
     """MMDetection numbers the categories that classes name in the order of the file."""
     order = tuple(name for name in result.file_order if name in part.classes)
     lacking = set(result.file_order) < set(part.classes)
@@ -260,7 +263,7 @@ def _check_order(key: str, part: _Part, result: CheckResult) -> None:
     else:
         problem = f"names {unknown!r}, which is no category of"
     way_out = f"write metainfo=dict(classes={order if unknown is None else result.file_order})"
-    if lacking:
+    if lacking or (unknown is None and trained not in (None, order)):
         way_out = f"give that file all categories, in the order {part.classes}"
     raise ConfigError(key, f"{problem} {part.annotations}; {way_out}")
 
@@ -315,7 +318,7 @@ def _check_ground_truth(scorer: _Scorer, key: str, leaf: Any) -> None:
 def _check_scorer(scorer: _Scorer, key: str, part: _Part) -> None:
     """The evaluator's file is another one than the dataset's."""
     other = _Part(scorer.annotations, None, part.classes, scorer.masks, scored=True)
-    _check_order(f"{key}.metainfo.classes", other, _check_part(scorer.key, other))
+    _check_part(scorer.key, other, part.classes)
     images = {one["id"]: one.get("file_name") for one in read_document(part.annotations)["images"]}
     theirs = {one["id"]: one.get("file_name") for one in read_document(other.annotations)["images"]}
     for image, name in images.items():
