@@ -28,7 +28,7 @@ _HARMLESS = frozenset(
 )
 _GEOMETRIC = re.compile(
     r"(^|_)(b?box(es)?|polygons?|contours?|landmarks?|keypoints?|kpts?|corners?|cent(er|re)s?|"
-    r"points?|coord(inate)?s?|offsets?)$"
+    r"points?|coord(inate)?s?|offsets?|joints?|vertices|beziers?|curves?|quads?|xyxy|xywh|cxcywh)$"
 )
 _MASK = re.compile(r"(^|_)masks?$")
 _AREA = re.compile(r"(^|_)areas?$")

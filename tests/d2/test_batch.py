@@ -93,6 +93,7 @@ IN_PIXELS = {
     "gt_boxes": RotatedBoxes(torch.zeros(2, 5)),
     "gt_rotated_boxes": torch.rand(2, 5),
     "gt_keypoints": torch.rand(2, 51),
+    "beziers": torch.rand(2, 16),  # AdelaiDet's ABCNet
     "gt_centers": torch.ones(2, 2, dtype=torch.long),
     "gt_areas": torch.rand(2),
     "gt_bitmasks": torch.ones(2, 10, 15, dtype=torch.bool),  # of a stride, AdelaiDet's
