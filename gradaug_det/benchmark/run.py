@@ -25,7 +25,7 @@ from gradaug_det.core.checks import check_width
 from gradaug_det.datasets.check import check_before_training
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring, check_sigmas, evaluate_coco
-from gradaug_det.evaluation.coco_data import load_ground_truth
+from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth
 from gradaug_det.evaluation.environment import describe_environment
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,12 @@ def run_benchmark(
     built = [load_detector(files, data, settings.device) for files in detectors]
     for detector in built:
         if "keypoints" in (detector.scoring.tasks or ()):
-            check_sigmas(run.truth, detector.scoring.sigmas, "the config's sigmas of keypoints")
+            check_scorable([], run.truth, "keypoints")
+            check_sigmas(
+                run.truth,
+                detector.scoring.sigmas,
+                "TEST.KEYPOINT_OKS_SIGMAS (in a LazyConfig the evaluator's kpt_oks_sigmas)",
+            )
     from_first(None)  # nobody writes before the old detections are gone
     found = []
     for files, detector in zip(detectors, built, strict=True):

@@ -164,7 +164,10 @@ def check_scorable(predictions: list[dict], ground_truth: dict, iou_type: str) -
 def _check_keypoints(predictions: list[dict], ground_truth: dict) -> None:
     objects = [a for a in ground_truth["annotations"] if a.get("keypoints")]
     if not objects:
-        raise DataError("no object of the ground truth has keypoints: there is nothing to score")
+        raise DataError(
+            "no object of the ground truth has keypoints; evaluate on data that has them, or leave "
+            "the task 'keypoints' out"
+        )
     length = len(objects[0]["keypoints"])
     for annotation in objects:
         if len(annotation["keypoints"]) != length or length % 3:
