@@ -40,7 +40,7 @@ def names(batch: Batch) -> list[Any]:
 
 
 def restore(dump: Dump, config: str | Path | None) -> tuple[GradAugDetector, Batch]:
-    """The step's network and batch, on the CPU."""
+    """The step's network and batch, on the CPU. Runs the config: the file, or the dump's."""
     register_all_modules(init_default_scope=True)
     loaded = Config.fromfile(config) if config else Config.fromstring(dump.config, ".py")
     model = loaded.model

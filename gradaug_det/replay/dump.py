@@ -17,6 +17,8 @@ from gradaug_det.errors import GradAugError, NonFiniteLossError
 from gradaug_det.files import atomic_path, said_if_it_fails
 from gradaug_det.zoo.unpickle import load_checkpoint
 
+ADAPTERS = {"detectron2": "gradaug_det.d2.replay", "mmdet": "gradaug_det.mmdet.replay"}
+"""Module of each framework."""
 FORMAT = 1
 FOLDER = "nonfinite"
 """In the training's output folder."""
@@ -72,15 +74,28 @@ def read_dump(path: str | Path) -> Dump:
         GradAugError: it is no such file.
     """
     content = load_checkpoint(path)
-    if content.pop("format", None) != FORMAT:
+    try:
+        if content.pop("format") != FORMAT or content["framework"] not in ADAPTERS:
+            raise ValueError
+        subs = [
+            SubNetwork(**{**sub, "transform": BatchTransform(**sub["transform"])})
+            for sub in content.pop("subs")
+        ]
+        dump = Dump(subs=subs, **content)
+        for value, kinds in (
+            (dump.config, (str, type(None))),
+            (dump.options, dict),
+            (dump.rng, Tensor),
+            (dump.weights, dict),
+            (dump.images, list),
+        ):
+            if not isinstance(value, kinds):
+                raise TypeError
+    except (GradAugError, KeyError, RuntimeError, TypeError, ValueError):
         raise GradAugError(
             f"{path} is not a step that a training left in its folder {FOLDER!r} (of this version)"
-        )
-    subs = [
-        SubNetwork(**{**sub, "transform": BatchTransform(**sub["transform"])})
-        for sub in content.pop("subs")
-    ]
-    return Dump(subs=subs, **content)
+        ) from None
+    return dump
 
 
 def explained(
@@ -90,7 +105,10 @@ def explained(
     shown = ", ".join(map(str, dump.images))
     left = ""
     if output_dir is not None:
-        left = f" Run the step again with: gradaug-det replay {dump.write(output_dir)}."
+        left = f" Run the step again with: gradaug-det replay {dump.write(output_dir)}"
+        if dump.framework == "mmdet" or dump.config is None:
+            left += " --config FILE, the training's"
+        left += "."
     return NonFiniteLossError(
         f"{error} (images {shown}).{left} Lower the learning rate or the loss weights, or set "
         "nonfinite to 'skip'",

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from gradaug_det.core.regularizer import sub_network_passes
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.errors import GradAugError
-from gradaug_det.replay.dump import Dump, read_dump
-
-_ADAPTERS = {"detectron2": "gradaug_det.d2.replay", "mmdet": "gradaug_det.mmdet.replay"}
+from gradaug_det.replay.dump import ADAPTERS, Dump, read_dump
+from gradaug_det.zoo.info import shown
 
 
 @dataclass
@@ -80,21 +79,40 @@ class Replay:
         return [*lines, f"gradients that are not finite: {_listed(self.gradients)}"]
 
 
-def replay(path: str | Path, config: str | Path | None = None) -> Replay:
+def replay(
+    path: str | Path, config: str | Path | None = None, trust_config: bool = False
+) -> Replay:
     """Runs the step that a training left, on the CPU.
 
     Args:
         path: the file in the training's folder ``nonfinite``.
-        config: the training's config file, where the step's file has none (LazyConfigs).
+        config: the training's config file, where the step's file has none (LazyConfigs) or one
+            that is Python (MMDetection's).
+        trust_config: run the config in an MMDetection step's file.
 
     Raises:
         GradAugError: the file or the config cannot be used.
     """
     dump = read_dump(path)
-    if dump.config is None and config is None:
+    if config is None and dump.config is None:
         raise GradAugError(f"{path} names no config; pass the training's with --config")
-    adapter = importlib.import_module(_ADAPTERS[dump.framework])
-    network, batch = adapter.restore(dump, config)
+    if config is None and dump.framework == "mmdet" and not trust_config:
+        raise GradAugError(
+            f"{path} is of MMDetection, and the config in it is Python that would run: pass the "
+            "training's own with --config (its folder has a copy), or --trust-config if the file "
+            "is from your own training"
+        )
+    adapter = importlib.import_module(ADAPTERS[dump.framework])
+    try:
+        network, batch = adapter.restore(dump, config)
+    except GradAugError:
+        raise
+    except Exception as error:  # the file, and a config that is a program, can be anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise GradAugError(
+            f"{path} cannot be run again ({shown(reason[:300])}); is {config or 'its config'} the "
+            "training's?"
+        ) from error
     module = network.module
     weights = [name for name, value in module.state_dict().items() if not _finite(value)]
     passes: list[Pass] = []

@@ -71,7 +71,7 @@ def test_raise_names_the_step_and_leaves_it_to_be_replayed(made, tmp_path, capsy
     (file,) = (tmp_path / "nonfinite").iterdir()
     assert str(file) in text and file.name == "iter_0000000_sub0_rank0.pt"
 
-    assert cli.main(["replay", str(file)]) == 1
+    assert cli.main(["replay", str(file), "--trust-config"]) == 1
     out = capsys.readouterr().out
     assert "weights that are not finite: none" in out
     full, first = (
@@ -91,7 +91,7 @@ def test_the_replay_of_a_step_is_the_step(made, tmp_path):
     with pytest.raises(NonFiniteLossError) as raised:
         train()
     (file,) = (tmp_path / "nonfinite").iterdir()
-    first, second = replay(file), replay(file)
+    first, second = (replay(file, trust_config=True) for _ in range(2))
     assert first.passes == second.passes and len(first.passes) == 3
     infinite = {k for k, v in first.passes[1].losses.items() if v == float("inf")}
     assert infinite == set(raised.value.losses)
@@ -118,7 +118,7 @@ def test_a_gradient_that_is_not_finite_is_never_stepped_with(made, tmp_path):
         train()
     assert same(model.state_dict(), before)
     (file,) = (tmp_path / "nonfinite").iterdir()
-    found = replay(file)
+    found = replay(file, trust_config=True)
     assert found.gradients and file.name.startswith("iter_0000000_gradient")
     model, before, train, skipped = made(tmp_path / "skip", STEEP | {"nonfinite": "skip"})
     train()
@@ -168,6 +168,49 @@ def test_what_is_no_step_is_refused(tmp_path):
     torch.save({"model": {}}, tmp_path / "model.pt")
     with pytest.raises(GradAugError, match="is not a step that a training left"):
         read_dump(tmp_path / "model.pt")
+
+
+def step(framework, config):
+    """The content of a step's file that holds nothing to learn from."""
+    content = {"format": 1, "framework": framework, "config": config, "iteration": 0, "rank": 0}
+    content |= {"subs": [], "bad": None, "options": {}, "rng": torch.get_rng_state()}
+    return content | {"weights": {}, "batch": [], "images": ["a"]}
+
+
+def test_nothing_in_a_file_runs_unasked(tmp_path, capsys):
+    made, file, own = tmp_path / "made", tmp_path / "step.pt", tmp_path / "own.py"
+    code = f"import os\nos.mkdir({str(made)!r})\nmodel = dict(type='os.mkdir')"
+    torch.save(step("mmdet", code), file)
+    assert cli.main(["replay", str(file)]) == 2
+    wanted = "the config in it is Python that would run: pass the training's own with --config"
+    assert wanted in capsys.readouterr().err and not made.exists()
+    own.write_text("model = dict(type='nothing_of_the_kind')")
+    assert cli.main(["replay", str(file), "--config", str(own)]) == 2
+    assert "nothing_of_the_kind" in capsys.readouterr().err and not made.exists()
+    for text in (
+        f"MODEL: !!python/object/apply:os.mkdir [{made}]",
+        "MODEL: {META_ARCHITECTURE: !!python/name:os.mkdir }",
+        f"_BASE_: {own}\nMODEL: {{META_ARCHITECTURE: os.mkdir}}",
+        f"MODEL: {{META_ARCHITECTURE: __import__('os').mkdir('{made}')}}",
+    ):
+        torch.save(step("detectron2", text), file)
+        assert cli.main(["replay", str(file), "--trust-config"]) == 2
+        assert "cannot be run again" in capsys.readouterr().err and not made.exists()
+    assert cli.main(["replay", str(file), "--config", str(own), "--trust-config"]) == 2
+    assert not made.exists()
+    torch.save(step("mmdet", code), file)
+    assert cli.main(["replay", str(file), "--trust-config"]) == 2
+    assert made.exists()  # asked for, it runs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"framework": "os"}, {"subs": 3}, {"subs": [{}]}, {"rng": 1}, {"config": ["x"]}, {"more": 1}],
+)
+def test_steps_of_other_kinds_are_refused(tmp_path, change):
+    torch.save(step("detectron2", "") | change, tmp_path / "x.pt")
+    with pytest.raises(GradAugError, match="is not a step that a training left"):
+        read_dump(tmp_path / "x.pt")
 
 
 def test_a_scaler_looks_at_gradients_itself():
