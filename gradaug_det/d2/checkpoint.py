@@ -16,6 +16,7 @@ from gradaug_det.core.resumed import last_checkpoint
 from gradaug_det.d2.zoo import zoo_url
 from gradaug_det.errors import GradAugError, ZooError
 from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
+from gradaug_det.zoo.info import shown
 from gradaug_det.zoo.unpickle import load_checkpoint
 from gradaug_det.zoo.url import refuse_bare_backbone
 
@@ -81,10 +82,10 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         try:
             return super().load(path, *args, **kwargs)
         # Of Detectron2, where names or values are not what a detector's are, or a file is missing.
-        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-            if isinstance(e, GradAugError):
-                raise
-            reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        except GradAugError:
+            raise
+        except Exception as e:
+            reason = shown(" ".join(f"{type(e).__name__}: {e}".split())[:300])
             raise ZooError(
                 f"the checkpoint {path} cannot be loaded ({reason}); is it Detectron2's, of this "
                 "detector?"

@@ -12,7 +12,8 @@ none of it in what this package calls or wraps (``OptimWrapper.update_params/bac
   in the sampler.
 - ``AmpOptimWrapper`` 0.10.7 takes ``GradScaler`` from ``torch.cuda.amp``, the continuation from
   ``torch.amp``; the attribute ``loss_scaler`` and its use are the same.
-- Resuming with 0.10.7 needs torch < 2.6, whose ``torch.load`` still reads its checkpoints.
+- 0.10.7 cannot read its own checkpoints with torch >= 2.6;
+  :func:`gradaug_det.mmdet.checkpoint.load_files_safely` can.
 """
 
 from __future__ import annotations

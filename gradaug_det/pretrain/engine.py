@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from gradaug_det.pretrain.data import (
 from gradaug_det.pretrain.export import save_pretrained
 from gradaug_det.pretrain.recipe import Recipe
 from gradaug_det.pretrain.stochastic_depth import add_stochastic_depth
+from gradaug_det.zoo.info import shown
 from gradaug_det.zoo.unpickle import load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -120,7 +122,7 @@ class Pretraining:
             return done
         if self.fabric.is_global_zero:
             remove_partial_files(self.out)
-        self.batches.first = self._resume()
+        self._resume()
         progress = tqdm(
             train_loader(self.images, self.recipe, self.batches),
             self.recipe.name,
@@ -239,31 +241,34 @@ class Pretraining:
                 torch.save({"recipe": self.recipe.as_dict(), "step": step, **state}, temporary)
         self.fabric.barrier()
 
-    def _resume(self) -> int:
-        """Loads ``last.ckpt`` if there is one; returns the step to go on with."""
+    def _resume(self) -> None:
+        """Loads ``last.ckpt`` if there is one, and notes the step to go on with."""
         if not self._checkpoint.is_file():
-            return 0
+            return
         state = load_checkpoint(self._checkpoint)
-        parts = self._parts()
-        if missing := ({"recipe", "step"} | parts.keys()) - state.keys():
+        try:
+            self._check_same(dict(state["recipe"]))
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
+            self.batches.first = operator.index(state["step"])
+        except GradAugError:
+            raise
+        except Exception as error:  # load_state_dict fails anywhere in another's file
+            reason = shown(" ".join(f"{type(error).__name__}: {error}".split())[:300])
             raise GradAugError(
-                f"{self._checkpoint} is no checkpoint of this training: it has no "
-                f"{sorted(missing)[0]!r}; use another --out, or delete that file"
-            )
-        self._check_same(state["recipe"])
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+                f"{self._checkpoint} cannot be gone on with ({reason}); use another --out, or "
+                "delete that file"
+            ) from error
         if self.fabric.is_global_zero:
-            logger.info("%s: going on from step %d", self.recipe.name, state["step"])
-        return state["step"]
+            logger.info("%s: going on from step %d", self.recipe.name, self.batches.first)
 
     def _check_same(self, recipe: dict[str, Any]) -> None:
         if not self.recipe.same_training(recipe):
             own = self.recipe.as_dict()
             odd = next((k for k in own if own[k] != recipe.get(k)), "a key")
             raise GradAugError(
-                f"{self.out} holds a training of another recipe ({odd}: {recipe.get(odd)!r} there, "
-                f"{own.get(odd)!r} here); use another --out, or delete that folder"
+                f"{self.out} holds a training of another recipe ({odd}: {recipe.get(odd)!r:.80} "
+                f"there, {own.get(odd)!r:.80} here); use another --out, or delete that folder"
             )
 
     def _finished(self) -> dict[str, float] | None:
