@@ -17,7 +17,11 @@ from gradaug_det.datasets.check_kinds import Findings
 EDGE = 1.0  # pixels that a box or a polygon may reach over the image's edge: COCO's own do
 _MASK_PIXELS, _MASK_SHARE = 2.0, 0.05  # how far a side of the box may be from the mask's
 _FITS, _FITS_NOT = 0.95, 0.8  # shares of the boxes that agree with a format, and with COCO's
-_CORNER, _CORNER_BOXES, _CORNER_IMAGES = 0.6, 8, 4  # see _check_corner
+_FAR = 1.25  # of the image's side
+_CORNER, _CORNER_BOXES, _CORNER_IMAGES = 0.6, 8, 4  # see _check_scale
+
+
+_far_numbers = np.errstate(over="ignore", invalid="ignore")  # a file may hold 1e308
 
 
 @dataclass
@@ -101,14 +105,8 @@ def _fits_mask(boxes: np.ndarray, objects: Objects) -> np.ndarray:
 def check_unit(objects: Objects, points: np.ndarray, findings: Findings) -> None:
     """Whether coordinates are in pixels; ``points`` are the labelled keypoints' (m, 2) x, y."""
     large = (objects.size > 8).all(axis=1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        corners = np.concatenate(
-            [objects.boxes[:, :2], objects.boxes[:, :2] + objects.boxes[:, 2:]], axis=1
-        )
-    for key, values in (("bbox", corners), ("segmentation", objects.extents)):
-        known = (
-            large & np.isfinite(values).all(axis=1) & (values[:, 2:] > values[:, :2]).all(axis=1)
-        )
+    for key, values in (("bbox", objects.boxes), ("segmentation", objects.extents)):
+        known = large & np.isfinite(values).all(axis=1) & (values[:, 2:] > 0).all(axis=1)
         small = known & (values >= -0.01).all(axis=1) & (values <= 1.01).all(axis=1)
         if small.sum() * 2 > known.sum():
             first = objects.example(int(np.argmax(small)))
@@ -117,6 +115,7 @@ def check_unit(objects: Objects, points: np.ndarray, findings: Findings) -> None
         findings.add("not-in-pixels", key="keypoints", share=f"{len(points)} of {len(points)}")
 
 
+@_far_numbers
 def check_format(objects: Objects, findings: Findings) -> None:
     """Whether nearly all boxes make sense in another format, and many do not in COCO's."""
     usable = np.isfinite(objects.boxes).all(axis=1) & np.isfinite(objects.size).all(axis=1)
@@ -124,26 +123,23 @@ def check_format(objects: Objects, findings: Findings) -> None:
     if usable.sum() < FEW:
         return
     x, y, a, b = objects.boxes.T
-    width, height = objects.size.T
     # Annotations of boxes alone often have the box's own area: a proof, where it is the other's.
     formats = {
         "x0, y0, x1, y1": (x, y, a - x, b - y),
         "centre x, centre y, width, height": (x - a / 2, y - b / 2, a, b),
         "y, x, height, width": (y, x, b, a),
         "y0, x0, y1, x1": (y, x, b - y, a - x),
-        "x, y, width, height in percent": tuple(
-            v * side / 100 for v, side in ((x, width), (y, height), (a, width), (b, height))
-        ),
         "x, y, width, height of an image of half the size": (2 * x, 2 * y, 2 * a, 2 * b),
-        "x, y, width, height of an image of twice the size": (x / 2, y / 2, a / 2, b / 2),
     }
+    reach = (objects.boxes[usable, :2] + objects.boxes[usable, 2:]).max()
+    for name, whole in (("percent", 100), ("thousandths", 1000)):
+        if whole / 2 < reach <= whole * 1.01:
+            scale = np.concatenate([objects.size, objects.size], axis=1) / whole
+            formats[f"x, y, width, height in {name}"] = tuple((objects.boxes * scale).T)
     fits, equal = _sense(objects.boxes, objects)
     if equal[usable].mean() >= _FITS:  # made of the boxes, the areas say nothing about them
         objects = replace(objects, area=np.full(len(objects.area), np.nan))
     fits, equal = fits[usable].mean(), equal[usable].mean()
-    reach = ((objects.boxes[:, :2] + objects.boxes[:, 2:]) / objects.size)[usable].max(axis=1)
-    if (reach > 1.25).mean() < 1 - _FITS_NOT:  # over the edge, as whole objects are that are cut
-        del formats["x, y, width, height of an image of twice the size"]
     for name, columns in formats.items():
         other_fits, other_equal = _sense(np.stack(columns, axis=1), objects)
         other_fits, other_equal = other_fits[usable].mean(), other_equal[usable].mean()
@@ -152,7 +148,7 @@ def check_format(objects: Objects, findings: Findings) -> None:
             first = objects.example(int(np.argmax(usable)))
             findings.add("box-in-another-format", looks_like=name, boxes=int(usable.sum()), **first)
             return
-    _check_corner(objects, usable, findings)
+    _check_scale(objects, usable, findings)
 
 
 def _sense(boxes: np.ndarray, objects: Objects) -> tuple[np.ndarray, np.ndarray]:
@@ -167,19 +163,20 @@ def _sense(boxes: np.ndarray, objects: Objects) -> tuple[np.ndarray, np.ndarray]
     return inside & small_enough & _fits_mask(boxes, objects), equal & no_mask
 
 
-def _check_corner(objects: Objects, usable: np.ndarray, findings: Findings) -> None:
-    """All boxes in the top left part of their images: of a smaller image, or in percent."""
-    if usable.sum() < _CORNER_BOXES or len(np.unique(objects.row[usable])) < _CORNER_IMAGES:
-        return
-    masks = ~np.isnan(objects.extents).any(axis=1) & usable
-    ends = (objects.boxes[:, :2] + objects.boxes[:, 2:]) / objects.size
-    near = (objects.boxes[:, :2] / objects.size)[usable].min(axis=0)
-    far = ends[usable].max(axis=0)
-    # What always lies at the same place reaches less far to both sides.
-    if (far <= _CORNER).all() and (near <= far / 4).all() and not masks.any():
-        findings.add(
-            "boxes-in-corner", boxes=int(usable.sum()), share_of_width_and_height=far.tolist()
-        )
+def _check_scale(objects: Objects, usable: np.ndarray, findings: Findings) -> None:
+    """Boxes of larger or smaller images, masks too: they leave the image, or one corner only."""
+    near = (objects.boxes[:, :2] / objects.size)[usable]
+    far = ((objects.boxes[:, :2] + objects.boxes[:, 2:]) / objects.size)[usable]
+    shown = {"boxes": len(far), "reach": far.max(axis=0).tolist()}
+    # A few reach far over the edge where whole objects were annotated that the image cuts off.
+    if (far.max(axis=1) > _FAR).mean() > 1 - _FITS_NOT and (near >= -0.01).all():
+        looks_like = "x, y, width, height of a larger image"
+        findings.add("box-in-another-format", looks_like=looks_like, **shown)
+    # What always lies at the same place reaches less far to the corner.
+    in_corner = (far <= _CORNER).all() and (near.min(axis=0) <= far.max(axis=0) / 4).all()
+    enough = len(far) >= _CORNER_BOXES and len(np.unique(objects.row[usable])) >= _CORNER_IMAGES
+    if in_corner and enough:
+        findings.add("boxes-in-corner", **shown)
 
 
 def check_kept_objects(

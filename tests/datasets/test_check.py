@@ -423,9 +423,10 @@ FORMATS = {
     "x, y, width, height of an image of half the size": [
         (x / 2, y / 2, w / 2, h / 2, w * h) for x, y, w, h in ROOMY
     ],
-    "x, y, width, height of an image of twice the size": [
-        (x * 2, y * 2, w * 2, h * 2) for x, y, w, h in ROOMY
+    "x, y, width, height in thousandths": [
+        (x / 0.128, y / 0.096, w / 0.128, h / 0.096) for x, y, w, h in ROOMY
     ],
+    "x, y, width, height of a larger image": [(x * 3, y * 3, w * 3, h * 3) for x, y, w, h in ROOMY],
 }
 
 
@@ -472,7 +473,7 @@ def test_boxes_of_smaller_images(check_document):
     result = check_document(one_class(boxes=boxes))
     assert_found(result, "boxes-in-corner", 1, ("no-segmentations",), boxes=8)
     masks = one_class(boxes=boxes, masks=True)
-    assert check_document(masks).findings == ()
+    assert_found(check_document(masks), "boxes-in-corner", 1)
 
 
 def test_whole_objects_that_are_cut_are_no_other_format(check_document):
@@ -481,9 +482,13 @@ def test_whole_objects_that_are_cut_are_no_other_format(check_document):
     assert_found(result, "box-partly-outside", 6, ("no-segmentations",))
 
 
+@pytest.mark.parametrize("box", [(0.1, 0.1, 0.3, 0.5), (0.8, 0.7, 0.4, 0.4)])
 @pytest.mark.parametrize("masks", [False, True])
-def test_fractions(check_document, masks):
-    document = one_class(boxes=[(0.1, 0.1, 0.3, 0.5)] * 8, masks=masks)
+def test_fractions(check_document, masks, box):
+    document = one_class(boxes=[box] * 8)
+    if masks:
+        for annotation in document["annotations"]:
+            annotation["segmentation"] = [[0.6, 0.5, 1, 0.5, 1, 0.9]]
     kinds = found(check_document(document))
     COVERED.add("not-in-pixels")
     assert kinds["not-in-pixels"].count == 1 + masks
