@@ -116,7 +116,7 @@ def _items(name: str, value: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(value, (list, tuple, set, frozenset)):
         return ((name, item) for item in value)
     if hasattr(value, "dtype"):  # an array of objects, or of texts
-        return ((name, item) for item in value.tolist())
+        return ((name, item) for item in value.reshape(-1).tolist())
     return ((name, item) for item in getattr(value, "__dict__", {}).values())
 
 

@@ -45,11 +45,17 @@ def _transform_input(
     for key, value in item.items():
         if key in ("instances", "proposals"):
             new[key] = transform_instances(value, transform, size, options)
-        elif key == "sem_seg":
+        elif key == "sem_seg" or _is_mask(key, value, size):
             new[key] = transform.masks(value[None])[0]
         elif key != "image" and options.moves_pixels:
             check_not_in_pixels(key, value, options.not_in_pixels, _OPTION, per_object=False)
     return new
+
+
+def _is_mask(key: str, value: Any, size: Size) -> bool:
+    """Whether an item's field is a mask of its image, as the padding's of square crops."""
+    named = isinstance(value, Tensor) and value.dim() == 2 and key.endswith("mask")
+    return named and is_masks(key, value[None], [size])
 
 
 def transform_instances(

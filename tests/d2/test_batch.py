@@ -146,6 +146,14 @@ def test_items_fields_that_may_live_in_pixels_are_refused(name):
         assert transform_batch([item], BatchTransform(), options)[0][name] is MAPS[name]
 
 
+def test_a_padding_mask_moves_with_its_image():
+    padding = torch.zeros(SIZE, dtype=torch.bool)
+    padding[:, 40:] = True
+    (new,) = transform_batch([{"image": torch.zeros(3, *SIZE), "padding_mask": padding}], HALF)
+    assert new["padding_mask"].dtype is torch.bool
+    assert new["padding_mask"][:, :10].all() and not new["padding_mask"][:, 10:].any()
+
+
 def test_what_does_not_live_in_pixels_passes():
     """Among it what is image-shaped by accident: as many objects and features as rows, columns."""
     height, width = SIZE
@@ -175,6 +183,8 @@ def test_what_does_not_live_in_pixels_passes():
         "image_embedding": torch.rand(512),
         "orig_size": torch.tensor([480, 640]),
         "segments_info": [{"id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "area": 9.5, "isthing": True}],
+        "title": np.array("left"),
+        "nothing": np.array(None),
         "source": {"camera": "left", "gain": 1.5, "mean": np.ones(3)},
         "instances": Instances(SIZE, **fields),
     }

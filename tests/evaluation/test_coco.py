@@ -200,6 +200,7 @@ def broken(predictions: list[dict], **changes) -> list[dict]:
     ("changes", "message"),
     [
         ({"image_id": 999}, r"1 image ids .* does not have: 999"),
+        ({"image_id": "1"}, r"1 image ids .* does not have: '1'"),
         ({"category_id": 0}, r"category ids .* 0; it has 1, 3, 4, 9, 12, 13"),
         ({"score": math.nan}, r"^1 of \d+ predictions have scores .* \(first image id: {image}\)"),
         ({"bbox": [1, 2, math.nan, 4]}, r"^1 of \d+ predictions have boxes .*image id: {image}\)"),
