@@ -168,7 +168,11 @@ def test_a_lazy_config_gives_the_same_loader(cfg, caplog):
         total_batch_size=2,
         num_workers=0,
     )
-    assert take(resumable_lazy_loader(node, 3), 2, 5) == take(resumable_train_loader(cfg, 3), 2, 5)
+    records, mapper = get_detection_dataset_dicts("resume_train"), DatasetMapper(cfg, True)
+    own = ResumableLoader(
+        records, mapper, lambda: TrainingSampler(len(SIZES)), 3, total_batch_size=2
+    )
+    assert take(resumable_lazy_loader(node, 3), 2, 5) == take(own, 2, 5)
     node["sampler"] = LazyCall(RandomSubsetTrainingSampler)(size=7, subset_ratio=0.5)
     few = {image for batch in take(resumable_lazy_loader(node, 3), 0, 9) for image, *_ in batch}
     assert len(few) == 3

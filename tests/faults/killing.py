@@ -7,6 +7,7 @@ given number of steps, 0 included: then models are being built or states loaded.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -125,6 +126,16 @@ def kill(process, folder, when, rng):
         kill_all(process)
     process.join(LIMIT)
     return process.exitcode == -signal.SIGKILL
+
+
+def processes_with(mark):
+    """Those that have it in their environment."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended
+            if mark.encode() in environ.read_bytes():
+                found.append(environ.parent.name)
+    return found
 
 
 def torture(name, data, folder, points, seed=0):

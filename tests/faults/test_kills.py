@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -22,6 +21,7 @@ from tests.faults.killing import (
     context,
     finish,
     kill,
+    processes_with,
     start,
     steps_done,
 )
@@ -139,12 +139,3 @@ def until(condition, limit=LIMIT):
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
-
-def processes_with(mark):
-    """That have it in their environment."""
-    found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in environ.read_bytes():
-                found.append(environ.parent.name)
-    return found
