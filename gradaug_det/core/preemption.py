@@ -72,7 +72,9 @@ class TerminationNotice:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             noted = torch.tensor([self._noted], dtype=torch.int32, device=device)
             dist.all_reduce(noted, op=dist.ReduceOp.MAX)
-            self._noted = bool(noted.item())
+            if not noted.item():
+                return False  # one that came meanwhile is the next step's
+            self._noted = True
         return self._noted
 
 

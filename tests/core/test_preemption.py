@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from gradaug_det.core.preemption import TerminationNotice, workers_outlive_sigterm
@@ -159,3 +160,19 @@ def test_a_group_is_told_and_nobody_is_left(context, number, tmp_path):
         assert time.monotonic() < deadline, "processes are left behind"
         time.sleep(0.1)
 
+
+def test_a_signal_while_processes_agree_is_the_next_steps(notice, monkeypatch):
+    """It was lost when it came between the question and the answer."""
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    told = iter([True, False])
+
+    def all_reduce(tensor, op):
+        if next(told):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    notice.listen()
+    assert not notice.received(CPU)
+    assert notice.received(CPU)
+    notice.close()

@@ -138,4 +138,3 @@ def until(condition, limit=LIMIT):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
-
