@@ -39,8 +39,9 @@ class Counted(Groups):
 
 @pytest.fixture
 def notice():
-    before = signal.getsignal(signal.SIGTERM)
-    yield TerminationNotice()
+    before, made = signal.getsignal(signal.SIGTERM), TerminationNotice()
+    yield made
+    made.close()
     signal.signal(signal.SIGTERM, before)
 
 
@@ -66,10 +67,13 @@ def test_without_a_signal_all_is_as_before(notice):
 def test_a_fork_of_the_training_dies_of_it(notice):
     """As a Pool's processes must, whose end waits for them."""
     notice.listen()
+    ready, tell = os.pipe()
     child = os.fork()
     if not child:
+        os.write(tell, b"x")  # Python forgets what comes while it forks
         time.sleep(30)
         os._exit(0)
+    os.read(ready, 1)
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
     assert not notice.received(CPU)
