@@ -23,15 +23,16 @@ from gradaug_det.errors import GradAugError
 _HARMLESS = frozenset(
     {
         *("gt_classes", "gt_ids", "gt_attributes", "gt_point_labels", "labels", "scores"),
-        *("objectness_logits", "annotations", "segments_info"),
+        *("objectness_logits", "annotations"),
     }
 )
 _GEOMETRIC = re.compile(
     r"(^|_)(b?box(es)?|polygons?|contours?|landmarks?|keypoints?|kpts?|corners?|cent(er|re)s?|"
-    r"points?|coord(inate)?s?|offsets?|joints?|vertices|beziers?|curves?|quads?|xyxy|xywh|cxcywh)$"
+    r"points?|coord(inate)?s?|offsets?|joints?|vertices|beziers?|curves?|quads?|"
+    r"xyxy|xywh|cxcywh|ellipses?|circles?|obbs?|rbox(es)?)$"
 )
 _MASK = re.compile(r"(^|_)masks?$")
-_AREA = re.compile(r"(^|_)areas?$")
+_AREA = re.compile(r"(^|_)(areas?|radius|radii|perimeters?)$")
 _PLAIN = (str, bytes, numbers.Number, os.PathLike, enum.Enum, type(None))
 _DEPTH = 4
 
@@ -88,14 +89,14 @@ def in_pixels(name: str, value: Any, *, per_object: bool) -> str | None:
 
 
 def _found(name: str, value: Any, per_object: bool, depth: int) -> str | None:
-    if isinstance(value, _PLAIN) or depth == 0:
+    if depth == 0 or (isinstance(value, (*_PLAIN, Mapping)) and _is_record(value)):
         return None
     array = _as_array(value)
     if array is not None:
         shape, kind = array
-        # A short list of numbers is some record of the data set; tensors are made for a detector.
-        record = isinstance(value, (list, tuple)) and len(shape) == 1 and not per_object
-        suspect = _GEOMETRIC.search(name) if record else _suspect(name, shape, kind, per_object)
+        # A short list of numbers comes from the annotations; tensors are made for a detector.
+        short = isinstance(value, (list, tuple)) and len(shape) == 1 and not per_object
+        suspect = _GEOMETRIC.search(name) if short else _suspect(name, shape, kind, per_object)
         return f"{type(value).__name__} of {kind}, shape {shape}" if suspect else None
     if hasattr(value, "__array_interface__") and not hasattr(value, "dtype"):
         return type(value).__name__  # an image of Pillow's
@@ -108,6 +109,15 @@ def _found(name: str, value: Any, per_object: bool, depth: int) -> str | None:
         if inner is not None:
             return f"{type(value).__name__} with {inner}"
     return None
+
+
+def _is_record(value: Any) -> bool:
+    """Whether it is what an annotation file can hold: no detector takes that as it is."""
+    if isinstance(value, Mapping):
+        return all(map(_is_record, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_record, value))
+    return isinstance(value, _PLAIN)
 
 
 def _items(name: str, value: Any) -> Iterable[tuple[str, Any]]:

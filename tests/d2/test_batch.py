@@ -96,6 +96,7 @@ IN_PIXELS = {
     "beziers": torch.rand(2, 16),  # AdelaiDet's ABCNet
     "gt_centers": torch.ones(2, 2, dtype=torch.long),
     "gt_areas": torch.rand(2),
+    "gt_ellipses": torch.rand(2, 5),
     "gt_bitmasks": torch.ones(2, 10, 15, dtype=torch.bool),  # of a stride, AdelaiDet's
     "gt_crops": torch.ones(2, 28, 28, dtype=torch.uint8),
     "gt_original": torch.ones(2, 80, 120, dtype=torch.bool),
@@ -185,6 +186,7 @@ def test_what_does_not_live_in_pixels_passes():
         "segments_info": [{"id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "area": 9.5, "isthing": True}],
         "title": np.array("left"),
         "nothing": np.array(None),
+        "regions": [{"phrase": "a bolt", "bbox": [1, 2, 3, 4], "polygon": [[1.0, 2.0], [3, 4]]}],
         "source": {"camera": "left", "gain": 1.5, "mean": np.ones(3)},
         "instances": Instances(SIZE, **fields),
     }
