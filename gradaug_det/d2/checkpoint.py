@@ -95,14 +95,17 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         """Raises ZooError if nothing, or next to nothing, of the backbone was in the file."""
         given = sorted(map(str, checkpoint["model"]))
         body = _body(self.model)
-        names = [name for name in self.model.state_dict() if name.startswith(body)]
+        # Not buffers: of old files, FrozenBatchNorm2d makes up its own.
+        names = [name for name, _ in self.model.named_parameters() if name.startswith(body)]
         found = super()._load_model(checkpoint)
-        taken = set(names) - set(found.missing_keys) - {key for key, *_ in found.incorrect_shapes}
-        if names and len(taken) < _SHARE * len(names):
+        other = {key for key, *_ in found.incorrect_shapes} & set(names)
+        taken = set(names) - set(found.missing_keys) - other
+        # A few fit any network by accident: a stem, or layers of one name and shape.
+        if names and len(taken) < (0.5 if other else 0.1) * len(names):
             part = body.rstrip(".") or "the detector"
             first = given[0] if given else "nothing"
             raise ZooError(
-                f"{len(taken) or 'not one'} of the {len(names)} tensors of {part} was taken from "
+                f"{len(taken)} of the {len(names)} tensors of {part} were taken from "
                 f"{self._file}: it has {first}, ..., the detector {names[0]}, ...; is it another "
                 "network's, or under another library's names? `gradaug-det zoo convert --to "
                 f"detectron2 --from torchvision {self._file} OUT.pth` (or timm, mmdet, authors) "
@@ -121,10 +124,6 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
             if isinstance(loaded["model"].get(key), dict):
                 return {"model": loaded["model"][key]}
         return loaded
-
-
-_SHARE = 0.1
-"""Fewer of the backbone's tensors fit by accident alone: a stem, or layers of one shape."""
 
 
 def _body(model: nn.Module) -> str:

@@ -315,8 +315,6 @@ def _check(use: DataUse) -> tuple[str, ...]:
         # Of panoptic data sets, the classes are those of two heads.
         if metadata.get("thing_classes") and not stuff:
             classes[f"dataset {name!r}"] = tuple(metadata.thing_classes)
-        if use.keypoints is not None:
-            _check_keypoints(name, use)
         if name in use.train:
             _check_records(name, records, in_file, use)
             if isinstance(DatasetCatalog[name], _CocoFile):
@@ -348,6 +346,8 @@ def _check_files(name: str, use: DataUse) -> int:
         raise DataError(f"dataset {name!r}: the annotation file {json_file} is missing; {hint}")
     if metadata.get("evaluator_type") != "coco":
         return 0  # LVIS' and other files that have json_file are not of the same format
+    if use.keypoints is not None:
+        _check_keypoints(name, use)
     root = Path(metadata.image_root)
     refused = {}
     if use.masks and name in use.train and use.mask_format == "polygon":
@@ -397,6 +397,7 @@ def _check_keypoints(name: str, use: DataUse) -> None:
     name_keypoints(name)  # for files that Detectron2's own functions registered
     names = MetadataCatalog.get(name).get("keypoint_names")
     if not names:
+        read_document(Path(MetadataCatalog.get(name).json_file))  # if it can be read at all
         raise DataError(
             f"dataset {name!r}: its categories do not name keypoints, or not the same; Detectron2 "
             'has one list for all classes: give each category in the file the same "keypoints": '

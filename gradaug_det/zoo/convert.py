@@ -21,7 +21,7 @@ from gradaug_det.zoo.info import shown
 from gradaug_det.zoo.naming import NAMINGS, Naming, channel_order, naming
 
 STAGES = (1, 2, 3, 4)
-_PREFIXES = ("", "backbone.bottom_up.", "backbone.")
+_PREFIXES = ("", "backbone.bottom_up.", "backbone.", "encoder_q.", "base_encoder.")
 
 
 @dataclass(frozen=True)
