@@ -23,6 +23,7 @@ from gradaug_det.benchmark.detector import (
     CocoData,
     DetectorFiles,
     category_id,
+    check_num_classes,
     training_losses,
 )
 from gradaug_det.core.slimming import no_traces
@@ -47,6 +48,8 @@ class Detectron2Detector:
         check_device("--device", device)
         load = _load_lazy if files.config.suffix == ".py" else _load_yaml
         cfg, self.model, self.mapper, self.divisor, self._description = load(files, device)
+        head = getattr(self.model, "roi_heads", self.model)
+        check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
         check_detector(self.model, [name for _, name in data.categories], scored=True)
         self.model.eval()
         self.backbone = slimmable_part(self.model.backbone)

@@ -117,7 +117,8 @@ def check_training(trainer: Any) -> None:
     cfg = getattr(trainer, "cfg", None)
     if not isinstance(cfg, CfgNode):
         return
-    loader = getattr(type(trainer), "build_train_loader", DefaultTrainer.build_train_loader)
+    # Hooks have a proxy, whose type is another.
+    loader = getattr(trainer.__class__, "build_train_loader", DefaultTrainer.build_train_loader)
     usual = loader.__module__.partition(".")[0] in ("detectron2", "gradaug_det")
     if not usual and not {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST} <= set(DatasetCatalog.list()):
         return  # it knows where its data is

@@ -254,7 +254,9 @@ def once_a_machine(check: Callable[[], Any]) -> Any:
         check: returns, and raises, what can be pickled.
     """
     result, error = None, None
-    if comm.get_local_rank() == 0:
+    # Trainings of users' own processes may not have said which of them share a machine.
+    known = comm.get_world_size() == 1 or comm._LOCAL_PROCESS_GROUP is not None
+    if (comm.get_local_rank() if known else comm.get_rank()) == 0:
         try:
             result = check()
         except GradAugError as caught:

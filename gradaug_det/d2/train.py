@@ -223,6 +223,9 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     _agree_on_preprocessing(cfg, args)
     amp = bool(OmegaConf.select(cfg, "train.amp.enabled")) and not args.eval_only
     check_device("train.device", cfg.train.device, "train.amp.enabled", amp)
+    total = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
+    if total is not None and not args.eval_only:
+        check_batch("dataloader.train.total_batch_size", total)
     classes = check_datasets(cfg, eval_only=args.eval_only)
     check_writable(cfg.train.output_dir)
     default_setup(cfg, args)
