@@ -3,11 +3,16 @@
 import subprocess
 import sys
 
+import pytest
 import torch
+import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
 from gradaug_det.d2 import GradAugHook
+from gradaug_det.d2.checkpoint import SafeCheckpointer
+from gradaug_det.errors import ZooError
+from gradaug_det.zoo.export import convert_file
 
 from .helpers import tiny_batch, tiny_cfg, tiny_model, train
 
@@ -75,3 +80,48 @@ def test_state_dict_keys_are_detectron2s():
         assert {k: v.shape for k, v in ours.state_dict().items()} == {
             k: v.shape for k, v in theirs.state_dict().items()
         }
+
+
+def test_weights_of_which_nothing_fits_are_refused(tmp_path):
+    model = tiny_model("mask_rcnn")
+    body = torchvision.models.resnet18().state_dict()
+    contents = {
+        "torchvision": body,
+        "MoCo": {"state_dict": {f"module.encoder_q.{k}": v for k, v in body.items()}, "epoch": 1},
+        "MMDetection": {"state_dict": {f"backbone.{k}": v for k, v in body.items()}, "meta": {}},
+        "timm": {"model": body, "optimizer": {}},
+        "DDP": {f"module.{k}": v for k, v in body.items()},
+        "pycls": {"model_state": body},
+        "a head": {"model": {"roi_heads.box_predictor.cls_score.bias": torch.zeros(4)}},
+        "another network": {"model": {k: v[None] for k, v in model.state_dict().items()}},
+    }
+    for name, content in contents.items():
+        path = tmp_path / f"{name}.pth"
+        torch.save(content, path)
+        sentence = rf"0 of the 20 tensors of backbone.bottom_up .*{name}.*gradaug-det zoo convert"
+        with pytest.raises(ZooError, match=sentence):
+            SafeCheckpointer(model).load(str(path), checkpointables=[])
+    for name in ("torchvision", "MoCo", "MMDetection", "timm", "DDP"):
+        out = convert_file(
+            tmp_path / f"{name}.pth", tmp_path / "out.pth", "detectron2", framework="torchvision"
+        )
+        SafeCheckpointer(model).load(str(out), checkpointables=[])
+        taken = model.backbone.bottom_up.res2[0].conv1.weight
+        assert torch.equal(taken, body["layer1.0.conv1.weight"])
+
+
+def test_weights_that_look_odd_and_fit(tmp_path):
+    model = tiny_model("mask_rcnn")
+    state = model.state_dict()
+    heads = ("cls_score", "bbox_pred", "mask_head.predictor", "fpn_")
+    contents = [
+        {"model": {k: v for k, v in state.items() if "bottom_up" in k}},
+        {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+        {"model": {k: v[:1] if any(h in k for h in heads) else v for k, v in state.items()}},
+        # Images of four channels, so that the stem does not fit.
+        {"model": state | {"backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 4, 7, 7)}},
+    ]
+    for content in contents:
+        torch.save(content, tmp_path / "weights.pth")
+        SafeCheckpointer(model).load(str(tmp_path / "weights.pth"), checkpointables=[])
+    assert SafeCheckpointer(model).load("") == {}

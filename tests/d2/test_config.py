@@ -5,10 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.config import get_cfg
 
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.d2 import GradAugHook, add_gradaug_config, config, gradaug_options
+from gradaug_det.d2.checks import check_batch, check_device, check_gpus, check_operators
 from gradaug_det.d2.train import load_config
 from gradaug_det.errors import ConfigError, UnslimmableError
 
@@ -88,11 +90,72 @@ MINI = CONFIGS / "mini_mask_rcnn_R_18_FPN_gradaug.yaml"
         (["GRADAUG.NUM_SUBNETS", "'two'"], "GRADAUG.NUM_SUBNETS"),
         (["MODEL.NO_SUCH_KEY", "1"], "MODEL.NO_SUCH_KEY"),
         (["GRADAUG.SEED"], "KEY VALUE pairs"),
+        (["DATASETS.TRAIN", "('mine')"], r"DATASETS.TRAIN .*got 'mine'; write \('mine',\)"),
+        (["DATASETS.TRAIN", "(1,)"], r"DATASETS.TRAIN must hold names in quotation marks .* 1 in"),
+        (["SOLVER.STEPS", "50"], r"SOLVER.STEPS must be several values .*; write \(50,\)"),
+        (["SOLVER.STEPS", "('a',)"], "SOLVER.STEPS must hold numbers alone, got 'a'"),
+        (["SOLVER.STEPS", "None"], r"SOLVER.STEPS is empty; leave the line out .*\(30000,\)"),
+        (["SOLVER.BASE_LR", "1"], r"BASE_LR must be a number with a .*got 1; write 1\.0"),
+        (["SOLVER.BASE_LR", "fast"], "BASE_LR must be a number with a decimal point, got 'fast'"),
+        (["MODEL.MASK_ON", "yes"], "MODEL.MASK_ON must be True or False, got 'yes'"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "'2'"], "NUM_CLASSES must be a whole number, got '2'"),
+        (["SOLVER.AMP", "True"], "SOLVER.AMP must be a mapping of keys, got True"),
+        (["INPUT.MASK_FORMAT", "rle"], "MASK_FORMAT must be polygon or bitmask, got 'rle'"),
     ],
 )
 def test_bad_overrides_are_sentences(overrides, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_config(MINI, overrides)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("SOLVER.BASE_LR", "1e-3", 1e-3),  # which yaml takes for text
+        ("DATASETS.TRAIN", "['a', 'b']", ("a", "b")),
+        ("SOLVER.STEPS", "()", ()),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[32, 64]", [32, 64]),
+        ("MODEL.PIXEL_MEAN", "[1, 2, 3.5]", [1, 2, 3.5]),
+        ("MODEL.WEIGHTS", "None", None),
+    ],
+)
+def test_odd_values_that_are_sound(key, text, value):
+    node = load_config(MINI, [key, text])
+    for part in key.split("."):
+        node = node[part]
+    assert node == value
+
+
+def test_the_machine_is_compared():
+    check_device("MODEL.DEVICE", "cpu")
+    check_batch("SOLVER.IMS_PER_BATCH", 3)
+    check_gpus(1)
+    for device in (f"cuda:{torch.cuda.device_count()}", "gpu", "", None):
+        with pytest.raises(ConfigError, match=r"MODEL.DEVICE is .*set it to cpu"):
+            check_device("MODEL.DEVICE", device)
+    with pytest.raises(ConfigError, match=r"SOLVER.AMP.ENABLED is True, .*AMP.ENABLED to False"):
+        check_device("MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", True)
+    with pytest.raises(ConfigError, match="--num-gpus is 99, but this machine has"):
+        check_gpus(99)
+    for size in (0, "2", None):
+        with pytest.raises(ConfigError, match="IMS_PER_BATCH must be 1 or more, got"):
+            check_batch("SOLVER.IMS_PER_BATCH", size)
+
+
+def test_operators_that_a_pure_python_build_has_not_got(cfg):
+    check_operators(cfg)
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, True, True, True]
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = "ROIAlignRotated"
+    try:
+        from detectron2._C import deform_conv_forward  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match=r"DEFORM_ON_PER_STAGE asks for what this pure-Py"):
+            check_operators(cfg)
+        cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
+        with pytest.raises(ConfigError, match=r"ROI_BOX_HEAD.POOLER_TYPE asks for what"):
+            check_operators(cfg)
+    else:
+        check_operators(cfg)
 
 
 def test_missing_file():
