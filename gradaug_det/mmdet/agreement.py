@@ -32,7 +32,8 @@ def check_heads(model: nn.Module, classes: int) -> None:
     for name, module in model.named_modules():
         given = getattr(module, "num_classes", None)
         if (
-            not isinstance(given, int)
+            not name  # a detector repeats its heads' numbers
+            or not isinstance(given, int)
             or _OTHERS.search(name)
             or isinstance(module, (RPNHead, FusedSemanticHead, BaseSemanticHead))
             or getattr(module, "class_agnostic", False)
