@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from gradaug_det.errors import GradAugError
+from gradaug_det.errors import DataError, GradAugError
 
 _PARTIAL = ".partial."
 
@@ -103,3 +105,50 @@ def _free(folder: Path) -> str:
         return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free there"
     except OSError:
         return f"the folder {folder} is not there"
+
+
+_START = 64  # bytes that tell what a file is
+_OTHER_FILES = {
+    b"\x1f\x8b": "packed with gzip: unpack it with gunzip",
+    b"PK\x03\x04": "a zip archive: unpack it with unzip",
+    b"<": "a page of HTML or XML: was it an error page that was downloaded?",
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with git lfs pull",
+}
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: it is no JSON in UTF-8; says what it is instead.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    for start, what in _OTHER_FILES.items():
+        if data[:_START].lstrip().startswith(start):
+            raise DataError(f"{path} is not valid JSON, it is {what}")
+    try:
+        return json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise DataError(f"{path} is not valid JSON: its lists are nested too deeply") from None
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
+        raise DataError(f"{path} is not valid JSON ({error}); {_why_no_json(data)}") from None
+
+
+def _why_no_json(data: bytes) -> str:
+    encoding = json.detect_encoding(data)  # by the byte order mark, or the zeros
+    if encoding != "utf-8":
+        name = encoding.upper().replace("-SIG", " with a byte order mark (BOM)")
+        return f"its encoding is {name}: save it as UTF-8 without a mark"
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "its encoding is not UTF-8, but Latin-1 or another one: save it as UTF-8"
+    first, _, rest = data.partition(b"\n")
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return "was its writing cut off?"
+    if rest.lstrip().startswith(b"{"):
+        return "is it JSON lines, an object in each line? write one object with three lists"
+    return "something follows the JSON text: remove it"

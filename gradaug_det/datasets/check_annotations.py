@@ -5,7 +5,6 @@ One pass over the annotations looks at types and ids and gathers numbers; NumPy 
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -25,16 +24,10 @@ from gradaug_det.datasets.check_objects import (
     check_unit,
 )
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.files import read_json
 
 _LARGEST_SIDE = 1e6  # pixels
 _NAN = (math.nan,) * 4
-_START = 64  # bytes that tell what a file is
-_OTHER_FILES = {
-    b"\x1f\x8b": "packed with gzip: unpack it with gunzip",
-    b"PK\x03\x04": "a zip archive: unpack it with unzip",
-    b"<": "a page of HTML or XML: was it an error page that was downloaded?",
-    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with git lfs pull",
-}
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -44,20 +37,11 @@ def read_document(path: Path) -> dict[str, Any]:
         DataError: it is missing, no JSON, no object, or lacks images or categories.
     """
     try:
-        data = path.read_bytes()
+        content = read_json(path)
     except FileNotFoundError:
         raise DataError(f"the annotation file {path} is missing") from None
     except OSError as error:
         raise DataError(f"the annotation file {path} cannot be read: {error.strerror}") from None
-    for start, what in _OTHER_FILES.items():
-        if data[:_START].lstrip().startswith(start):
-            raise DataError(f"{path} is not valid JSON, it is {what}")
-    try:
-        content = json.loads(data.decode("utf-8"))
-    except RecursionError:
-        raise DataError(f"{path} is no COCO file: its lists are nested too deeply") from None
-    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise DataError(f"{path} is not valid JSON ({error}); {_why_no_json(data)}") from None
     if not isinstance(content, dict):
         raise DataError(
             f"{path} holds a JSON {type(content).__name__}, a COCO annotation file is an object; "
@@ -71,25 +55,6 @@ def read_document(path: Path) -> dict[str, Any]:
             )
             raise DataError(f"{path}: {key!r} is {problem}; is it a COCO annotation file?")
     return content
-
-
-def _why_no_json(data: bytes) -> str:
-    encoding = json.detect_encoding(data)  # by the byte order mark, or the zeros
-    if encoding != "utf-8":
-        name = encoding.upper().replace("-SIG", " with a byte order mark (BOM)")
-        return f"its encoding is {name}: save it as UTF-8 without a mark"
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return "its encoding is not UTF-8, but Latin-1 or another one: save it as UTF-8"
-    first, _, rest = data.partition(b"\n")
-    try:
-        json.loads(first)
-    except (ValueError, RecursionError):
-        return "was its writing cut off?"
-    if rest.lstrip().startswith(b"{"):
-        return "is it JSON lines, an object in each line? write one object with three lists"
-    return "something follows the JSON text: remove it"
 
 
 class Images:

@@ -232,7 +232,7 @@ _KINDS = [
     Kind(
         "box-negative-size",
         "error",
-        "bbox has a negative width or height",
+        "bbox has a negative width or height: begin at the corner with the smaller x and y",
         "learns the box on the other side of the corner",
         _LOST,
     ),
@@ -444,8 +444,8 @@ _KINDS = [
     Kind(
         "no-objects-left",
         "error",
-        "a framework keeps no object to learn from, whatever the cause; nothing else than "
-        "background would be learned",
+        "nothing is left to learn from: a framework leaves out every object, most for the cause "
+        "that is shown",
         "finds no image to train on",
         "trains on background to the end",
     ),

@@ -197,14 +197,14 @@ def check_kept_objects(
         "Detectron2": [
             of_no_image,
             of_no_category,
-            ("iscrowd is not 0", objects.crowd[:, 0]),
+            ("iscrowd is not 0, as it is for ordinary objects", objects.crowd[:, 0]),
             ("bbox is empty or outside the image", ~(turned > 1e-5).all(axis=1)),
             ("no mask can be drawn", objects.maskless[:, 0]),
         ],
         "MMDetection": [
             of_no_image,
             of_no_category,
-            ("iscrowd is set", objects.crowd[:, 1]),
+            ("iscrowd is not 0, as it is for ordinary objects", objects.crowd[:, 1]),
             ("ignore is set", objects.ignore),
             ("area is not positive", objects.area <= 0),
             ("bbox is outside the image", ~(inside > 0).all(axis=1)),

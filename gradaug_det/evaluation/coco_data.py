@@ -6,7 +6,6 @@ or a category id counted from 0 instead of 1 shows up only as a lower AP, so it 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradaug_det.errors import DataError
+from gradaug_det.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -253,10 +253,6 @@ def _named(values: Sequence, limit: int = _MAX_NAMED) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
-    except RecursionError as error:
-        raise DataError(f"{path} is nested too deeply to be COCO's") from error
-    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
-        raise DataError(f"{path} is not valid JSON ({error}); was its writing cut off?") from error

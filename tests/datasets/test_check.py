@@ -359,7 +359,7 @@ def check_document(tmp_path):
 
 
 NOTHING_LEFT = {
-    "crowds": (one_class(iscrowd=1), "8 x iscrowd is not 0", "8 x iscrowd is set"),
+    "crowds": (one_class(iscrowd=1), *["8 x iscrowd is not 0, as it is"] * 2),
     "texts": (one_class(image_id="0"), *["8 x image_id is of no image"] * 2),
     "no area": (one_class(area=0), None, "8 x area is not positive"),
     "lines": (one_class(boxes=[(9, 9, 0, 9, 81)] * 8), *["8 x bbox is "] * 2),

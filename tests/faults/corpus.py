@@ -284,7 +284,25 @@ def _non_contiguous(content):
         annotation_["category_id"] = {1: 7, 2: 19}[annotation_["category_id"]]
 
 
+def _each(**values):
+    def edit(content):
+        for annotation_ in content["annotations"]:
+            annotation_.update(values)
+
+    return edit
+
+
+def _no_iscrowd(content):
+    for annotation_ in content["annotations"]:
+        del annotation_["iscrowd"]
+
+
 FILES = {
+    "all crowds": _each(iscrowd=1),
+    "image ids that are texts": _each(image_id="1"),
+    "boxes in fractions": _each(bbox=[0.1, 0.1, 0.3, 0.5]),
+    "no iscrowd": _no_iscrowd,
+    "a byte order mark": lambda c: json.dumps(c).encode("utf-8-sig"),
     "empty": lambda _: b"",
     "cut off": lambda c: json.dumps(c).encode()[:200],
     "not UTF-8": lambda _: b"\xff\xfe\x00",

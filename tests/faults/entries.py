@@ -32,6 +32,8 @@ from gradaug_det.d2.train import load_config, load_lazy_config
 from gradaug_det.errors import GradAugError
 from gradaug_det.mmdet import train as mm_train
 from gradaug_det.mmdet.checkpoint import load_files_safely
+from gradaug_det.mmdet.data import check_data as check_data_mmdet
+from gradaug_det.mmdet.values import check_values
 from gradaug_det.pretrain.data import StatelessBatches, load_images, train_loader, val_loader
 from gradaug_det.pretrain.recipe import load_recipe
 from gradaug_det.zoo.export import convert_file
@@ -142,7 +144,7 @@ def mmdetection(file, images):
         metainfo=dict(classes=CLASSES),
         pipeline=PIPELINE,
     )
-    mm_train.check_data(Config(dict(train_dataloader=dict(dataset=dataset))))
+    check_data_mmdet(Config(dict(train_dataloader=dict(dataset=dataset))))
     seen = []
     try:
         built = DATASETS.build(dataset)
@@ -213,7 +215,8 @@ def mm_config(text, overrides=None, suffix=".py"):
         config = mm_train.load_config(file, overrides)
         for hook in config.get("custom_hooks", ()):
             HOOKS.build(hook)
-        mm_train.check_data(config)
+        check_values(config)
+        check_data_mmdet(config)
         return "loaded"
 
     return run
