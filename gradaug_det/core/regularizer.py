@@ -61,6 +61,12 @@ class SubNetworkLosses:
         return f"sub{self.sub.index} width {self.sub.width:.3f} scale {scale} loss {total:.4g}"
 
 
+def values_of(results: Iterable[SubNetworkLosses]) -> list[float]:
+    """All of the losses in order, read from the device at once."""
+    losses = [loss.float() for result in results for loss in result.losses.values()]
+    return torch.stack([loss.to(losses[0].device) for loss in losses]).tolist() if losses else []
+
+
 def gradaug_step(
     network: Trainable,
     batch: Any,
@@ -159,8 +165,11 @@ def _pass(
             # head, which nothing here knows of.
             logger.error("%s; waiting for the other processes", message)
         return {}, NonFiniteLossError(message, sub)
-    if not losses or torch.stack([v.detach().isfinite().all() for v in losses.values()]).all():
+    # One look at the sum: it waits for the device once, and a loss may be a zero on the CPU.
+    total = sum(loss.detach() for loss in losses.values())
+    if not losses or total.isfinite().all():
         return losses, None
     bad = {name: loss.item() for name, loss in losses.items() if not loss.detach().isfinite()}
+    bad = bad or {"their sum": total.item()}
     message = f"{where} has the losses {bad}; the optimizer has not stepped"
     return losses, NonFiniteLossError(message, sub, bad)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.options import GradAugOptions
-from gradaug_det.core.regularizer import SubNetworkLosses
+from gradaug_det.core.regularizer import SubNetworkLosses, values_of
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import uncompiled
 from gradaug_det.core.training import Outcome, Step, Training, check_alone
@@ -115,7 +114,7 @@ class GradAugHook(HookBase):
         check_training(self.trainer)
         if not self.options.active:
             return
-        check_alone(self.trainer._hooks, GradAugHook)
+        check_alone(getattr(self.trainer, "_hooks", ()), GradAugHook)
         engine = _engine(self.trainer)
         detector = uncompiled(engine.model)
         if isinstance(detector, DistributedDataParallel):
@@ -223,8 +222,7 @@ class GradAugHook(HookBase):
     def _log(self, results: list[SubNetworkLosses]) -> None:
         """One ``gradaug/sub<i>/loss`` each in the console line, everything in the storage."""
         scalars = [f"sub{r.sub.index}/{name}" for r in results for name in r.losses]
-        numbers = [loss.float() for r in results for loss in r.losses.values()]
-        own = dict(zip(scalars, torch.stack(numbers).tolist(), strict=True)) if numbers else {}
+        own = dict(zip(scalars, values_of(results), strict=True))
         gathered = self._training.meeting.gather(own)
         if not gathered:
             return

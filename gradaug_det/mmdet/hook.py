@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import MMSeparateDistributedDataParallel, is_model_wrapper
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.options import GradAugOptions
-from gradaug_det.core.regularizer import SubNetworkLosses
+from gradaug_det.core.regularizer import SubNetworkLosses, values_of
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.training import Outcome, Step, Training, check_alone
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
@@ -252,7 +251,7 @@ def _record(runner: Runner, results: list[SubNetworkLosses]) -> None:
     results = [result for result in results if not result.problem]
     if not results:
         return
-    values = torch.stack([loss for r in results for loss in r.losses.values()]).tolist()
+    values = values_of(results)
     hub = runner.message_hub
     for result in results:
         prefix = f"train/gradaug/sub{result.sub.index}"
