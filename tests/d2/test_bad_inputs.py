@@ -352,6 +352,11 @@ def test_keypoints_come_from_the_file(coco):
             check_datasets(cfg)
     cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1] * 3
     check_datasets(cfg)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.SOLVER.IMS_PER_BATCH = (96,), 2
+    cfg.DATALOADER.NUM_WORKERS = 0
+    hook = GradAugHook(num_subnets=1, supervision="labels", flip_prob=0.0)
+    loader = build_detection_train_loader(cfg)  # mirrors some
+    assert train(tiny_model(cfg=cfg), hook, steps=2, data=loader).iter == 2
     cfg.DATASETS.TEST, cfg.TEST.KEYPOINT_OKS_SIGMAS = (), []
     check_datasets(cfg)  # nothing is scored
     cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 99
