@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ class ExactResumeHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """The last one may be broken off: all is saved."""
-        if runner.iter >= runner.max_iters:
+        if runner.iter >= getattr(runner, "max_iters", math.inf):  # loops of users may have none
             self._notice.close()
 
     def after_train(self, runner: Runner) -> None:
@@ -203,7 +204,7 @@ def _continued(
 def _reseed(batch_sampler: Sampler, seed: int) -> None:
     """A training begun without a seed goes on with the one that it drew, which MMEngine's runner
     takes from the checkpoint after samplers are made."""
-    sampler = batch_sampler.sampler
+    sampler = getattr(batch_sampler, "sampler", batch_sampler)
     if getattr(sampler, "seed", seed) == seed:
         return
     sampler.seed = seed
