@@ -33,6 +33,7 @@ from gradaug_det.errors import GradAugError
 from gradaug_det.mmdet import train as mm_train
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.data import check_data as check_data_mmdet
+from gradaug_det.mmdet.values import check_values
 from gradaug_det.pretrain.data import StatelessBatches, load_images, train_loader, val_loader
 from gradaug_det.pretrain.recipe import load_recipe
 from gradaug_det.zoo.export import convert_file
@@ -214,6 +215,10 @@ def mm_config(text, overrides=None, suffix=".py"):
         config = mm_train.load_config(file, overrides)
         for hook in config.get("custom_hooks", ()):
             HOOKS.build(hook)
+        if "train_dataloader" in config:
+            optimizer = dict(optimizer=dict(type="SGD", lr=0.1))
+            others = dict(model={}, train_cfg={}, optim_wrapper=optimizer)
+            check_values(Config(others | config.to_dict()))
         check_data_mmdet(config)
         return "loaded"
 
