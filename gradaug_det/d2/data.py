@@ -304,6 +304,20 @@ def check_datasets(
     return _checked[use]
 
 
+def check_own_records(cfg: DictConfig, records: Sequence[dict]) -> None:
+    """What can be said of a LazyConfig's training data that a function of the user's own loads.
+
+    Args:
+        records: what it has loaded.
+
+    Raises:
+        DataError: Detectron2 would learn from none of it.
+    """
+    use = DataUse.of(cfg)
+    if not use.train:
+        once_a_machine(lambda: _check_records("dataloader.train.dataset", list(records), 0, use))
+
+
 def _check(use: DataUse) -> tuple[str, ...]:
     classes: dict[str, Sequence[str]] = {}
     for name in dict.fromkeys((*use.train, *use.test)):
@@ -426,7 +440,7 @@ def _check_keypoints(name: str, use: DataUse) -> None:
 
 def _check_records(name: str, records: Sequence[dict], in_file: int, use: DataUse) -> None:
     """Counts what Detectron2 learns from, of what it has loaded."""
-    if not len(records) or "annotations" not in records[0]:
+    if not len(records) or not isinstance(records[0], dict) or "annotations" not in records[0]:
         return
     classes = MetadataCatalog.get(name).get("thing_classes") or ()
 
@@ -435,12 +449,12 @@ def _check_records(name: str, records: Sequence[dict], in_file: int, use: DataUs
         names = {k: classes[k] if k < len(classes) else f"class {k}" for k in found}
         return Counter({names[k]: number for k, number in found.items()})
 
-    loaded = [a for r in records for a in r["annotations"]]
+    loaded = [a for r in records for a in r["annotations"] if "category_id" in a]
     _check_indices(name, max((a["category_id"] for a in loaded), default=-1), len(classes), use)
     used = records
     if use.min_keypoints:
         used = filter_images_with_few_keypoints(records, use.min_keypoints)
-    pairs = [(r, a) for r in used for a in r["annotations"]]
+    pairs = [(r, a) for r in used for a in r["annotations"] if "category_id" in a]
     crowd = np.array([bool(a.get("iscrowd", 0)) for _, a in pairs], bool)
     empty = _empty(pairs, use.masks is not False) & ~crowd
     reasons = {
@@ -472,7 +486,7 @@ def _check_indices(name: str, highest: int, known: int, use: DataUse) -> None:
 def _empty(pairs: Sequence[tuple[dict, dict]], masks: bool) -> np.ndarray:
     """Which annotations have no area once they are cut at the image's edges, as the mapper drops
     them; (n,) of (record, annotation)."""
-    boxes = [a["bbox"] for _, a in pairs]
+    boxes = [a.get("bbox", ()) for _, a in pairs]
     found = np.zeros(len(pairs), bool)
     if all(len(box) == 4 for box in boxes) and boxes:
         array = np.array(boxes, np.float64)
@@ -486,8 +500,8 @@ def _empty(pairs: Sequence[tuple[dict, dict]], masks: bool) -> np.ndarray:
     if masks:
         for index, (_, annotation) in enumerate(pairs):
             segmentation = annotation.get("segmentation")
-            if isinstance(segmentation, dict) and not pycocotools.mask.area(segmentation):
-                found[index] = True
+            if isinstance(segmentation, dict) and isinstance(segmentation["counts"], (str, bytes)):
+                found[index] |= not pycocotools.mask.area(segmentation)
     return found
 
 

@@ -32,7 +32,7 @@ from gradaug_det.d2.config import (
     gradaug_options,
     type_mismatch,
 )
-from gradaug_det.d2.data import check_datasets, register_coco, register_mini_coco
+from gradaug_det.d2.data import check_datasets, check_own_records, register_coco, register_mini_coco
 from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.evaluation import build_evaluator, lazy_evaluator
 from gradaug_det.d2.hook import GradAugHook
@@ -240,6 +240,8 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
     seed = training_seed(cfg.train.get("seed"))
     exact = cfg.train.get("exact_resume", True)
     loader = resumable_lazy_loader(cfg.dataloader.train, seed) if exact else None
+    if loader is not None:
+        check_own_records(cfg, loader.dataset)
     trainer = (AMPTrainer if cfg.train.amp.enabled else SimpleTrainer)(
         model, loader or instantiate(cfg.dataloader.train), optimizer
     )

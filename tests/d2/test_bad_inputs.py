@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.d2 import GradAugHook
 from gradaug_det.d2.checks import check_detector
-from gradaug_det.d2.data import check_datasets, once_a_machine, register_coco
+from gradaug_det.d2.data import check_datasets, check_own_records, once_a_machine, register_coco
 from gradaug_det.errors import ConfigError, DataError
 
 from .dataset import annotation, crowd, write_coco
@@ -404,7 +404,10 @@ def test_lazy_configs_are_checked_like_yaml(coco, tmp_path):
     own = LazyConfig.load  # a function of the user's own: nothing is known
     node = lazy("nowhere")
     node.dataloader.train.dataset = LazyCall(own)(names="nowhere")
-    check_datasets(node, eval_only=True)
+    check_datasets(node)
+    check_own_records(node, [{"annotations": [{"category_id": 0, "iscrowd": 0}]}])
+    with pytest.raises(DataError, match=r"dataloader.train.dataset': 0 of 1 .*1 crowds"):
+        check_own_records(node, [{"annotations": [{"category_id": 0, "iscrowd": 1}]}])
 
 
 class OwnLoader(DefaultTrainer):
