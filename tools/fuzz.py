@@ -6,8 +6,9 @@
 
 Inputs are drawn by Hypothesis: sound files with parts replaced, removed, repeated or cut off, and
 programs of pickle's own opcodes. The good outcome is a result, or one of the package's errors with
-a sentence that can be printed. A finding is anything else: another exception, a dead process, an
-input that takes more than 10 s, or memory out of proportion.
+a sentence that can be printed. A finding is anything else: something that ran (an audit hook looks
+for programs, files outside of the folder and other unpicklers), another exception, a dead process,
+an input that takes more than 10 s, or memory out of proportion.
 
 The reading happens in a process of its own. What was found is printed, the input is kept under
 ``--keep``, and docs/faults/fuzzing/TARGET.json and docs/faults/fuzzing.md (a table of all targets)
@@ -17,8 +18,11 @@ are written. Exit code: 0 without findings, 1 with some.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import io
 import json
+import logging
 import os
 import pickle
 import random
@@ -31,8 +35,10 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
+import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +97,8 @@ def mutated(value: Any, rng: random.Random, news: list[Any]) -> Any:
         return [*value, *([value[key]] * rng.choice((1, 1, 1, 200)))]
     if action < 0.16 and isinstance(value, dict):
         return {
-            (k if k != key else rng.choice((k + "x", "", k.upper()))): v for k, v in value.items()
+            (k if k != key else rng.choice((f"{k}x", "", str(k).upper()))): v
+            for k, v in value.items()
         }
     new = dict(value) if isinstance(value, dict) else list(value)
     if action < 0.2:
@@ -149,11 +156,13 @@ class Target:
         title: for readers.
         inputs: folder -> strategy of inputs; may put files into the folder that inputs refer to.
         read: (folder, path of the input): reads it, raises what it raises.
+        modules: what importing starts programs for, so it comes before the first input.
     """
 
     title: str
     inputs: Callable[[Path], st.SearchStrategy[Input]]
     read: Callable[[Path, Path], None]
+    modules: tuple[str, ...] = ()
 
 
 def _info() -> dict[str, Any]:
@@ -318,70 +327,134 @@ def _tiny_state(framework: str) -> dict[str, Any]:
 class _Bomb:
     """Pickled, it is the call of a function that leaves a file behind."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-
     def __reduce__(self) -> tuple:
-        return os.mkdir, (self.path,)
+        return os.mkdir, (_BOMB,)
+
+
+_BOMB = str(Path(tempfile.gettempdir()) / f"gradaug_fuzz_bomb_{os.getpid()}")
+
+
+def _text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def _named(module: str, name: str, rng: random.Random) -> bytes:
+    """A name, as GLOBAL or STACK_GLOBAL."""
+    if rng.random() < 0.7:
+        return f"c{module}\n{name}\n".encode()
+    return _text(module) + _text(name) + b"\x93"
+
+
+_WALKED = "__globals__ __dict__ __class__ __init__ __reduce__ __setstate__ mean min np sys modules"
+_UNLISTED = (
+    *(("posix", "mkdir"), ("os", "system"), ("builtins", "eval"), ("functools", "partial")),
+    *(("operator", "attrgetter"), ("copyreg", "_reconstructor"), ("collections", "defaultdict")),
+    *(("mmengine.logging.history_buffer", "np.os.mkdir"), ("torch", "load"), ("torch", "hub.load")),
+    *(("torch._utils", "_rebuild_wrapper_subclass"), ("torch.serialization", "_get_layout")),
+    *(("torch.serialization", "os.mkdir"), ("collections", "OrderedDict.fromkeys")),
+)
+_STATES = (
+    *("statistics_methods", "_log_history", "_count_history", "max_length", "_metadata"),
+    *("__class__", "__dict__", "mean", "_hook_for_profile"),
+)
+_OPCODES = (
+    *(b"}", b"]", b")", b"(", b"N", b"\x88", b"K\x01", b"J\xff\xff\xff\x7f", b"0", b"2", b"1"),
+    *(b"U\x02f4", b"U\x01<", b"C\x04abcd", b"X\x01\0\0\0a", b"h\0", b"h\x01", b"q\0", b"q\x01"),
+    *(b"t", b"\x85", b"\x86", b"\x87", b"R", b"R", b"b", b"b", b"s", b"u", b"e", b"a", b"\x81"),
+    *(b"\x90", b"\x91", b"\x8f", b"\x92", b"G?\xf0\0\0\0\0\0\0", b"\x94", b"j\0\0\0\0", b"d"),
+    *(b"l", b"\x8a\x01\x05", b"\x8e\x04\0\0\0\0\0\0\0abcd", b"r\xff\xff\xff\x0f", b"Q"),
+    *(b"\x8e\0\0\0\0\1\0\0\0", b"\x96\x04\0\0\0\0\0\0\0abcd", b"P1\n", b"I1\n", b"L2L\n"),
+    *(b"o", b"\x82\x01", b"iposix\nmkdir\n"),
+    *(b"(" + _text(_BOMB) + b"t", _text(_BOMB) + b"\x85R", b"\x97", b"\x98"),
+)
+
+
+def _endless() -> list[bytes]:
+    """Small programs that are endless, or huge, for a reader that believes them."""
+    key = b")" + b"2\x86" * 40
+    return [
+        *(b"}" + key + b"Ns.", b"}(" + key + b"Nu.", b"(" + key + b"Nd."),
+        *(b"\x8f(" + key + b"\x90.", b"(" + key + b"\x91.", b"}Nr\xff\xff\xff\x3f."),
+        *(b"cbuiltins\nset\n]" + key + b"a\x85R.", b"}K\x01]" + b"2\x86" * 40 + b"s."),
+        *(b"\x8e" + b"\xff" * 5 + b"\0\0\0.", b"\x96" + b"\xff" * 5 + b"\0\0\0."),
+        *(b"c_codecs\nencode\n(Va\n" + key + b"tR.", b"cnumpy\ndtype\n" + key + b"\x85R."),
+        *(b"c_codecs\nencode\n(N}V__defaults__\n)stb.", b"I" + b"9" * 10**5 + b"\n."),
+        b"cbuiltins\nset\n" + _tensor_program(1, (2**40,), (0,))[2:-1] + b"\x85R.",
+    ]
+
+
+def _tensor_program(count: int, size: tuple, stride: tuple, key: str = "0") -> bytes:
+    """A tensor of a storage, both as large as they say."""
+    storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text(key) + _text("cpu")
+    parts = (pickle.dumps(part, 2)[2:-1] for part in (count, 0, size, stride, False, None))
+    first, *rest = parts
+    head = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + first + b"tQ"
+    return head + b"".join(rest) + b"tR."
 
 
 def _opcodes(rng: random.Random) -> bytes:
     """A program of pickle's opcodes, most of them with arguments of the right kind."""
-    names = [
-        *("collections OrderedDict", "numpy dtype", "numpy ndarray", "_codecs encode"),
-        *("numpy.core.multiarray _reconstruct", "numpy._core.multiarray scalar"),
-        *("numpy._core.numeric _frombuffer", "builtins set", "builtins frozenset"),
-        *(
-            "builtins complex",
-            "builtins bytes",
-            "os system",
-            "builtins getattr",
-            "copyreg _reconstructor",
-        ),
-    ]
-    small = [
-        *(b"}", b"]", b")", b"(", b"N", b"\x88", b"K\x01", b"J\xff\xff\xff\x7f", b"0", b"2", b"1"),
-        *(b"U\x02f4", b"U\x01<", b"C\x04abcd", b"X\x01\0\0\0a", b"h\0", b"h\x01", b"q\0", b"q\x01"),
-        *(
-            b"t",
-            b"\x85",
-            b"\x86",
-            b"\x87",
-            b"R",
-            b"R",
-            b"b",
-            b"s",
-            b"u",
-            b"e",
-            b"a",
-            b"\x81",
-            b"\x90",
-        ),
-        *(b"\x91", b"\x8f", b"\x92", b"G?\xf0\0\0\0\0\0\0", b"\x94", b"j\x00\0\0\0", b"d", b"l"),
-        *(b"\x8a\x01\x05", b"\x8e\x04\0\0\0\0\0\0\0abcd", b"r\xff\xff\xff\x0f", b"r\x10\0\0\0"),
-        *(b"\x8e\0\0\0\0\1\0\0\0", b"\x96\x04\0\0\0\0\0\0\0abcd", b"P1\n", b"Q", b"I1\n", b"L2L\n"),
-    ]
-    if rng.random() < 0.15:
-        # Small programs that are endless, or huge, for a reader that believes them.
-        key = b")" + b"2\x86" * 40
-        return rng.choice(
-            (
-                *(b"}" + key + b"Ns.", b"}(" + key + b"Nu.", b"(" + key + b"Nd."),
-                *(b"\x8f(" + key + b"\x90.", b"(" + key + b"\x91.", b"}Nr\xff\xff\xff\x3f."),
-                *(b"cbuiltins\nset\n]" + key + b"a\x85R.", b"}K\x01]" + b"2\x86" * 40 + b"s."),
-                *(b"\x8e" + b"\xff" * 5 + b"\0\0\0.", b"\x96" + b"\xff" * 5 + b"\0\0\0."),
-                *(b"c_codecs\nencode\n(Va\n" + key + b"tR.", b"cnumpy\ndtype\n" + key + b"\x85R."),
-                *(b"c_codecs\nencode\n(N}V__defaults__\n)stb.", b"I" + b"9" * 10**5 + b"\n."),
-            )
-        )
-    parts = [b"\x80\x04"] if rng.random() < 0.5 else []
+    from gradaug_det.zoo.standins import _ALLOWED
+
+    listed = list(_ALLOWED)
+    kind = rng.random()
+    if kind < 0.1:
+        return rng.choice(_endless())
+    if kind < 0.2:
+        numbers = (0, 1, 2, -1, 2**40, 2**63)
+        pair = [tuple(rng.choices(numbers, k=rng.randrange(3))) for _ in range(2)]
+        return b"}" + _text("w") + _tensor_program(rng.choice(numbers), *pair)[2:-1] + b"s."
+
+    def name() -> bytes:
+        return _named(*rng.choice(listed if rng.random() < 0.7 else _UNLISTED), rng)
+
+    def walk() -> bytes:
+        owner = name()
+        for step in rng.choices(_WALKED.split(), k=rng.randrange(1, 4)):
+            owner = b"cbuiltins\ngetattr\n" + owner + _text(step) + b"\x86R"
+        return owner
+
+    def state() -> bytes:
+        """An object with a state of its own kind, of another's, or a walk's result."""
+        values = (name(), walk(), b"}", b"N", b"K\x05", b"(K\x01" + name() + b"t")
+        keys = rng.choices(_STATES, k=rng.randrange(4))
+        items = b"".join(_text(key) + rng.choice(values) + b"s" for key in keys)
+        made = rng.choice((b")\x81", b")R", b""))
+        history = b"cmmengine.logging.history_buffer\nHistoryBuffer\n"
+        owner = rng.choice((history, b"ccollections\nOrderedDict\n", name()))
+        return owner + made + (b"}" + items if rng.random() < 0.8 else walk()) + b"b"
+
+    parts = [b"\x80" + rng.choice((b"\x02", b"\x04"))] if rng.random() < 0.7 else []
     for _ in range(rng.randrange(3, 40)):
-        if rng.random() < 0.2:
-            module, name = rng.choice(names).split()
-            parts.append(f"c{module}\n{name}\n".encode())
+        kind = rng.random()
+        if kind < 0.2:
+            parts.append(name())
+        elif kind < 0.25:
+            parts.append(walk())
+        elif kind < 0.35:
+            parts.append(state())
         else:
-            parts.append(rng.choice(small))
+            parts.append(rng.choice(_OPCODES))
     return b"".join([*parts, b"."])
+
+
+def _packed(program: bytes, rng: random.Random) -> tuple[str, bytes]:
+    """A program as a pickle, or in a file of torch.save; (ending of the name, content)."""
+    kind, ending = rng.random(), rng.choice(("pth", "pyth", "pkl", "pt", "ckpt", "bin"))
+    if kind < 0.34:
+        return ending, program
+    if kind < 0.67:
+        head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+        tail = pickle.dumps(["0"], 2) + (2).to_bytes(8, "little") + b"\0" * 8
+        return ending, b"".join(pickle.dumps(part, 2) for part in head) + program + tail
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", rng.choice((0, 8))) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        names = ["x/data.pkl", "x/data/0", "x/data/0", "x/byteorder", "x/constants.pkl", "../x"]
+        for part in [names[0], *rng.choices(names, (4, 20, 9, 1, 1, 1), k=rng.randrange(3))]:
+            size = rng.choice((8, 8, 8, 0, 10**6))
+            archive.writestr(part, program if part == names[0] else b"\0" * size)
+    return ending, buffer.getvalue()
 
 
 def _nested(rng: random.Random, depth: int) -> Any:
@@ -456,13 +529,14 @@ def _checkpoint_inputs(_folder: Path) -> st.SearchStrategy[Input]:
         target = rng.choice(("torchvision", "mmdet", "detectron2", "timm"))
         name = f"{framework}-{target}"
         kind = rng.random()
-        if kind < 0.25:
-            return f"{name}.pkl", _opcodes(rng)
-        if kind < 0.5:
+        if kind < 0.4:
+            ending, data = _packed(_opcodes(rng), rng)
+            return f"{name}.{ending}", mangled(data, rng) if rng.random() < 0.1 else data
+        if kind < 0.6:
             buffer = io.BytesIO()
             zipped = rng.random() < 0.5
             if rng.random() < 0.05:
-                state["bomb"] = _Bomb(str(_BOMB))
+                state["bomb"] = _Bomb()
             try:
                 torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
             except Exception:  # what cannot be saved is no input
@@ -480,7 +554,7 @@ def _checkpoint_inputs(_folder: Path) -> st.SearchStrategy[Input]:
             }
             plain = {k: v for k, v in plain.items() if not isinstance(v, torch.Tensor)}
             if rng.random() < 0.05:
-                plain["bomb"] = _Bomb(str(_BOMB))
+                plain["bomb"] = _Bomb()
             data, name = pickle.dumps(plain, protocol=rng.choice((0, 2, 4, 5))), f"{name}.pkl"
         else:
             sound = {
@@ -505,9 +579,6 @@ def _hashable(depth: int) -> tuple:
     return value
 
 
-_BOMB = Path(tempfile.gettempdir()) / f"gradaug_fuzz_bomb_{os.getpid()}"
-
-
 def _read_checkpoint(folder: Path, path: Path) -> None:
     from gradaug_det.zoo.export import convert_file
     from gradaug_det.zoo.unpickle import load_checkpoint
@@ -518,11 +589,177 @@ def _read_checkpoint(folder: Path, path: Path) -> None:
         lambda: convert_file(path, folder / "out.safetensors", target, framework=framework),
         lambda: convert_file(path, folder / "out.pth", target, framework="torchvision"),
     )
-    if _BOMB.exists():
-        _BOMB.rmdir()
-        raise AssertionError("code in a checkpoint has run")
     if refused:
         raise refused
+
+
+def _trained() -> tuple[Any, ...]:
+    import torch
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 7), torch.nn.BatchNorm2d(2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.ones(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+
+def _training_inputs(sound: Callable[[], dict[str, Any]]) -> Callable[..., Any]:
+    """Files of a training's state with parts replaced, and those of every checkpoint."""
+
+    def inputs(folder: Path) -> st.SearchStrategy[Input]:
+        import numpy as np
+        import torch
+
+        other, state = _checkpoint_inputs(folder), sound()
+        news = [*HOSTILE, torch.ones(1), torch.ones(1).expand(2**40), np.ones(2), np.float32(1)]
+
+        @st.composite
+        def drawn(draw: Callable) -> Input:
+            rng = draw(_rng())
+            if rng.random() < 0.5:
+                return draw(other)
+            value: Any = state
+            for _ in range(rng.choice((0, 1, 1, 2, 4))):
+                value = mutated(value, rng, news)
+            buffer = io.BytesIO()
+            try:
+                torch.save(value, buffer, _use_new_zipfile_serialization=rng.random() < 0.7)
+            except Exception:  # what cannot be saved is no input
+                buffer.write(b"x")
+            data = buffer.getvalue()
+            return "mmdet-timm.pth", mangled(data, rng) if rng.random() < 0.1 else data
+
+        return drawn()
+
+    return inputs
+
+
+def _detectron2_state() -> dict[str, Any]:
+    model, optimizer, schedule = _trained()
+    state = {"model": dict(model.state_dict()), "optimizer": optimizer.state_dict()}
+    return state | {"scheduler": schedule.state_dict(), "iteration": 3}
+
+
+def _read_detectron2(folder: Path, path: Path) -> None:
+    from gradaug_det.d2.checkpoint import SafeCheckpointer
+
+    model, optimizer, schedule = _trained()
+    out = folder / "d2"
+    out.mkdir(exist_ok=True)
+    resumed = out / f"model{path.suffix}"
+    shutil.copy(path, resumed)
+    (out / "last_checkpoint").write_text(resumed.name)
+    checkpointer = SafeCheckpointer(model, str(out), optimizer=optimizer, scheduler=schedule)
+    _, refused = _all_or_first(
+        lambda: checkpointer.resume_or_load(str(path), resume=False),
+        lambda: checkpointer.resume_or_load("", resume=True),
+    )
+    resumed.unlink()
+    if refused:
+        raise refused
+
+
+def _mmengine_state() -> dict[str, Any]:
+    from mmengine.logging import MessageHub
+
+    model, optimizer, _ = _trained()
+    hub = MessageHub("fuzz")
+    hub.update_scalar("train/loss", 1.5)
+    hub.update_info("iter", 3)
+    meta = {"epoch": 1, "iter": 3, "cfg": "a = 1", "dataset_meta": {"classes": ("a",)}}
+    state = {"state_dict": dict(model.state_dict()), "optimizer": optimizer.state_dict()}
+    return state | {"meta": meta, "message_hub": hub.state_dict()}
+
+
+def _read_mmengine(folder: Path, path: Path) -> None:
+    from mmengine.logging import HistoryBuffer, MessageHub
+    from mmengine.runner import CheckpointLoader, load_checkpoint
+
+    from gradaug_det.mmdet.checkpoint import load_files_safely, load_from_url
+
+    load_files_safely()
+    cached = folder / "hub" / path.name
+    cached.parent.mkdir(exist_ok=True)
+    shutil.copy(path, cached)
+    methods = dict(HistoryBuffer._statistics_methods)
+    _, refused = _all_or_first(
+        lambda: CheckpointLoader.load_checkpoint(str(path)),
+        lambda: load_from_url(f"https://example.org/{path.name}", str(cached.parent)),
+    )
+    cached.unlink()
+    with contextlib.suppress(Exception):  # MMEngine's own, of what was not refused
+        content = load_checkpoint(_trained()[0], str(path))
+        MessageHub("fuzz").load_state_dict(content["message_hub"])
+    if HistoryBuffer._statistics_methods != (methods or HistoryBuffer([])._statistics_methods):
+        raise AssertionError("a file has replaced the methods of a class")
+    if refused:
+        raise refused
+
+
+def _step_state() -> dict[str, Any]:
+    import torch
+
+    from gradaug_det.core.sampling import SubNetworkSampler
+
+    subs = [asdict(sub) for sub in SubNetworkSampler(2, 0.9, (1.0,), 0).sample(0)]
+    content = {"format": 1, "framework": "detectron2", "config": None, "iteration": 0}
+    content |= {"rank": 0, "subs": subs, "bad": 0, "options": {}, "rng": torch.get_rng_state()}
+    boxes = {"kind": "Boxes", "value": torch.ones(1, 4)}
+    polygons = {"kind": "PolygonMasks", "value": [[[1.0, 1, 2, 2, 3, 1]]]}
+    fields = {"gt_boxes": boxes, "gt_masks": polygons}
+    item = {"image": torch.ones(3, 4, 4), "instances": {"image_size": [4, 4], "fields": fields}}
+    fields = {"bboxes": {**boxes, "kind": "HorizontalBoxes"}}
+    fields |= {"masks": {**polygons, "size": [4, 4]}}
+    part = {"kind": "InstanceData", "meta": {}, "fields": fields}
+    sample = {"meta": {"img_shape": [4, 4]}, "parts": {"gt_instances": part}}
+    batch = {"inputs": torch.ones(1, 3, 4, 4), "samples": [sample]}
+    return content | {"weights": {}, "images": ["a"], "batch": [item], "other": batch}
+
+
+def _read_step(folder: Path, path: Path) -> None:
+    import torch
+
+    from gradaug_det.replay.dump import ADAPTERS
+    from gradaug_det.replay.run import replay
+    from gradaug_det.zoo.unpickle import load_checkpoint
+
+    with contextlib.suppress(GradAugError):  # a state has a batch of each framework
+        content = load_checkpoint(path)
+        other = content.pop("other", None)
+        for framework, batch in (("detectron2", content.get("batch")), ("mmdet", other)):
+            torch.save(content | {"framework": framework, "batch": batch}, folder / "step.pt")
+            _all_or_first(lambda: replay(folder / "step.pt"))
+            module = importlib.import_module(ADAPTERS[framework])
+            with contextlib.suppress(Exception):  # replay says so in a sentence
+                module.decode(batch)
+    replay(path)
+
+
+def _recipe() -> Any:
+    from gradaug_det.pretrain.recipe import load_recipe
+
+    small = ("data.size=16", "data.fraction=0.04", "epochs=2", "batch_size=32")
+    return load_recipe(ROOT / "configs" / "pretrain" / "mini_resnet18_gradaug.yaml", small)
+
+
+def _pretraining_state() -> dict[str, Any]:
+    return _detectron2_state() | {"recipe": _recipe().as_dict(), "step": 3, "precision": {}}
+
+
+_TRAININGS: dict[Path, Any] = {}
+
+
+def _read_pretraining(folder: Path, path: Path) -> None:
+    from lightning_fabric import Fabric
+
+    from gradaug_det.pretrain.engine import Pretraining
+
+    if folder not in _TRAININGS:
+        fabric = Fabric(accelerator="cpu", devices=1)
+        _TRAININGS[folder] = Pretraining(_recipe(), folder / "pretraining", fabric)
+    training = _TRAININGS[folder]
+    shutil.copy(path, training._checkpoint)
+    training._resume()
 
 
 def _coco_inputs(folder: Path) -> st.SearchStrategy[Input]:
@@ -598,6 +835,7 @@ def _printable(result: Any) -> None:
         raise AssertionError("the result has text that a terminal would obey")
 
 
+_FRAMEWORKS = ("gradaug_det.d2.replay", "gradaug_det.mmdet.replay")
 TARGETS = {
     "zoo-index": Target("the zoo's index.json", _index_inputs, _read_index),
     "backbone": Target(
@@ -606,9 +844,30 @@ TARGETS = {
         _read_safetensors,
     ),
     "checkpoint": Target(
-        "checkpoints: unpickler, torch.load, safetensors, converter",
+        "checkpoints: zips, old files and pickles, safetensors; converter",
         _checkpoint_inputs,
         _read_checkpoint,
+    ),
+    "detectron2": Target(
+        "Detectron2's checkpointer: .pkl, .pth, .pyth; start and resume",
+        _training_inputs(_detectron2_state),
+        _read_detectron2,
+        _FRAMEWORKS,
+    ),
+    "mmengine": Target(
+        "MMEngine's loader after load_files_safely: local and URL, message hub",
+        _training_inputs(_mmengine_state),
+        _read_mmengine,
+        _FRAMEWORKS,
+    ),
+    "replay": Target(
+        "steps for gradaug-det replay", _training_inputs(_step_state), _read_step, _FRAMEWORKS
+    ),
+    "pretraining": Target(
+        "pretraining's resume",
+        _training_inputs(_pretraining_state),
+        _read_pretraining,
+        ("gradaug_det.pretrain.engine",),
     ),
     "coco": Target("COCO annotation files and images (check-data)", _coco_inputs, _read_coco),
 }
@@ -631,6 +890,33 @@ def sentence_problem(error: BaseException) -> str | None:
     return None
 
 
+_WATCHED = (
+    *("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect"),
+    *("os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.chmod", "os.link", "os.symlink"),
+    *("os.kill", "pickle.find_class", "open"),
+)
+
+
+class Canary:
+    """Notes and stops what a file must not bring about while it is read: programs that are
+    started, an unpickler that is not ours, files that are touched outside of the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.ran, self.on = str(folder), [], False
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple) -> None:
+        if not self.on or event not in _WATCHED:
+            return
+        path = str(arguments[0]) if arguments else ""
+        reads = event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        at_home = event in ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.chmod")
+        if reads or (at_home and (path.startswith(self.folder) or "__pycache__" in path)):
+            return
+        self.ran.append(f"{event}{arguments!r:.100}")
+        raise PermissionError(f"{event} while a file is read")
+
+
 def _memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -642,6 +928,14 @@ def read_forever(name: str, folder: Path, first_seed: int, memory: int = MEMORY_
     inputs, place = target.inputs(folder), folder / "input"
     place.mkdir(exist_ok=True)
     peak = [0, 0]  # memory, tries
+    tempfile.tempdir = os.environ["MPLCONFIGDIR"] = str(folder)
+    # What is read may print and log: our lines go another way.
+    lines = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    logging.disable()
+    for module in target.modules:
+        importlib.import_module(module)
+    canary = Canary(folder)
 
     def attempt(drawn: Input) -> None:
         for old in place.iterdir():
@@ -650,8 +944,9 @@ def read_forever(name: str, folder: Path, first_seed: int, memory: int = MEMORY_
         path.write_bytes(drawn[1])
         answer: dict[str, Any] = {"file": drawn[0], "bytes": len(drawn[1])}
         begin = time.monotonic()
-        print(json.dumps({"begin": True}), flush=True)
+        print(json.dumps({"begin": True}), file=lines, flush=True)
         try:
+            canary.ran, canary.on = [], True
             target.read(folder, path)
             answer["accepted"] = True
         except Exception as error:
@@ -661,13 +956,19 @@ def read_forever(name: str, folder: Path, first_seed: int, memory: int = MEMORY_
                 answer["traceback"] = traceback.format_exc()
             else:
                 answer["sentence"] = _shape(str(error), folder)
+        canary.on = False
+        if canary.ran:
+            answer |= {
+                "finding": f"something ran: {canary.ran[0]}",
+                "at": canary.ran[0].partition("(")[0],
+            }
         answer["seconds"] = time.monotonic() - begin
         used = _memory()
         # The first inputs import what the target needs.
         if peak[1] > 20 and used - peak[0] > memory:
             answer |= {"finding": f"memory grew by {(used - peak[0]) >> 20} MiB", "at": "memory"}
         peak[:] = [max(used, peak[0]), peak[1] + 1]
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=lines, flush=True)
 
     quiet = settings(
         max_examples=300,
@@ -828,7 +1129,8 @@ def table(folder: Path) -> str:
         "# Fuzzing",
         "",
         "What reads files from anywhere was given broken and hostile ones, drawn by Hypothesis. A",
-        "finding is an exception that is not the package's own with a sentence that can be",
+        "finding is something that ran (a program, another unpickler, a file outside of the",
+        "folder), an exception that is not the package's own with a sentence that can be",
         f"printed, a dead process, an input that takes more than {INPUT_SECONDS:g} s, or memory",
         f"that grows by more than {MEMORY_BYTES >> 20} MiB. What was found before is fixed, and",
         "kept as tests in tests/faults/test_found_by_fuzzing.py.",

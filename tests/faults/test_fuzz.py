@@ -1,6 +1,9 @@
 """tools/fuzz.py: each target a little, and a planted bug, a hang and a death are found."""
 
 import json
+import os
+import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,6 +50,30 @@ def test_what_is_a_good_answer():
         (ZooError("the file has \x1b[31m in it"), "that a terminal would obey"),
     ):
         assert problem in fuzz.sentence_problem(bad)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda folder: os.system("true"),
+        lambda folder: subprocess.run(["true"], check=True),
+        lambda folder: (folder.parent / "x").write_text("x"),
+        lambda folder: (folder.parent / "x").mkdir(),
+        lambda folder: pickle._loads(b"cos\nsystem\n."),
+    ],
+)
+def test_what_runs_is_noticed_and_stopped(tmp_path, act):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    canary = fuzz.Canary(folder)
+    canary.on = True
+    (folder / "x").write_text("x")
+    (tmp_path / "own" / "y").mkdir()
+    assert canary.ran == []
+    with pytest.raises(PermissionError):
+        act(folder)
+    canary.on = False
+    assert len(canary.ran) == 1 and [p.name for p in tmp_path.iterdir()] == ["own"]
 
 
 PLANTED = """

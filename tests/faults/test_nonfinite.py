@@ -69,6 +69,7 @@ def test_raise_names_the_step_and_leaves_it_to_be_replayed(made, tmp_path, capsy
     assert set(raised.value.losses) <= {f"labels_{n}" for n in LABELS} and raised.value.losses
     assert same(model.state_dict(), before), "the optimizer has stepped"
     (file,) = (tmp_path / "nonfinite").iterdir()
+    assert ("--config FILE" in text) == (made is mmdetection)  # whose config is Python
     assert str(file) in text and file.name == "iter_0000000_sub0_rank0.pt"
 
     assert cli.main(["replay", str(file), "--trust-config"]) == 1
