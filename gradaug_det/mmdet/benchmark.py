@@ -27,10 +27,11 @@ from gradaug_det.benchmark.detector import (
     training_losses,
 )
 from gradaug_det.core.slimming import Loan, no_traces
+from gradaug_det.datasets.agreement import check_same_classes
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.mmdet.checkpoint import load_files_safely
-from gradaug_det.mmdet.data import coco_metrics, leaves
+from gradaug_det.mmdet.data import coco_metrics, coco_part, leaves
 from gradaug_det.mmdet.train import load_config
 
 
@@ -54,6 +55,7 @@ class MMDetectionDetector:
         self.backbone = self.model.backbone
         self.divisor = _divisor(self.config)
         self.scoring = _scoring(self.config)
+        self._ids = _category_ids(self.config, data)
         head = getattr(getattr(self.model, "roi_head", self.model), "bbox_head", None)
         head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
         check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
@@ -113,7 +115,7 @@ class MMDetectionDetector:
         results = [
             {
                 "image_id": found.img_id,
-                "category_id": category_id(label, self.data),
+                "category_id": self._ids[label] if self._ids else category_id(label, self.data),
                 "bbox": box,
                 "score": score,
             }
@@ -173,6 +175,19 @@ def _divisor(config: Config) -> int:
         if getattr(hook["type"], "__name__", hook["type"]) == "GradAugHook":
             return hook.get("divisor", 1)
     return 1
+
+
+def _category_ids(config: Config, data: CocoData) -> list[int] | None:
+    """Of each class of the config, by name: MMDetection's order need not be that of the ids. None
+    if the config's test data is not read as CocoDataset reads it."""
+    key, leaf = next(leaves(config.test_dataloader.dataset, "test_dataloader.dataset"))
+    part = coco_part(key, leaf)
+    if part is None:
+        return None
+    ids = {name: number for number, name in data.categories}
+    if set(part.classes) != set(ids):
+        check_same_classes({key: part.classes, str(data.annotations): list(ids)})
+    return [ids[name] for name in part.classes]
 
 
 def _scoring(config: Config) -> Scoring:

@@ -110,7 +110,7 @@ def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
         scorers = [] if split == "train" else list(_scorers(config, split))
         for key, leaf in found:
             _check_paths(key, leaf)
-            part = _part(key, leaf)
+            part = coco_part(key, leaf)
             if part is None:
                 continue
             trained = next(iter(classes.values()), None)
@@ -188,8 +188,9 @@ def _check_paths(key: str, leaf: Any) -> None:
             raise DataError(f"{key.removesuffix('.dataset')}: {path} is missing; {hint}")
 
 
-def _part(key: str, leaf: Any) -> _Part | None:
-    """None if the dataset reads something else, or from elsewhere than a disk."""
+def coco_part(key: str, leaf: Any) -> _Part | None:
+    """What a dataset, or its config, reads; None if it reads something else than CocoDataset does,
+    or from elsewhere than a disk."""
     kind, get = type(leaf), vars(leaf).get
     if isinstance(leaf, Mapping):
         get = leaf.get

@@ -14,10 +14,11 @@ from mmengine.config import Config
 from PIL import Image
 from torchvision.models import resnet18
 
+from gradaug_det.benchmark.detector import CocoData
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.mmdet.agreement import check_heads, check_tasks, check_weights
-from gradaug_det.mmdet.benchmark import _scoring
+from gradaug_det.mmdet.benchmark import _category_ids, _scoring
 from gradaug_det.mmdet.checks import TrainingChecks
 from gradaug_det.mmdet.data import check_data
 from gradaug_det.mmdet.train import build_runner, load_config
@@ -262,6 +263,14 @@ def test_the_benchmark_scores_as_the_config(mini):
     assert _scoring(mini).max_detections == 100
     mini.test_evaluator = None
     assert _scoring(mini).tasks is None
+
+
+def test_the_benchmark_maps_classes_by_name(coco):
+    settings = Config(dict(test_dataloader=dict(dataset=dataset(coco(), ("b", "a")))))
+    data = CocoData(Path(coco()), Path(), "good", ((4, "a"), (7, "b")))
+    assert _category_ids(settings, data) == [7, 4]
+    with pytest.raises(DataError, match=r"class 1 is 'a' in test_dataloader\.dataset and 'c' in"):
+        _category_ids(settings, CocoData(Path(coco()), Path(), "good", ((4, "b"), (7, "c"))))
 
 
 # ---- what is left to learn from ---------------------------------------------------------------
