@@ -194,9 +194,11 @@ def coco_part(key: str, leaf: Any) -> _Part | None:
     kind, get = type(leaf), vars(leaf).get
     if isinstance(leaf, Mapping):
         get = leaf.get
-        kind = leaf["type"] if isinstance(leaf["type"], type) else DATASETS.get(leaf["type"])
+        kind = leaf.get("type")
+        kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     if not (
-        issubclass(kind, CocoDataset)
+        isinstance(kind, type)
+        and issubclass(kind, CocoDataset)
         and kind.load_data_list is CocoDataset.load_data_list
         and kind.COCOAPI is COCO
         and get("ann_file")
