@@ -100,8 +100,11 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         found = super()._load_model(checkpoint)
         other = {key for key, *_ in found.incorrect_shapes} & set(names)
         taken = set(names) - set(found.missing_keys) - other
-        # A few fit any network by accident: a stem, or layers of one name and shape.
-        if names and len(taken) < (0.5 if other else 0.1) * len(names):
+        # Of a file that is of no use otherwise, a few fit any network by accident: a stem, or
+        # layers of one name and shape.
+        few = len(taken) < (0.5 if other else 0.1) * len(names)
+        useless = bool(other) or 2 * len(found.unexpected_keys) > len(given)
+        if names and (not taken or (few and useless)):
             part = body.rstrip(".") or "the detector"
             first = given[0] if given else "nothing"
             raise ZooError(

@@ -262,7 +262,7 @@ def test_the_traced_program_finds_the_same(program, checkpoints, tmp_path):
         ((), 0.0, ConfigError, r"--width must be a number in \(0, 1\], got 0.0"),
         (("MODEL.BACKBONE.NAME", "build_resnet_backbone"), 1.0, ConfigError, "BACKBONE.NAME is"),
         (("MODEL.ROI_BOX_HEAD.FC_DIM", "128"), 1.0, ZooError, "'roi_heads.box_head.fc1"),
-        (SMALL_R50, 1.0, ZooError, "are not in the checkpoint or have another shape there"),
+        (SMALL_R50, 1.0, ZooError, "tensors of backbone.bottom_up were taken from"),
     ],
 )
 def test_refusals(checkpoints, tmp_path, opts, width, error, message):

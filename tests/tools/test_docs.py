@@ -95,7 +95,7 @@ def test_the_configuration_page_has_every_setting(site):
 def test_the_reference_is_made_of_docstrings(site):
     text = text_of(site, "reference/core")
     assert 'id="gradaug_det.core.slimming.at_width"' in text
-    assert "Running statistics are never written." in text
+    assert "Running statistics are never written:" in text
     assert ":func:" not in text
     assert ":class:" not in text
     source = text_of(site, "how_it_works")
