@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from gradaug_det.datasets.agreement import check_kept, check_same_classes
 from gradaug_det.datasets.check import check_before_training
 from gradaug_det.datasets.check_annotations import read_document
+from gradaug_det.datasets.check_images import Names
 from gradaug_det.errors import ConfigError, DataError, GradAugError
 
 logger = logging.getLogger("detectron2.gradaug")
@@ -402,9 +403,12 @@ def _load(name: str) -> list[dict]:
         ) from error
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
+        root = MetadataCatalog.get(name).get("image_root")
+        cause = root and Names(Path(root)).cause(missing[0].removeprefix(f"{root}/"))
         raise DataError(
             f"dataset {name!r}: {len(missing)} of {len(files)} image files are missing, the "
-            f"first is {missing[0]}; correct the images folder or the annotations"
+            f"first is {missing[0]}{f' ({cause})' if cause else ''}; correct the images folder or "
+            "the annotations"
         )
     return records
 

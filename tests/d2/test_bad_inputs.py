@@ -132,9 +132,14 @@ def test_missing_image_is_a_sentence_before_training(dataset, tmp_path):
     check = cfg.clone()
     check.DATASETS.TEST = ()
     check_datasets(check)
-    (Path(MetadataCatalog.get(name).image_root) / "1.png").unlink()
-    sentence = rf"'{name}': 1 of 2 image files are missing.*1\.png; correct"
+    image = Path(MetadataCatalog.get(name).image_root) / "1.png"
+    image.rename(image.with_name("1.PNG"))
+    cause = r"upper and lower case differ; the images' folder has 1\.PNG"
+    sentence = rf"'{name}': 1 of 2 image files are missing.*1\.png \({cause}\); correct"
     with pytest.raises(DataError, match=sentence):
+        check_datasets(check)
+    image.with_name("1.PNG").unlink()
+    with pytest.raises(DataError, match=rf"'{name}': 1 of 2 .*1\.png; correct"):
         check_datasets(check)
 
 
