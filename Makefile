@@ -20,7 +20,7 @@ help:  ## list the targets
 	@echo 'make lock UPGRADE=--upgrade       newer versions, within the pins of requirements/*.in'
 
 demo: env-$(if $(filter mmdet,$(FRAMEWORK)),test,demo)  ## train, evaluate and report on the bundled mini-COCO
-	$(PY) tools/demo.py $(if $(FRAMEWORK),--framework $(FRAMEWORK)) $(ARGS)
+	$(PY) -m studies.demo $(if $(FRAMEWORK),--framework $(FRAMEWORK)) $(ARGS)
 
 test: env-test  ## lint, then run all tests (the first time compiles MMCV: 15 to 25 minutes)
 	$(PY) -m ruff check .
@@ -28,13 +28,13 @@ test: env-test  ## lint, then run all tests (the first time compiles MMCV: 15 to
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 study: env-demo  ## train what is missing of the study of table 3 (hours), write its tables
-	$(PY) -W ignore tools/study_table3.py $(ARGS)
+	$(PY) -W ignore -m studies.table3_mini $(ARGS)
 
 study-zoo: env-demo  ## train what is missing of the mini zoo's study (hours), write its tables
-	$(PY) -W ignore tools/study_mini_zoo.py $(ARGS)
+	$(PY) -W ignore -m studies.mini_zoo $(ARGS)
 
 compare-frameworks: env-test  ## the same fine-tunings in both frameworks, 3 seeds; writes docs/frameworks
-	$(PY) -W ignore tools/compare_frameworks.py --publish $(ARGS)
+	$(PY) -W ignore -m studies.frameworks --publish $(ARGS)
 
 docs: env-test  ## build the documentation's site into output/site; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)

@@ -9,8 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
-from gradaug_det.evaluation.coco import Scoring, run_evaluator
-from gradaug_det.evaluation.comparison import TASK_NAMES
+from gradaug_det.evaluation.coco import TASK_NAMES, Scoring, run_evaluator
 
 PrecisionCurves = dict[float, list[tuple[float, float]]]
 """IoU -> (recall, precision) in per cent by rising recall; empty where there is no object."""

@@ -14,7 +14,7 @@ from gradaug_det.benchmark.measured import (
     widest,
 )
 from gradaug_det.benchmark.records import Benchmark, WidthResult
-from gradaug_det.evaluation.comparison import TASK_NAMES
+from gradaug_det.evaluation.coco import TASK_NAMES
 from gradaug_det.evaluation.plots import METHOD_COLOURS, Plot, render_svg
 
 _STYLES = {"-": "Solid", "--": "Dashed", ":": "Dotted"}

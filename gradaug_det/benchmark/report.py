@@ -29,13 +29,12 @@ from gradaug_det.benchmark.ranking import image_scores
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
 from gradaug_det.benchmark.wording import summarise
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.evaluation.coco import CATEGORY_PREFIX, TASK_NAMES
 from gradaug_det.evaluation.coco_data import (
     check_scorable,
     load_ground_truth,
     load_predictions,
 )
-from gradaug_det.evaluation.comparison import CATEGORY_PREFIX, TASK_NAMES
-from gradaug_det.evaluation.content import number_text, plain
 from gradaug_det.evaluation.environment import machine_line
 from gradaug_det.evaluation.pictures import (
     MAX_DRAWN,
@@ -47,7 +46,9 @@ from gradaug_det.evaluation.rendering import (
     counted,
     embedded,
     json_text,
+    number_text,
     picture_column,
+    plain,
     templates,
     write_files,
 )

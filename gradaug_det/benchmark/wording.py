@@ -10,8 +10,8 @@ from gradaug_det.benchmark.measured import (
     widest,
 )
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
-from gradaug_det.evaluation.comparison import TASK_NAMES
-from gradaug_det.evaluation.wording import signed
+from gradaug_det.evaluation.coco import TASK_NAMES
+from gradaug_det.evaluation.rendering import signed
 
 
 def summarise(benchmark: Benchmark) -> list[str]:

@@ -29,6 +29,8 @@ COCO_METRICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
+TASK_NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+CATEGORY_PREFIX = "AP-"
 _KEYPOINTS = 17
 """Of COCO's own skeleton, which the evaluators' own sigmas are for."""
 

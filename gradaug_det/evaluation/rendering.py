@@ -5,24 +5,32 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
+import numbers
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gradaug_det.evaluation.content import number_text
 from gradaug_det.evaluation.pictures import Shown, draw_instances
 from gradaug_det.evaluation.plots import Plot
 from gradaug_det.files import atomic_path
 
+MISSING = "–"  # noqa: RUF001
 
-def templates() -> Any:
-    """The Jinja environment of the reports; pages are escaped, Markdown is not."""
+
+def templates(*folders: Path) -> Any:
+    """The Jinja environment of the reports; pages are escaped, Markdown is not.
+
+    Args:
+        folders: with further templates, which may include and import the package's own.
+    """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent / "templates"]),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -80,3 +88,32 @@ def write_files(folder: str | Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
         with atomic_path(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def number_text(value: float | None, digits: int = 2) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A difference with its sign; a true minus sign, and no sign for what rounds to zero."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if value > 0 else "\N{MINUS SIGN}") + text
+
+
+def plain(value: Any) -> Any:
+    """JSON data: NaN becomes None (JSON has no NaN), a path its file name, NumPy a number."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return Path(value).name
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)

@@ -7,8 +7,8 @@ import torch
 
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 from gradaug_det.pretrain.engine import Pretraining
-from gradaug_det.pretrain.study import METHODS
 from gradaug_det.zoo.backbone import read_backbone
+from studies.mini_zoo.study import METHODS
 from tests.pretrain.helpers import pretraining, tiny_recipe
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from gradaug_det.errors import ConfigError
 from gradaug_det.pretrain.recipe import load_recipe
-from gradaug_det.pretrain.study import METHODS
+from studies.mini_zoo.study import METHODS
 from tests.pretrain.helpers import CONFIGS
 
 FILES = sorted(CONFIGS.glob("*.yaml"))

@@ -297,7 +297,7 @@ def test_make_runs_setup_then_the_program():
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     assert "setup_env.py demo" in dry_run("demo")
-    assert "tools/demo.py --framework detectron2" in dry_run("demo", "FRAMEWORK=detectron2")
+    assert "-m studies.demo --framework detectron2" in dry_run("demo", "FRAMEWORK=detectron2")
     test = dry_run("test", "ARGS=-x")
     assert test.index("setup_env.py test") < test.index("ruff check") < test.index("pytest -q ")
     assert test.rstrip().endswith(" -x")

@@ -1,0 +1,1 @@
+"""What training steps and scoring cost, measured: ``python -m benchmarks.NAME``."""

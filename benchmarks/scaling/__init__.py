@@ -1,0 +1,1 @@
+"""What a training on many GPUs costs, on paper: ``python -m benchmarks.scaling``."""

@@ -1,0 +1,234 @@
+"""What a training on many GPUs costs, on paper: measured pieces put together by a simple model.
+
+A step of GradAug is its passes one after the other, then one all-reduce of the gradients (they
+cross the network once, after all passes, so nothing hides it). Images are loaded meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scaling.processes import step_times
+from benchmarks.training.measure import mean_flops
+from benchmarks.training.workload import Variant, Workload, training_class
+from gradaug_det.core.checks import check_integer, check_number
+from gradaug_det.core.engine import BUCKET_BYTES
+from gradaug_det.evaluation.environment import describe_environment, machine_line
+from gradaug_det.evaluation.rendering import json_text, templates, write_files
+
+logger = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).parents[1] / "templates"
+
+BATCH = 16
+"""Images of a step in the 1x schedule, which is 90,000 steps long; larger batches have fewer."""
+ITERATIONS = 90_000
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """GPUs and what is between them.
+
+    Args:
+        gpus: of all nodes.
+        gpus_per_node: of one node.
+        node_bandwidth: bytes a second that a GPU sends in an all-reduce within its node.
+        network_bandwidth: bytes a second that a node sends to others.
+        latency: seconds of one message.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+
+    gpus: int
+    gpus_per_node: int = 8
+    node_bandwidth: float = 60e9
+    network_bandwidth: float = 10e9
+    latency: float = 20e-6
+
+    def __post_init__(self) -> None:
+        check_integer("gpus", self.gpus, low=1)
+        check_integer("gpus_per_node", self.gpus_per_node, low=1)
+        check_number("node_bandwidth", self.node_bandwidth, above=0.0)
+        check_number("network_bandwidth", self.network_bandwidth, above=0.0)
+        check_number("latency", self.latency)
+
+    def all_reduce_seconds(self, size: int, messages: int = 1) -> float:
+        """Of ``size`` bytes in so many messages: a ring within each node, then one between nodes.
+
+        A ring of g sends 2 (g - 1) / g of the bytes, in 2 (g - 1) turns.
+        """
+        inside = min(self.gpus, self.gpus_per_node)
+        nodes = math.ceil(self.gpus / self.gpus_per_node)
+        turns = 2 * (inside - 1 + nodes - 1)
+        within = 2 * (inside - 1) / inside * size / self.node_bandwidth
+        between = 2 * (nodes - 1) / nodes * size / self.network_bandwidth
+        return within + between + turns * messages * self.latency
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What the model is made of.
+
+    Args:
+        plain_seconds: of a plain step's passes on one GPU.
+        images_per_gpu: of a step.
+        gradient_bytes: that cross the network once a step.
+        load_seconds: of one processor core to load and augment an image.
+        loaders: processes that load images, for each GPU.
+    """
+
+    plain_seconds: float
+    images_per_gpu: int
+    gradient_bytes: int
+    load_seconds: float
+    loaders: int
+
+    @property
+    def messages(self) -> int:
+        """All-reduces of a step: one a bucket, and one of which parameters have a gradient."""
+        return math.ceil(self.gradient_bytes / BUCKET_BYTES) + 1
+
+
+def predict(pieces: Pieces, cluster: Cluster, compute_ratio: float, plain: bool) -> dict[str, Any]:
+    """A step and the 1x schedule on a cluster.
+
+    Args:
+        compute_ratio: time of the step's passes over the plain step's.
+        plain: whether DistributedDataParallel hides the all-reduce behind the backward pass, which
+            is about two thirds of the step; GradAug's waits for the last pass.
+
+    Returns:
+        ``compute``, ``data``, ``all_reduce`` (what is not hidden), ``step`` (seconds),
+        ``bottleneck``, ``images_per_second``, ``hours`` (of the 1x schedule) and ``loaders``
+        (processes for each GPU that would just do).
+    """
+    compute = pieces.plain_seconds * compute_ratio
+    all_reduce = cluster.all_reduce_seconds(pieces.gradient_bytes, pieces.messages)
+    if plain:
+        all_reduce = max(0.0, all_reduce - compute * 2 / 3)
+    loading = pieces.images_per_gpu * pieces.load_seconds
+    parts = {"compute": compute, "data": loading / pieces.loaders, "all_reduce": all_reduce}
+    step = max(compute + all_reduce, parts["data"])
+    batch = pieces.images_per_gpu * cluster.gpus
+    return {
+        **parts,
+        "step": step,
+        "bottleneck": max(parts, key=parts.__getitem__),
+        "images_per_second": batch / step,
+        "hours": ITERATIONS * BATCH / batch * step / 3600,
+        "loaders": math.ceil(loading / (compute + all_reduce)),
+    }
+
+
+def predictions(
+    pieces: Pieces, clusters: Mapping[str, Cluster], compute_ratios: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Rows of the table: every training on every cluster; ``ratio`` is to the plain step there,
+    ``efficiency`` to the images a second of as many single GPUs."""
+    rows = []
+    for title, cluster in clusters.items():
+        plain = predict(pieces, cluster, 1.0, plain=True)
+        for name, ratio in compute_ratios.items():
+            own = predict(pieces, cluster, ratio, plain=name == "plain")
+            alone = predict(pieces, Cluster(1), ratio, plain=name == "plain")
+            rows.append(
+                {
+                    "cluster": title,
+                    "training": name,
+                    **own,
+                    "ratio": own["step"] / plain["step"],
+                    "efficiency": alone["step"] / own["step"],
+                }
+            )
+    return rows
+
+
+def measure_scaling(
+    configs: Path,
+    size: tuple[int, int],
+    iterations: int,
+    steps: int,
+    measure_loading: Callable[[], float],
+) -> dict[str, Any]:
+    """The pieces that this machine can measure, and the model's check on it.
+
+    Args:
+        configs: folder of the project's configs.
+        size: (height, width) of a training image in pixels, for the FLOPs.
+        iterations: whose sub-networks the FLOPs are counted of.
+        steps: of each training in the check.
+        measure_loading: gives the seconds in which one process loads an image.
+
+    Returns:
+        ``size``, ``iterations``, ``plain_gflops``, ``flops_ratios`` (GradAug's over a plain
+        step's, by variant), ``gradient_bytes``, ``load_seconds``, and ``check``: see
+        :func:`check_on_two_processes`.
+    """
+    large = Workload("detectron2", configs, size, batch_size=1)
+    variants = [Variant("labels", n) for n in (1, 2, 3)]
+    plain = mean_flops(large, Variant(), 1)
+    ratios = {}
+    for variant in variants:
+        ratios[variant.name] = mean_flops(large, variant, iterations) / plain
+        logger.info("FLOPs of %s: %.2f x plain", variant.name, ratios[variant.name])
+    parameters = training_class("detectron2")(large, Variant()).model.parameters()
+    gradient_bytes = sum(p.nbytes for p in parameters if p.requires_grad)
+    seconds = measure_loading()
+    logger.info("an image is loaded in %.4f s", seconds)
+    return {
+        "size": list(size),
+        "iterations": iterations,
+        "plain_gflops": plain / 1e9,
+        "flops_ratios": ratios,
+        "gradient_bytes": gradient_bytes,
+        "load_seconds": seconds,
+        "check": check_on_two_processes(configs, steps),
+    }
+
+
+def check_on_two_processes(configs: Path, steps: int) -> dict[str, Any]:
+    """The model's step of two processes beside the measured one, on the mini config.
+
+    What the model says: the step as two processes take it side by side that have nothing to tell
+    each other, and the averaging of gradients as it is measured in itself.
+
+    Returns:
+        ``all_reduce`` (seconds), ``steps`` and ``rows``: by variant ``alone``, ``side by side``,
+        ``together``, ``model`` (seconds) and ``error`` (of the model, relative).
+    """
+    small = Workload("detectron2", configs, (192, 256), batch_size=2, small=True)
+    variants = [Variant(), Variant("labels", 2)]
+    times = step_times(small, variants, steps)
+    rows = {}
+    for name in (v.name for v in variants):
+        own = {mode: times[mode][name] for mode in times if mode != "all_reduce"}
+        # DistributedDataParallel's all-reduce of the plain step is hidden behind its backward.
+        exposed = 0.0 if name == "plain" else times["all_reduce"]
+        model = own["side by side"] + exposed
+        rows[name] = {**own, "model": model, "error": model / own["together"] - 1}
+    return {"all_reduce": times["all_reduce"], "steps": steps, "rows": rows}
+
+
+def write_scaling(
+    folder: Path, measured: dict[str, Any], pieces: Pieces, clusters: Mapping[str, Cluster]
+) -> Path:
+    """Writes ``scaling.md`` and ``benchmarks/scaling.json`` into a folder; returns the first."""
+    ratios = {"plain": 1.0, **measured["flops_ratios"]}
+    content = {
+        "measured": measured,
+        "pieces": {**asdict(pieces), "messages": pieces.messages},
+        "clusters": {title: asdict(cluster) for title, cluster in clusters.items()},
+        "predictions": predictions(pieces, clusters, ratios),
+        "environment": describe_environment(),
+    }
+    machine = machine_line(content["environment"])
+    text = templates(TEMPLATES).get_template("scaling.md.j2").render(machine=machine, **content)
+    write_files(folder / "benchmarks", {"scaling.json": json_text(content)})
+    write_files(folder, {"scaling.md": text})
+    return folder / "scaling.md"

@@ -1,1 +1,0 @@
-"""Fine-tunings of the mini detector as processes of either framework, and their comparison."""

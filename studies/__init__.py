@@ -1,0 +1,1 @@
+"""Trainings that show what GradAug does here, and their reports: ``python -m studies.NAME``."""

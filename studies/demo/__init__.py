@@ -1,0 +1,1 @@
+"""Mask R-CNN on mini-COCO with and without GradAug: ``python -m studies.demo``."""

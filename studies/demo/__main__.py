@@ -1,0 +1,37 @@
+"""Fine-tunes Mask R-CNN on mini-COCO from zoo backbones and writes report/index.html."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from gradaug_det.errors import GradAugError
+from studies.demo.study import DemoSettings, run_demo
+from studies.runner.frameworks import FRAMEWORKS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m studies.demo", description=__doc__)
+    parser.add_argument("--framework", choices=list(FRAMEWORKS), default=DemoSettings.framework)
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="work folder")
+    parser.add_argument("--report", type=Path, help="report folder; report or report/mmdet")
+    parser.add_argument("--iterations", type=int, default=DemoSettings.iterations)
+    parser.add_argument("--seed", type=int, default=DemoSettings.seed)
+    parser.add_argument("--baseline-weights", default=DemoSettings.baseline_weights)
+    parser.add_argument("--gradaug-weights", default=DemoSettings.gradaug_weights)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "report")}
+    folders = {"detectron2": ROOT / "report", "mmdet": ROOT / "report" / "mmdet"}
+    try:
+        run_demo(args.out, args.report or folders[args.framework], ROOT, DemoSettings(**settings))
+    except GradAugError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

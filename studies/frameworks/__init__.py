@@ -1,0 +1,1 @@
+"""The same fine-tunings in both frameworks: ``python -m studies.frameworks``."""

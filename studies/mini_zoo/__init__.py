@@ -1,0 +1,1 @@
+"""Every method of pretraining over seeds: ``python -m studies.mini_zoo``."""

@@ -1,0 +1,53 @@
+"""Top-1 accuracy of a zoo backbone's classifier on garments: clean, under FGSM, corrupted.
+
+python -m studies.mini_zoo.evaluate_backbone B/backbone.safetensors --out B/robustness.json
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from gradaug_det.errors import GradAugError
+from gradaug_det.files import atomic_path
+from gradaug_det.pretrain.data import Crops
+from studies.mini_zoo.robustness import corrupted_sets, load_classifier, measure
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.mini_zoo.evaluate_backbone",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("weights", type=Path, help="a .safetensors file")
+    parser.add_argument("--out", type=Path, required=True, help="json file to write")
+    parser.add_argument("--size", type=int, default=32, help="side of the images (32)")
+    parser.add_argument(
+        "--corrupted", type=int, default=40, metavar="N", help="images of each class to corrupt"
+    )
+    parser.add_argument("--cache", type=Path, default=Path("output/corrupted"))
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        model, _ = load_classifier(args.weights)
+        crops = Crops("test", root="", size=args.size)
+        images, labels = crops.pixels(range(len(crops))), crops.targets
+        first = torch.cat([(labels == c).nonzero()[: args.corrupted, 0] for c in labels.unique()])
+        metrics = measure(
+            model, images, labels, corrupted_sets(images[first], args.cache), labels[first]
+        )
+        with atomic_path(args.out) as temporary:
+            temporary.write_text(json.dumps(metrics, indent=1) + "\n")
+    except GradAugError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(" ".join(f"{k} {v:.1f}" for k, v in metrics.items() if "/" not in k))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A comparison of trainings as tables, curves, pictures and sentences."""

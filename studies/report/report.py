@@ -1,0 +1,114 @@
+"""Writing a comparison of runs as report.json, report.md and a self-contained index.html."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gradaug_det.evaluation.coco import TASK_NAMES
+from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth, load_predictions
+from gradaug_det.evaluation.environment import machine_line
+from gradaug_det.evaluation.pictures import (
+    choose_images,
+    predicted_instances,
+    read_image,
+    truth_instances,
+)
+from gradaug_det.evaluation.plots import METHOD_COLOURS
+from gradaug_det.evaluation.rendering import (
+    counted,
+    embedded,
+    json_text,
+    picture_column,
+    templates,
+    write_files,
+)
+from studies.report.comparison import Method, group_methods
+from studies.report.content import (
+    category_bars,
+    report_content,
+    table_rows,
+)
+from studies.report.plots import training_plots
+from studies.report.records import Report, RunRecord
+
+TEMPLATES = Path(__file__).parent / "templates"
+__all__ = ["Report", "RunRecord", "write_report"]
+
+
+def write_report(out_dir: str | Path, report: Report) -> Path:
+    """Write ``report.json``, ``report.md`` and ``index.html`` into a folder.
+
+    All three are made before the first is written, and each replaces its predecessor in one step:
+    a failure leaves an earlier report as it was.
+
+    Args:
+        out_dir: folder, created if needed.
+        report: what to write.
+
+    Returns:
+        Path of ``index.html``, which needs no other file and no network.
+
+    Raises:
+        DataError: ground truth, predictions or images that cannot be used.
+    """
+    ground_truth = load_ground_truth(report.gt_json)
+    methods = group_methods(report.runs, report.baseline_method)
+    images = choose_images(ground_truth, report.num_pictures) if report.image_root else []
+    content = report_content(report, ground_truth, methods)
+    content["pictures"]["image_ids"] = [image["id"] for image in images]
+
+    environment = templates(TEMPLATES)
+    view = {
+        **content,
+        "machine": machine_line(report.environment),
+        "table": table_rows(methods),
+        "colours": {
+            method.name: METHOD_COLOURS[position % len(METHOD_COLOURS)]
+            for position, method in enumerate(methods)
+        },
+        "bars": category_bars(methods),
+        "tasks": TASK_NAMES,
+        "several_seeds": any(len(method.runs) > 1 for method in methods),
+    }
+    html_view = {
+        **view,
+        "plots": embedded(training_plots(methods)),
+        "picture_rows": _picture_rows(report, ground_truth, methods, images),
+    }
+    files = {
+        "report.json": json_text(content),
+        "report.md": environment.get_template("report.md.j2").render(view),
+        "index.html": environment.get_template("report.html.j2").render(html_view),
+    }
+    write_files(out_dir, files)
+    return Path(out_dir) / "index.html"
+
+
+def _picture_rows(
+    report: Report, ground_truth: dict, methods: Sequence[Method], images: Sequence[dict]
+) -> list[dict]:
+    """For each image: the ground truth, then the first seed of every method that has results."""
+    results = {}
+    for method in methods:
+        run = next((run for run in method.runs if run.predictions is not None), None)
+        if run is not None:
+            results[method.name] = load_predictions(run.predictions)
+            check_scorable(results[method.name], ground_truth, "bbox")
+            with_masks = [p for p in results[method.name] if "segmentation" in p]
+            check_scorable(with_masks, ground_truth, "segm")
+    rows = []
+    for image in images:
+        picture = read_image(Path(report.image_root) / image["file_name"])
+        truth = truth_instances(ground_truth, image["id"])
+        columns = [picture_column("Ground truth", counted(truth, "object"), picture, truth)]
+        for method in methods:
+            if method.name not in results:
+                continue
+            found = predicted_instances(
+                results[method.name], ground_truth, image["id"], report.score_threshold
+            )
+            note = f"{counted(found, 'detection')} ≥ {report.score_threshold:g}"
+            columns.append(picture_column(method.label, note, picture, found))
+        rows.append({"image_id": image["id"], "columns": columns})
+    return rows

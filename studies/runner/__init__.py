@@ -1,0 +1,1 @@
+"""Fine-tunings of the mini detector as processes of either framework."""

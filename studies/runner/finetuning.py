@@ -1,0 +1,223 @@
+"""Running one fine-tuning as a process: left alone when done, resumed when interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradaug_det.errors import GradAugError
+from gradaug_det.evaluation.coco import evaluate_coco
+from gradaug_det.files import atomic_path
+from studies.report.records import RunRecord
+from studies.runner.frameworks import FineTuning, Framework
+
+logger = logging.getLogger(__name__)
+
+_TAIL = 15  # output lines repeated when a training fails
+_SCORING = threading.Lock()  # the evaluators redirect the process's only stdout
+
+
+@dataclass(frozen=True)
+class Training:
+    """A fine-tuning with its place in a report and on the disk.
+
+    Args:
+        name: of the run, e.g. ``gradaug-seed1``.
+        method: runs with the same method are seeds of it.
+        label: of the method, for readers.
+        framework, job: what is run.
+        folder: for everything the training writes; removed when it holds a training with other
+            settings.
+        data: the mini-COCO; its folder must be called ``mini_coco``.
+        notes: for readers of the report.
+        depends_on: what else decides the result, e.g. a hash of the weights' content: a training
+            that was finished with another value is not taken.
+    """
+
+    name: str
+    method: str
+    label: str
+    framework: Framework
+    job: FineTuning
+    folder: Path
+    data: Path
+    notes: str = ""
+    depends_on: str = ""
+
+    def shell_line(self, out: Path, shown: str) -> str:
+        """The command as one can type it in the project's folder, ``out`` spelled ``shown``."""
+        arguments = shlex.join(self.framework.arguments(self.job, self.folder))
+        line = (
+            f"{self.framework.datasets_variable}={self.data.parent} "
+            f"python {self.framework.script_in_shell} {arguments}"
+        )
+        return line.replace(str(out), shown)
+
+
+def run_trainings(
+    trainings: Sequence[Training],
+    root: Path,
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    keep_going: bool = False,
+    on_result: Callable[[Training, RunRecord], None] | None = None,
+) -> list[RunRecord]:
+    """Trains what is not done yet and scores all.
+
+    Args:
+        trainings: in the order to start them.
+        root: the project's folder, with ``tools`` and ``configs``.
+        jobs: trainings at a time.
+        threads: of each training; None leaves PyTorch's default, one a core.
+        keep_going: start the others although one failed.
+        on_result: called as soon as a training is scored, not at the end of the queue, by the
+            thread that waited for it.
+
+    Returns:
+        The runs' records, in the order of ``trainings``.
+
+    Raises:
+        GradAugError: a training failed; names its log. Those that run go on to their end, no other
+            is started (but see ``keep_going``).
+    """
+    stop = threading.Event()
+
+    def finish(training: Training) -> RunRecord | None:
+        if stop.is_set():
+            return None
+        try:
+            seconds = _finish(training, root, threads)
+            with _SCORING:
+                record = _record(training, seconds)
+            if on_result:
+                on_result(training, record)
+            return record
+        except BaseException as error:
+            logger.error("    %s: %s", training.name, error)
+            if not (keep_going and isinstance(error, GradAugError)):
+                stop.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures = [pool.submit(finish, training) for training in trainings]
+            wait(futures)
+        finally:  # also after Ctrl-C here
+            stop.set()
+    errors = [error for future in futures if (error := future.exception())]
+    if len(errors) > 1 and keep_going:
+        raise GradAugError(
+            f"{len(errors)} of {len(trainings)} trainings failed; the first: {errors[0]}"
+        ) from errors[0]
+    if errors:
+        raise errors[0]
+    return [future.result() for future in futures]
+
+
+def _finish(training: Training, root: Path, threads: int | None) -> float:
+    """Runs a training unless it is done; returns its seconds (over all its attempts)."""
+    script = training.framework.script()
+    command = [script, *training.framework.arguments(training.job, training.folder)]
+    done = training.folder / "done.json"
+    # Without the script's path: moving the environment does not change a result.
+    settings = [*command[1:], str(training.data), _configs(training, root)]
+    settings += [training.depends_on] if training.depends_on else []
+    key = hashlib.sha256("\0".join(settings).encode()).hexdigest()
+    state = json.loads(done.read_text()) if done.is_file() else {}
+    if state.get("key") == key and state.get("finished"):
+        return state["seconds"]
+    if state.get("key") != key:
+        if state:  # another setting's checkpoints must not be resumed from
+            shutil.rmtree(training.folder)
+        state = {"key": key, "seconds": 0.0}
+    _write_json(done, state)
+    logger.info("    %s: %s", training.name, "started" if not state["seconds"] else "resumed")
+    start = time.perf_counter()
+    try:
+        _run(command, training, root, threads)
+        state["finished"] = True
+    finally:
+        state["seconds"] += time.perf_counter() - start
+        _write_json(done, state)
+    return state["seconds"]
+
+
+def _configs(training: Training, root: Path) -> str:
+    """The training's config file, and those beside it that it names or that they name: what it
+    inherits from is among them."""
+    own = root / training.framework.config(training.job.method)
+    others = {file.name: file for file in sorted(own.parent.glob("*.[py]*")) if file != own}
+    texts = [own.read_text()]
+    for text in texts:  # grows meanwhile
+        named = [name for name in others if name in text]
+        texts += [others.pop(name).read_text() for name in named]
+    return "\0".join(texts)
+
+
+def _run(command: list[str], training: Training, root: Path, threads: int | None) -> None:
+    environment = {
+        **os.environ,
+        training.framework.datasets_variable: str(training.data.parent),
+        **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+    }
+    log = training.folder / "train.log"
+    with (
+        log.open("a", encoding="utf-8") as file,
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", *command],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
+        tail: list[str] = []
+        for line in process.stdout:
+            file.write(line)
+            tail = [*tail[1 - _TAIL :], line]
+            shown = training.framework.progress(line)
+            if shown:
+                logger.info("    %s  %s", training.name, shown)
+    if process.returncode:
+        logger.error("%s", "".join(tail))
+        raise GradAugError(
+            f"the training {training.name!r} ended with exit code {process.returncode}; its output "
+            f"is in {log}. Run the same command again: it resumes from the last checkpoint"
+        )
+
+
+def _record(training: Training, seconds: float) -> RunRecord:
+    predictions = training.framework.predictions(training.folder)
+    truth = training.data / "annotations" / "instances_val.json"
+    return RunRecord(
+        name=training.name,
+        label=training.label,
+        config=training.framework.config(training.job.method),
+        iterations=training.job.iterations,
+        metrics=evaluate_coco(truth, predictions),
+        curves=training.framework.curves(training.folder),
+        seconds=seconds,
+        predictions=predictions,
+        notes=training.notes,
+        method=training.method,
+        seed=training.job.seed,
+    )
+
+
+def _write_json(path: Path, content: dict) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content))

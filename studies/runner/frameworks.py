@@ -1,0 +1,173 @@
+"""What differs between the frameworks when the mini detector is trained by their own scripts.
+
+Trainings run as processes: no framework is imported here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from gradaug_det.errors import ConfigError, GradAugError
+from studies.report.curves import Curves, read_detectron2_metrics, read_mmengine_metrics
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """One fine-tuning of the mini Mask R-CNN, whatever the framework.
+
+    Args:
+        method: ``plain`` or ``gradaug``, the ending of the config's name.
+        weights: of the backbone: ``gradaug://NAME``, a path or a URL, in the framework's names.
+        iterations: optimizer steps; the learning rate falls to a tenth after three quarters.
+        seed: of new layers, image order and sub-networks.
+        opts: further overrides, as the framework's script takes them.
+    """
+
+    method: str
+    weights: str
+    iterations: int
+    seed: int
+    opts: tuple[str, ...] = ()
+
+    @property
+    def milestone(self) -> int:
+        return self.iterations * 3 // 4
+
+
+class Framework(Protocol):
+    """Command line of a training, and where it leaves its scalars and predictions.
+
+    Attributes:
+        name: as ``make demo FRAMEWORK=`` takes it.
+        title: for readers.
+        datasets_variable: environment variable that names the folder with ``mini_coco`` in it.
+        script_in_shell: the training script as a reader of a report can type it.
+    """
+
+    name: str
+    title: str
+    datasets_variable: str
+    script_in_shell: str
+
+    def script(self) -> str:
+        """Path of the training script, absolute or from the project's folder."""
+
+    def config(self, method: str) -> str:
+        """Path of the mini config, from the project's folder."""
+
+    def arguments(self, job: FineTuning, folder: Path) -> list[str]:
+        """The script's arguments: train into ``folder``, or go on where that was interrupted."""
+
+    def curves(self, folder: Path) -> Curves:
+        """Logged scalars of a finished training."""
+
+    def predictions(self, folder: Path) -> Path:
+        """COCO results of the validation that ends a training."""
+
+    def progress(self, line: str) -> str | None:
+        """What of an output line is worth showing while a training runs; None for nothing."""
+
+
+class Detectron2:
+    """Trains with ``tools/train_net.py``."""
+
+    name = "detectron2"
+    title = "Detectron2"
+    datasets_variable = "DETECTRON2_DATASETS"
+    script_in_shell = "tools/train_net.py"
+
+    def script(self) -> str:
+        return self.script_in_shell
+
+    def config(self, method: str) -> str:
+        return f"configs/detectron2/mini_mask_rcnn_R_18_FPN_{method}.yaml"
+
+    def arguments(self, job: FineTuning, folder: Path) -> list[str]:
+        return [
+            *("--resume", "--config-file", self.config(job.method)),
+            *("MODEL.WEIGHTS", job.weights),
+            *("OUTPUT_DIR", str(folder)),
+            *("SOLVER.MAX_ITER", str(job.iterations)),
+            *("SOLVER.STEPS", f"({job.milestone},)"),
+            *("SEED", str(job.seed)),
+            *(("GRADAUG.SEED", str(job.seed)) if job.method == "gradaug" else ()),
+            *job.opts,
+        ]
+
+    def curves(self, folder: Path) -> Curves:
+        return read_detectron2_metrics(folder / "metrics.json")
+
+    def predictions(self, folder: Path) -> Path:
+        return folder / "inference" / "mini_coco_val" / "coco_instances_results.json"
+
+    def progress(self, line: str) -> str | None:
+        if "eta: " not in line:
+            return None
+        return line.split("]: ", 1)[-1].split("  data_time")[0].strip()
+
+
+class MMDetection:
+    """Trains with MMDetection's own script, which ``mim train mmdet`` runs too."""
+
+    name = "mmdet"
+    title = "MMDetection"
+    datasets_variable = "MMDET_DATASETS"
+    script_in_shell = '"$(python -c "import mmdet; print(*mmdet.__path__)")/.mim/tools/train.py"'
+
+    def script(self) -> str:
+        spec = importlib.util.find_spec("mmdet")  # finds it without importing it
+        for folder in (spec and spec.submodule_search_locations) or ():
+            script = Path(folder) / ".mim" / "tools" / "train.py"
+            if script.is_file():
+                return str(script)
+        raise GradAugError(
+            "MMDetection's training script (mmdet/.mim/tools/train.py) is not installed; "
+            'make env-test, or pip install -e ".[mmdet]"'
+        )
+
+    def config(self, method: str) -> str:
+        return f"configs/mmdet/mini_mask-rcnn_r18_fpn_{method}.py"
+
+    def arguments(self, job: FineTuning, folder: Path) -> list[str]:
+        options = [
+            f"model.backbone.init_cfg.checkpoint={job.weights}",
+            f"train_cfg.max_iters={job.iterations}",
+            f"param_scheduler.1.milestones=[{job.milestone}]",
+            f"randomness.seed={job.seed}",
+            f"val_evaluator.outfile_prefix={folder / 'val'}",
+            *([f"custom_hooks.0.seed={job.seed}"] if job.method == "gradaug" else []),
+            *job.opts,
+        ]
+        work = ["--work-dir", str(folder), "--resume"]
+        return [self.config(job.method), *work, "--cfg-options", *options]
+
+    def curves(self, folder: Path) -> Curves:
+        return read_mmengine_metrics(folder)
+
+    def predictions(self, folder: Path) -> Path:
+        return folder / "val.segm.json"  # CocoMetric writes masks with their boxes
+
+    def progress(self, line: str) -> str | None:
+        if "Iter(train)" not in line:
+            return None
+        loss = re.search(r"  (loss: [\d.]+)", line)
+        start = line.split("Iter(train)", 1)[-1].split("  data_time")[0].strip()
+        return f"{start}  {loss[1]}" if loss else start
+
+
+FRAMEWORKS: dict[str, Framework] = {f.name: f for f in (Detectron2(), MMDetection())}
+
+
+def get_framework(name: str) -> Framework:
+    """The framework of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in FRAMEWORKS:
+        raise ConfigError("framework", f"{name!r} is unknown; choose one of {list(FRAMEWORKS)}")
+    return FRAMEWORKS[name]

@@ -1,0 +1,496 @@
+"""The study of table 3 in small as Markdown and plots, from the results' files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from gradaug_det.benchmark.records import relative_performance
+from gradaug_det.evaluation.coco import TASK_NAMES
+from gradaug_det.evaluation.rendering import signed
+from gradaug_det.files import atomic_path
+from studies.report.statistics import Agreement, agreement
+from studies.table3_mini.plots import Curve, Point, ap_plot
+from studies.table3_mini.study import (
+    BACKBONES,
+    BUDGETS,
+    CANDIDATE_SCALES,
+    COMPARED,
+    COMPUTE_RATIO,
+    EQUAL_COMPUTE,
+    FIRST_SEED,
+    LOW_DATA,
+    METHODS,
+    PARTS,
+    ROBUSTNESS,
+    SHARES,
+    Cell,
+    Study,
+    ap_by_task,
+    finals,
+    part_cells,
+)
+
+Results = Mapping[str, dict]
+
+TARGETS = {"bbox": 1.7, "segm": 2.1}
+"""What GradAug fine-tuning should add to plain, in points of AP: the paper's gain on COCO."""
+ENOUGH_SEEDS = 3
+_GRADAUG = tuple(COMPUTE_RATIO)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the seeds of one cell, and what they are compared with.
+
+    Args:
+        title: first columns, for readers.
+        cell: of any seed.
+        reference: of any seed; None for a row that is only a reference itself.
+    """
+
+    title: tuple[str, ...]
+    cell: Cell
+    reference: Cell | None = None
+
+
+def write_study(folder: Path, study: Study, results: Results, seeds: Iterable[int]) -> Path:
+    """Writes README.md and its plots; rows without any result are left out.
+
+    Args:
+        folder: the study's, e.g. ``studies/table3_mini``.
+        results: by the cells' names.
+
+    Returns:
+        Path of README.md.
+    """
+    seeds = list(seeds)
+    for name in _PLOTS:
+        (folder / name).unlink(missing_ok=True)  # of results that are no longer today's
+    text = study_text(study, results, seeds)
+    for name, plot in study_plots(study, results, seeds).items():
+        if f"]({name})" in text:
+            with atomic_path(folder / name) as temporary:
+                temporary.write_text(plot)
+    with atomic_path(folder / "README.md") as temporary:
+        temporary.write_text(text)
+    return folder / "README.md"
+
+
+def study_text(study: Study, results: Results, seeds: Sequence[int]) -> str:
+    """All tables in Markdown; parts without a training of their own are left out."""
+    plots = study_plots(study, results, seeds)
+    parts = [_introduction(study), _progress(results, seeds)]
+    for part, title in PARTS.items():
+        if not any(c.name in results for seed in seeds for c in part_cells(part, seed)):
+            continue
+        parts += [f"## {title}", _NOTES[part], _table(part, study, results, seeds)]
+        lines = [*_verdicts(part, results, seeds), *_comparisons(part, results, seeds)]
+        parts += ["\n".join(lines)] if lines else []
+        parts += [
+            f"![{caption}]({name})"
+            for name, (owner, caption) in _PLOTS.items()
+            if owner == part and name in plots
+        ]
+    if table := _robustness_table(results, seeds):
+        parts += ["## Robustness", _robustness_note(results), table]
+    return "\n\n".join(parts) + "\n"
+
+
+def part_rows(part: str) -> list[Row]:
+    """The rows of a part's table, also those that are cells of an earlier part."""
+    baseline, plain = Cell("baseline", "plain", 0), Cell("gradaug", "plain", 0)
+    if part == "main":
+        rows = [
+            Row((name, METHODS["plain"]), replace(plain, backbone=backbone), baseline)
+            for backbone, name in BACKBONES.items()
+        ]
+        return rows + [
+            Row((BACKBONES["gradaug"], METHODS[m]), replace(plain, method=m), plain)
+            for m in _GRADAUG
+        ]
+    if part == "compute":
+        baseline = replace(baseline, budget="as-labels")
+        rows = [
+            Row((BACKBONES[cell.backbone], _fine_tuning(cell)), cell, baseline)
+            for cell in (baseline, replace(baseline, backbone="gradaug"))
+        ]
+        for method in EQUAL_COMPUTE:
+            long = replace(plain, budget=f"as-{method}")
+            if method != "labels":  # whose plain row is above
+                rows.append(Row((BACKBONES["gradaug"], _fine_tuning(long)), long))
+            gradaug = replace(plain, method=method)
+            rows.append(Row((BACKBONES["gradaug"], f"{METHODS[method]}, 1x"), gradaug, long))
+        return rows
+    if part == "controls":
+        labels, long = replace(plain, method="labels"), replace(plain, budget="as-labels")
+        cells = [plain, long, *_of_any_seed(part), labels]
+        return [Row((METHODS[c.method], _settings(c)), c, labels) for c in cells]
+    if part == "low-data":
+        return [
+            Row((f"{100 * share:g} %", _fine_tuning(cell)), cell, cell.plain)
+            for share in (*SHARES, 1.0)
+            for method, budget in LOW_DATA
+            for cell in [replace(plain, method=method, budget=budget, share=share)]
+        ]
+    cells = _of_any_seed(part)
+    chosen = next(c for c in cells if c.method == "labels" and not c.changed)
+    return [Row((METHODS[c.method], _settings(c)), c, chosen) for c in cells]
+
+
+def _of_any_seed(part: str) -> list[Cell]:
+    """A part's own cells; the first seed has all."""
+    return [replace(cell, seed=0) for cell in part_cells(part, FIRST_SEED)]
+
+
+def values(results: Results, cell: Cell, seeds: Iterable[int], task: str) -> list[float]:
+    """AP of each seed that has a result, in per cent."""
+    return [result["metrics"][task]["AP"] for result in _found(results, cell, seeds)]
+
+
+def _found(results: Results, cell: Cell, seeds: Iterable[int]) -> list[Mapping[str, Any]]:
+    """A cell's results over seeds; those that are missing are left out."""
+    found = (results.get(replace(cell, seed=seed).name) for seed in seeds)
+    return [result for result in found if result]
+
+
+def verdict(differences: Mapping[str, Agreement | None]) -> str:
+    """Whether the target is reached, from the differences of box and mask AP.
+
+    Args:
+        differences: by task; None where one of the two has too few seeds.
+    """
+    if any(found is None for found in differences.values()):
+        return f"not enough seeds yet (at least {ENOUGH_SEEDS} of each)"
+    problems = []
+    for task, found in differences.items():
+        name = f"{TASK_NAMES[task]} AP {_interval(found)}"
+        if found.difference < TARGETS[task]:
+            problems.append(f"{name} is below {signed(TARGETS[task], 1)}")
+        elif found.low <= 0:
+            problems.append(f"{name} has an interval that contains 0")
+    if problems:
+        return f"target not reached: {'; '.join(problems)}"
+    shown = (f"{TASK_NAMES[task]} AP {_interval(found)}" for task, found in differences.items())
+    return f"**target reached**: {', '.join(shown)}"
+
+
+def study_plots(study: Study, results: Results, seeds: Sequence[int]) -> dict[str, str]:
+    """SVG text by file name; a plot without points is left out."""
+    plain = Cell("gradaug", "plain", 0)
+
+    def curve(title: str, cells: list[Cell], xs: Iterable[float]) -> Curve:
+        aps = [values(results, cell, seeds, "bbox") for cell in cells]
+        points = [Point(x, ap) for x, ap in zip(xs, aps, strict=True) if ap]
+        return Curve(title, points, colour=list(METHODS).index(cells[0].method))
+
+    shares = (*SHARES, 1.0)
+    low_data = [
+        curve(
+            _fine_tuning(same),
+            [replace(same, share=share) for share in shares],
+            [round(share * study.train) for share in shares],
+        )
+        for method, budget in LOW_DATA
+        for same in [replace(plain, method=method, budget=budget)]
+    ]
+    compute = [
+        curve(METHODS["plain"], [replace(plain, budget=b) for b in BUDGETS], BUDGETS.values()),
+        *(curve(METHODS[m], [replace(plain, method=m)], [c]) for m, c in COMPUTE_RATIO.items()),
+    ]
+    plots = {
+        "low_data.svg": ap_plot(low_data, "training images", "box AP, %"),
+        "compute.svg": ap_plot(compute, "compute, in plain 1x schedules", "box AP, %"),
+    }
+    return {name: plot for name, plot in plots.items() if plot}
+
+
+def _table(part: str, study: Study, results: Results, seeds: Sequence[int]) -> str:
+    head, reference = _HEADS[part]
+    columns = (
+        *head,
+        *("iterations", "seeds", "box AP", "mask AP"),
+        *(f"{TASK_NAMES[task]} AP minus {reference}" for task in TARGETS),
+    )
+    lines = [
+        f"| {' | '.join(columns)} |",
+        "|" + ":--|" * len(head) + "--:|" * (len(columns) - len(head)),
+    ]
+    for row in part_rows(part):
+        aps = {task: values(results, row.cell, seeds, task) for task in TARGETS}
+        if not aps["bbox"]:
+            continue
+        cells = [
+            *row.title,
+            str(study.cell_iterations(row.cell)),
+            str(len(aps["bbox"])),
+            *(_mean(own) for own in aps.values()),
+            *(_difference(results, row, seeds, task) for task in TARGETS),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _robustness_table(results: Results, seeds: Sequence[int]) -> str:
+    """Of the finals, from the GradAug backbone; empty without a measurement."""
+
+    def measured(cell: Cell) -> dict[str, list[float]]:
+        names = (replace(cell, seed=seed).name for seed in seeds)
+        found = [r["robustness"] for n in names if (r := results.get(n)) and "robustness" in r]
+        (epsilon,) = (f"{epsilon:g}" for epsilon in ROBUSTNESS["fgsm"])
+        return {
+            "box AP": [r["AP"]["bbox"] for r in found],
+            "box mPC": [r["mPC"]["bbox"] for r in found],
+            "box rPC": [rpc for r in found if (rpc := _box_rpc(r)) is not None],
+            "mask mPC": [r["mPC"]["segm"] for r in found],
+            f"box AP, FGSM {epsilon}/255": [r["fgsm"][epsilon]["bbox"] for r in found],
+        }
+
+    rows = [(cell, measured(cell)) for cell in finals([0])]
+    names = list(rows[0][1])
+    columns = ["fine-tuning", "seeds", *names, "box mPC minus plain", f"{names[-1]} minus plain"]
+    lines = [f"| {' | '.join(columns)} |", "|:--|" + "--:|" * (len(columns) - 1)]
+    (_, reference), *_ = rows
+    for cell, own in rows:
+        if not own["box AP"]:
+            continue
+        title = ", ".join(filter(None, (METHODS[cell.method], _length(cell))))
+        differences = [
+            _interval(agreement(own[name], reference[name]))
+            if own is not reference and min(len(own[name]), len(reference[name])) > 1
+            else ""
+            for name in ("box mPC", names[-1])
+        ]
+        cells = [title, str(len(own["box AP"])), *(_mean(own[n]) for n in names), *differences]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _box_rpc(robustness: Mapping[str, Any]) -> float | None:
+    return relative_performance(robustness["mPC"]["bbox"], robustness["AP"]["bbox"])
+
+
+def _robustness_note(results: Results) -> str:
+    severities = ", ".join(map(str, ROBUSTNESS["severities"]))
+    measured = [result for result in results.values() if "robustness" in result]
+    others = sum(not _is_the_results_detector(result) for result in measured)
+    return (
+        f"Detectors from the GradAug backbone on the first {ROBUSTNESS['images']} validation "
+        "images. mPC: mean AP under\nImageNet-C's 15 corruptions at severity "
+        f"{severities}; rPC: that in per cent of AP without them.\n"
+        "`python -m studies.table3_mini --robustness`.\nA detector that is gone is "
+        "trained again first; on another kind of processor than before it is\nanother one of the "
+        "same settings and seed, with other AP than the tables above have: "
+        f"{others} of these {len(measured)}."
+    )
+
+
+def _is_the_results_detector(result: dict[str, Any]) -> bool:
+    """Whether the detector whose robustness was measured has the result's AP. One that was
+    measured before that was written down had not been trained again."""
+    own = ap_by_task(result["metrics"])
+    return result["robustness"].get("detector_AP", own) == own
+
+
+def _verdicts(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
+    if part not in ("main", "compute"):
+        return []
+    lines = []
+    for row in part_rows(part):
+        if row.cell.method == "plain" or not values(results, row.cell, seeds, "bbox"):
+            continue
+        found = {task: _compared(results, row, seeds, task, ENOUGH_SEEDS) for task in TARGETS}
+        lines.append(f"- {METHODS[row.cell.method]}: {verdict(found)}.")
+    return lines
+
+
+def _comparisons(part: str, results: Results, seeds: Sequence[int]) -> list[str]:
+    """What no table compares: ``both`` with ``labels``, GradAug with plain fine-tuning with
+    rescaled images, GradAug without them with plain fine-tuning, and GradAug in pretraining and
+    fine-tuning with neither."""
+    labels, compared = Cell("gradaug", "labels", 0), []
+    if part == "main":
+        title = "GradAug, both, minus GradAug, labels, same iterations"
+        compared.append(Row((title,), replace(labels, method="both"), labels))
+    lengths = {"main": ("iterations", "1x"), "compute": ("compute of fine-tuning", "as-labels")}
+    if part in lengths:
+        same, budget = lengths[part]
+        neither = Cell("baseline", "plain", 0, budget)
+        title = f"GradAug, labels, minus plain from the baseline backbone, same {same}"
+        compared.append(Row((title,), labels, neither))
+    if part == "sweep":
+        candidate = replace(labels, scales=CANDIDATE_SCALES, split="dev")
+        title = (
+            f"GradAug, labels, with {_settings(candidate)} minus plain on images of these sizes, "
+            f"{_length(candidate.control)}"
+        )
+        compared.append(Row((title,), candidate, candidate.control))
+    if part == "controls":
+        narrower = replace(labels, scales=(1.0,))
+        title = f"GradAug, labels, with {_settings(narrower)} minus plain, same iterations"
+        compared.append(Row((title,), narrower, narrower.plain))
+        both, plain = (replace(labels, method=m) for m in ("labels-rescaled", "rescaled"))
+        for length, reference in (("iterations", plain), ("compute", labels.control)):
+            title = f"GradAug on rescaled images minus plain on rescaled images, same {length}"
+            compared.append(Row((title,), both, reference))
+    if part == "low-data":
+        for share in (*SHARES, 1.0):
+            title = f"{100 * share:g} %: GradAug minus plain on rescaled images, same compute"
+            some = replace(labels, share=share)
+            compared.append(Row((title,), some, some.control))
+    lines = _first_seed(results) if part == "sweep" else []
+    for row in compared:
+        shown = {task: _difference(results, row, seeds, task) for task in TARGETS}
+        if all(shown.values()):
+            texts = (f"{TASK_NAMES[task]} AP {text}" for task, text in shown.items())
+            lines.append(f"- {row.title[0]}: {', '.join(texts)}.")
+    return lines
+
+
+def _first_seed(results: Results) -> list[str]:
+    """What rows of one seed are to be read against, where other rows are means over seeds."""
+    cells = [Cell("gradaug", method, FIRST_SEED, split="dev") for method in COMPARED]
+    found = [(cell, results[cell.name]["metrics"]) for cell in cells if cell.name in results]
+    return [
+        f"- {METHODS[cell.method]}, seed {FIRST_SEED} alone: box AP {metrics['bbox']['AP']:.1f}, "
+        f"mask AP {metrics['segm']['AP']:.1f}."
+        for cell, metrics in found
+    ]
+
+
+def _compared(
+    results: Results, row: Row, seeds: Sequence[int], task: str, least: int
+) -> Agreement | None:
+    """The row against its reference; None with fewer than ``least`` seeds of either."""
+    if row.reference is None or row.reference == row.cell:
+        return None
+    ours, theirs = (values(results, cell, seeds, task) for cell in (row.cell, row.reference))
+    return agreement(ours, theirs) if min(len(ours), len(theirs)) >= least else None
+
+
+def _difference(results: Results, row: Row, seeds: Sequence[int], task: str) -> str:
+    found = _compared(results, row, seeds, task, least=2)
+    return _interval(found) if found else ""
+
+
+def _interval(found: Agreement) -> str:
+    return f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
+
+
+def _mean(numbers: list[float]) -> str:
+    if not numbers:
+        return ""
+    text = f"{fmean(numbers):.1f}"
+    return f"{text} ± {stdev(numbers):.1f}" if len(numbers) > 1 else text
+
+
+def _settings(cell: Cell) -> str:
+    has_targets = cell.supervision in ("soft", "both")
+    changed = cell.changed | ({"soft_warmup": cell.soft_warmup} if has_targets else {})
+    names = {"num_subnets": "n", "min_width": "alpha", "soft_warmup": "warm-up"}
+    texts = [f"{names.get(key, key)} {_listed(value)}" for key, value in changed.items()]
+    if cell.uses_gradaug and not texts:
+        return "as everywhere"
+    return "; ".join(filter(None, [_length(cell), *texts]))
+
+
+def _fine_tuning(cell: Cell) -> str:
+    return ", ".join(filter(None, (METHODS[cell.method], _length(cell))))
+
+
+def _length(cell: Cell) -> str:
+    """In 1x schedules; empty for one."""
+    return "" if cell.budget == "1x" else f"{BUDGETS[cell.budget]:g}x"
+
+
+def _listed(value: object) -> str:
+    return ", ".join(f"{x:g}" for x in value) if isinstance(value, tuple) else f"{value:g}"
+
+
+def _progress(results: Results, seeds: Sequence[int]) -> str:
+    done = {
+        part: (sum(cell.name in results for cell in cells), len(cells))
+        for part in PARTS
+        for cells in [[cell for seed in seeds for cell in part_cells(part, seed)]]
+    }
+    texts = [f"{part} {have} of {all_}" for part, (have, all_) in done.items()]
+    state = "Finished" if all(have == all_ for have, all_ in done.values()) else "Unfinished"
+    return f"{state}: {', '.join(texts)} trainings done."
+
+
+def _introduction(study: Study) -> str:
+    default = Cell("gradaug", "labels", 0)
+    scales = ", ".join(f"{scale:g}" for scale in default.scales)
+    ratios = ", ".join(f"{ratio:g} (`{method}`)" for method, ratio in COMPUTE_RATIO.items())
+    return f"""# Table 3 of the paper in small: fine-tuning on mini-COCO
+
+Mask R-CNN with ResNet-18-FPN in Detectron2 (`configs/detectron2/mini_mask_rcnn_R_18_FPN_*.yaml`),
+{study.train} training and {study.val} validation images, 1x = {study.iterations} iterations of 4 \
+images: each image is seen
+{study.iterations * 4 / study.train:g} times, enough to begin to learn it by heart, which is what \
+a regularizer is against.
+
+Written by `make study` (`python -m studies.table3_mini`) from `results/`, one file a training with
+its command, commit, all box and mask metrics and final losses.
+`python -m studies.table3_mini --redo NAME` trains one of them from nothing and compares: on one
+thread of the same kind of machine every digit is the same.
+
+- Backbones are those of the mini zoo's study (`studies/mini_zoo`): same garments, same epochs,
+  pretraining seed 0. Seeds here are of new layers, image order and sub-networks.
+- GradAug: n = {default.num_subnets}, alpha = {default.min_width:g}, scales {scales}, unless a \
+table says otherwise.
+  `soft`: sub-networks learn from the full network's outputs, `labels`: from ground truth, `both`:
+  from both.
+- Pretrained backbones keep their BatchNorm frozen, as the config says. Random weights have no
+  statistics to freeze: the rows without a backbone train theirs (`MODEL.RESNETS.NORM BN`), so they
+  differ from the others in more than their weights.
+- AP in per cent, ± standard deviation over seeds; in brackets Welch's 95 % interval.
+- Settings are chosen on a dev build of mini-COCO (`gradaug-det build-mini-coco --dev`), whose
+  images show garments of Fashion-MNIST's train split alone. All parts but the last report on the
+  test split's garments.
+- Equal compute: a GradAug step takes {ratios}
+  times a plain one's processor time, measured in turns in one run, so plain fine-tuning gets that
+  many times the iterations."""
+
+
+_HEADS = {
+    "main": (("backbone", "fine-tuning"), "reference"),
+    "compute": (("backbone", "fine-tuning, length"), "reference"),
+    "controls": (("fine-tuning", "settings"), "GradAug, labels"),
+    "low-data": (("images", "fine-tuning"), "plain"),
+    "sweep": (("fine-tuning", "settings"), "GradAug, labels"),
+}
+"""First columns of a part's table, and what its rows are compared with."""
+_NOTES = {
+    "main": (
+        "Plain rows are compared with the plain row of the baseline backbone, GradAug's with the "
+        "plain row of the same backbone. Target: "
+        f"{signed(TARGETS['bbox'], 1)} box AP and {signed(TARGETS['segm'], 1)} mask AP."
+    ),
+    "compute": (
+        "Plain rows are compared with the baseline's, each GradAug row (the same trainings as "
+        "above) with the plain row of its own compute."
+    ),
+    "controls": (
+        "A sub-network is narrower and sees a rescaled batch. Here each comes without the other: "
+        "plain\nfine-tuning with images of those sizes, sub-networks of full width (alpha 1), and "
+        "narrower ones on\nimages as they are (scales 1). Last, both: GradAug whose full network "
+        "sees rescaled images too. From\nthe GradAug backbone."
+    ),
+    "low-data": (
+        "From the GradAug backbone, on the first images of the training set. The same number of "
+        "iterations, but\nplain fine-tuning with rescaled images takes GradAug's compute (with "
+        "fewer images one seed)."
+    ),
+    "sweep": (
+        "On the dev split: these numbers choose settings and are no result. Most settings have one "
+        "seed."
+    ),
+}
+_PLOTS = {
+    "compute.svg": ("compute", "Box AP by compute, from the GradAug backbone"),
+    "low_data.svg": ("low-data", "Box AP by number of training images"),
+}

@@ -1,0 +1,34 @@
+"""docs/frameworks is what its runs say: the findings are recomputed from the committed numbers."""
+
+import json
+from pathlib import Path
+
+from studies.frameworks.study import METHODS, framework_findings
+from studies.report.records import RunRecord
+from studies.runner.frameworks import FRAMEWORKS
+
+FOLDER = Path(__file__).parents[2] / "docs" / "frameworks"
+
+
+def test_findings_are_those_of_the_runs():
+    content = json.loads((FOLDER / "report.json").read_text())
+    runs = [
+        RunRecord(
+            name=run["name"],
+            label=run["label"],
+            config=run["config"],
+            iterations=run["iterations"],
+            metrics=run["metrics"],
+            method=run["method"],
+            seed=run["seed"],
+        )
+        for run in content["runs"]
+    ]
+    assert {run.method for run in runs} == {f"{f}-{m}" for f in FRAMEWORKS for m in METHODS}
+    assert all(sum(r.method == run.method for r in runs) >= 3 for run in runs)
+    findings = framework_findings(runs)
+    assert len(findings) == 8
+    text = (FOLDER / "report.md").read_text()
+    for sentence in findings:
+        assert sentence in text
+    assert len({(run.iterations, run.config.split("/")[0]) for run in runs}) == 1
