@@ -267,7 +267,7 @@ def test_a_failing_template_leaves_the_old_report(report, tmp_path, monkeypatch)
     monkeypatch.setattr(
         report_module,
         "templates",
-        lambda: jinja2.Environment(
+        lambda *_: jinja2.Environment(
             loader=jinja2.DictLoader(broken), undefined=jinja2.StrictUndefined
         ),
     )
