@@ -8,10 +8,11 @@ make them take any bytes for pointers.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, ClassVar
 
@@ -142,19 +143,30 @@ def _size(numbers: tuple[int, ...] | list[int] = ()) -> torch.Size:
 
 # ---- Python -----------------------------------------------------------------------------------
 
-_HASHED = (str, bytes, int, float, bool, complex, type(None), np.generic, torch.dtype)
+_HASHED = (float, bool, type(None), np.integer, np.bool_, torch.dtype)
+_MOST_TEXT = 10_000
 
 
-def _key(value: Any) -> Any:
-    """The value, if hashing it takes no time.
+def checked_key(value: Any) -> Any:
+    """The value, if hashing it takes no time, and not many others have its hash.
 
-    Tuples have the hashes of what is in them, each time anew: a file of a hundred bytes can nest
-    them so that one key takes years.
+    Tuples and long numbers are hashed each time anew: a file of a hundred bytes can nest tuples so
+    that one key takes years. Of texts alone nobody can choose the hash; tuples of short numbers are
+    the nearest to that.
     """
-    parts = value if type(value) is tuple else (value,)
-    if not all(isinstance(part, _HASHED) for part in parts):
-        raise ForbiddenError(f"a key of a dict or set that is a {type(value).__name__} of others")
+    if type(value) is not tuple:
+        short = _is_short(value, 60) or isinstance(value, _HASHED)
+    else:
+        short = len(value) < 9 and all(part is None or _is_short(part, 31) for part in value)
+    if not short:
+        raise ForbiddenError(f"a long or nested {type(value).__name__} as a key of a dict or set")
     return value
+
+
+def _is_short(value: Any, bits: int) -> bool:
+    if type(value) is int:
+        return value.bit_length() <= bits
+    return type(value) in (str, bytes) and len(value) <= _MOST_TEXT
 
 
 def _sequence(items: Any) -> Any:
@@ -165,7 +177,7 @@ def _sequence(items: Any) -> Any:
 
 
 def _set(items: list[Any] | tuple[Any, ...] = ()) -> set:
-    return set(map(_key, _sequence(items)))
+    return set(map(checked_key, _sequence(items)))
 
 
 def _frozenset(items: list[Any] | tuple[Any, ...] = ()) -> frozenset:
@@ -177,7 +189,7 @@ def _dict(items: Any = ()) -> dict:
 
 
 def _ordered(pairs: Any = ()) -> OrderedDict:  # Python 2 gives it a list of lists
-    return OrderedDict((_key(key), value) for key, value in map(_sequence, _sequence(pairs)))
+    return OrderedDict((checked_key(key), value) for key, value in map(_sequence, _sequence(pairs)))
 
 
 def _counter(counts: Any = ()) -> Counter:
@@ -289,12 +301,41 @@ class Whole:
         return line
 
 
+_SIZED = (str, bytes, bytearray, list, tuple, dict, set, np.ndarray)
+_FREE = 2**24
+
+
 class _Memo(dict):
     """Gives an object in the place of what stood for it."""
 
     def __getitem__(self, index: int) -> Any:
         value = super().__getitem__(index)
         return value if not isinstance(value, _Unfinished) or value.made is None else value.made
+
+
+def _unfolded(value: Any) -> float:
+    """How many values are read by who walks through a value's containers, one within another; the
+    same container can be in many. Infinite if one is within itself."""
+    counts: dict[int, float] = {}
+    waiting = [(value, False)]
+    while waiting:
+        one, is_counted_within = waiting.pop()
+        if is_counted_within:
+            own = len(one) if isinstance(one, _SIZED) else 1
+            counts[id(one)] = own + sum((counts[id(part)] for part in _parts(one)), 0.0)
+        elif id(one) not in counts:
+            counts[id(one)] = math.inf  # what is within itself stays so
+            waiting.append((one, True))
+            waiting += [(part, False) for part in _parts(one)]
+    return counts[id(value)]
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """The containers that are in a container."""
+    inside = value.values() if isinstance(value, dict) else value
+    for part in inside if isinstance(value, (dict, list, tuple)) else ():
+        if isinstance(part, (dict, list, tuple)):
+            yield part
 
 
 def _is_one(value: Any, *kinds: type, what: str = "a state for") -> None:
@@ -334,11 +375,14 @@ class Unpickler(pickle._Unpickler):
         self._size = file.size
         self._storage = storage
         self._unfinished = 0
+        self._left = 4 * file.size + _FREE
 
     def load(self) -> Any:
         value = super().load()
         if self._unfinished:
             raise pickle.UnpicklingError("it has objects without a state")
+        if _unfolded(value) > 4 * self._size + _FREE:
+            raise ForbiddenError("contents that unfold to many times its size")
         return value
 
     def find_class(self, module: str, name: str) -> Any:
@@ -353,41 +397,54 @@ class Unpickler(pickle._Unpickler):
         _, dtype, key, _location, count, *view = pid
         if not isinstance(dtype, torch.dtype) or type(count) is not int or count < 0:
             raise ForbiddenError("a storage of something but numbers")
-        return _Storage(self._storage(_key(key), dtype, count, *view))
+        return _Storage(self._storage(checked_key(key), dtype, count, *view))
 
     def _load_reduce(self) -> None:
         arguments, name = self.stack.pop(), self.stack.pop()
         _is_one(name, _Name, what="a call of")
         _is_one(arguments, tuple, what="a call with")
-        self.append(name.make(*arguments))
-        self._unfinished += isinstance(self.stack[-1], _Unfinished)
+        self._pay(arguments, *arguments)
+        value = name.make(*arguments)
+        if isinstance(value, Tensor):  # of stride 0, it is as large as it likes
+            self._left -= max(0, value.numel() - value.untyped_storage().nbytes())
+            self._pay()
+        self.append(value)
+        self._unfinished += isinstance(value, _Unfinished)
+
+    def _pay(self, *parts: Any) -> None:
+        """For what is copied or looked through: a file has it once and could name it often."""
+        self._left -= sum(len(part) for part in parts if isinstance(part, _SIZED))
+        if self._left < 0:
+            raise ForbiddenError("contents that unfold to many times its size")
 
     def _load_build(self) -> None:
         state, value = self.stack.pop(), self.stack.pop()
         if type(value) is OrderedDict:
             metadata = state.get("_metadata")  # versions of a state_dict's modules
+            self._pay(metadata)
             if metadata and all(type(part) is dict for part in metadata.values()):
                 value._metadata = metadata
             self.append(value)
             return
         _is_one(value, _Type, _Array, _History)  # functions would take attributes
+        self._pay(*(state.values() if type(state) is dict else state))
         self.append(value.build(state, self))
         self._unfinished -= isinstance(value, _Unfinished)
 
     def _load_dict(self) -> None:
         items = self.pop_mark()
-        keys = map(_key, items[::2])
+        keys = map(checked_key, items[::2])
         self.append(dict(zip(keys, items[1::2], strict=True)))
 
     def _load_setitem(self) -> None:
         _is_one(self.stack[-3], dict, OrderedDict, Counter)
-        _key(self.stack[-2])
+        checked_key(self.stack[-2])
         self.load_setitem()
 
     def _load_setitems(self) -> None:
         _is_one(self.metastack[-1][-1], dict, OrderedDict, Counter)
         for key in self.stack[::2]:  # since the mark
-            _key(key)
+            checked_key(key)
         self.load_setitems()
 
     def _load_append(self) -> None:
@@ -401,7 +458,7 @@ class Unpickler(pickle._Unpickler):
     def _load_additems(self) -> None:
         _is_one(self.metastack[-1][-1], set)
         for item in self.stack:
-            _key(item)
+            checked_key(item)
         self.load_additems()
 
     def _load_frozenset(self) -> None:

@@ -7,7 +7,6 @@ read by :mod:`gradaug_det.zoo.standins`, never by PyTorch, so its version does n
 
 from __future__ import annotations
 
-import tarfile
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.standins import RUNS, ForbiddenError, Unpickler, Whole
+from gradaug_det.zoo.standins import RUNS, ForbiddenError, Unpickler, Whole, checked_key
 
 _WAY_OUT = (
     "If you trust where it comes from, load it there with your own code and save its tensors with "
@@ -53,9 +52,9 @@ def load_checkpoint(path: str | Path, history: Callable[..., Any] = dict) -> dic
         raise ZooError(f"the checkpoint {path} does not exist")
     if path.stat().st_size == 0:
         raise ZooError(f"the checkpoint {path} is empty; copy or download it again")
-    if tarfile.is_tarfile(path):  # PyTorch's format before 0.1.10
+    if _is_tar(path):  # PyTorch's format before 0.1.10
         raise ZooError(
-            f"the checkpoint {path} is a tar archive; unpack it if a checkpoint is in it"
+            f"the checkpoint {path} is an archive of tar or gzip; unpack it if one is in it"
         )
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _read(path, history)
@@ -73,6 +72,13 @@ def load_checkpoint(path: str | Path, history: Callable[..., Any] = dict) -> dic
     if not isinstance(content, dict):
         raise ZooError(f"the checkpoint {path} holds a {type(content).__name__}, not a dict")
     return content
+
+
+def _is_tar(path: Path) -> bool:
+    """Or a compressed one; tarfile would unpack as much of it as its first entry promises."""
+    with path.open("rb") as file:
+        start = file.read(262)
+    return start[257:] == b"ustar" or start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
 
 
 def _printable(text: str) -> str:
@@ -147,7 +153,7 @@ def _read_legacy(file: Whole, history: Callable[..., Any]) -> Any:
         raise ValueError("its numbers are of a big-endian machine")
     content = Unpickler(file, storage, history).load()
     for key in Unpickler(file).load():
-        numbers = storages.pop(key)
+        numbers = storages.pop(checked_key(key))
         _same_size(int.from_bytes(file.read(8), "little"), numbers.numel())
         _fill(numbers, file.file)
     if storages:

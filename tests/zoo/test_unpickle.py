@@ -1,6 +1,7 @@
 """Checkpoints are read without running what is in them: bombs, wrecks and the real thing."""
 
 import io
+import lzma
 import os
 import pickle
 import random
@@ -116,6 +117,65 @@ def test_programs_are_refused(tmp_path, way, kind):
     assert not target.exists()
 
 
+def nested(container, item, levels=40):
+    """Each level has the one within twice: walking through them all takes years."""
+    return item + (b"2" + container) * levels
+
+
+MEMOIZED = hostile.name("builtins", "bytearray") + b"q\x010"
+KEYED = pickle.dumps({"little_endian": True}, 2)
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        (b"}\x8a\x09" + b"\1" * 9 + b"Ns.", "long or nested int as a key"),
+        (b"}X" + (10_001).to_bytes(4, "little") + b"k" * 10_001 + b"Ns.", "nested str as a key"),
+        (b"}" + nested(b"\x86", b"N") + b"Ns.", "nested tuple as a key"),
+        (b"}G" + b"\0" * 8 + b"\x8a\x08" + b"\1" * 8 + b"\x86Ns.", "nested tuple as a key"),
+        (
+            MEMOIZED + b"B\0\0\4\0" + b"x" * 2**18 + b"q\x020(" + b"h\1h\2\x85R" * 80 + b"l.",
+            "unfold to many times its size",
+        ),
+        (b"}K\0" + nested(b"\x86", b"N") + b"s.", "unfold to many times its size"),
+        (b"}q\1K\0h\1s.", "unfold to many times its size"),
+    ],
+)
+def test_small_files_that_would_take_years_or_all_memory(tmp_path, program, reason):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(b"\x80\x04" + program)
+    with pytest.raises(ZooError, match=reason):
+        load_checkpoint(path)
+
+
+def test_a_tensor_larger_than_its_storage_and_the_file(tmp_path):
+    """A view of stride 0, which whoever copies it would pay for."""
+    torch.save({"w": torch.ones(1).expand(2**12, 2**12)}, tmp_path / "sound.pth")
+    assert load_checkpoint(tmp_path / "sound.pth")["w"].shape == (2**12, 2**12)
+    torch.save({"w": torch.ones(1).expand(2**20, 2**20)}, tmp_path / "x.pth")
+    with pytest.raises(ZooError, match="unfold to many times its size"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+def test_lists_of_storages_are_looked_at(tmp_path):
+    """The last pickle of files before PyTorch 1.6: keys, which an error would print, too."""
+    first = b"".join(pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001))
+    keys = b"\x80\x02]" + nested(b"\x86", b"N", 20) + b"a."
+    (tmp_path / "x.pth").write_bytes(first + KEYED + pickle.dumps({}, 2) + keys)
+    with pytest.raises(ZooError, match="nested tuple as a key"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("pack", [bytes, lzma.compress])
+def test_archives_are_not_unpacked(tmp_path, pack):
+    """tarfile follows a chain of long names, and reads as much as an entry says, to know one."""
+    entry = tarfile.TarInfo("././@LongLink")
+    entry.type = tarfile.GNUTYPE_LONGNAME
+    (tmp_path / "x.pth").write_bytes(pack(entry.tobuf(tarfile.GNU_FORMAT) * 3000))
+    with pytest.raises(ZooError, match="is an archive of tar or gzip"):
+        load_checkpoint(tmp_path / "x.pth")
+
+
 def test_arrays_of_pointers_are_refused(tmp_path):
     """numpy itself would take these eight bytes for the address of an object."""
     forged = np.ndarray((1,), dtype=object, buffer=b"A" * 8)
@@ -140,7 +200,8 @@ def test_detectron2_files_are_read(tmp_path, protocol, core):
         "lr": np.float64(0.02),
         "hash": b"\xff\x00",
         "tag": b"",
-        "kinds": {"a", 1j},
+        "kinds": {"a", 2.5},
+        "complex": 1j,
         "list": [(np.float32(1), None)],
     }
     data = pickle.dumps(content, protocol=protocol)
@@ -345,5 +406,5 @@ def test_other_files_give_a_sentence(tmp_path):
         load_checkpoint(tmp_path / "script.pt")
     with tarfile.open(tmp_path / "old.tar", "w") as archive:
         archive.add(html, "page.pth")
-    with pytest.raises(ZooError, match="is a tar archive; unpack it"):
+    with pytest.raises(ZooError, match="is an archive of tar or gzip; unpack it"):
         load_checkpoint(tmp_path / "old.tar")
