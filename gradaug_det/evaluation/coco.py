@@ -151,16 +151,26 @@ def run_evaluator(
         for annotation in truth:
             _complete_keypoints(annotation, ground_truth)
     make_api, evaluator_type = _backend(backend)
+    # The evaluators' C++ wants natural numbers, where files have -3, 1.0 and "a7" as well. The
+    # order of images decides between equal scores.
+    ids = {image["id"] for image in ground_truth["images"]}
+    number = {one: row for row, one in enumerate(sorted(ids, key=_by_type), start=1)}
+    images = [{**image, "id": number[image["id"]]} for image in ground_truth["images"]]
+    for row, annotation in enumerate(truth, start=1):
+        annotation |= {"id": row, "image_id": number.get(annotation["image_id"], 0)}
+    found = _as_annotations(predictions, iou_type)
+    for annotation in found:
+        annotation["image_id"] = number[annotation["image_id"]]
 
     # Both libraries report on stdout, which belongs to whoever called us.
     with contextlib.redirect_stdout(io.StringIO()) as chatter:
-        truth_api = make_api({**ground_truth, "annotations": truth})
+        truth_api = make_api({**ground_truth, "images": images, "annotations": truth})
         # What `loadRes` does, but that of pycocotools fails on an empty list.
         result_api = make_api(
             {
-                "images": ground_truth["images"],
+                "images": images,
                 "categories": ground_truth["categories"],
-                "annotations": _as_annotations(predictions, iou_type),
+                "annotations": found,
             }
         )
         evaluator = evaluator_type(truth_api, result_api, iou_type)
@@ -173,12 +183,16 @@ def run_evaluator(
         elif sigmas is not None:
             evaluator.params.kpt_oks_sigmas = np.array(sigmas, dtype=float)
         if image_ids is not None:
-            evaluator.params.imgIds = list(image_ids)
+            evaluator.params.imgIds = [number[one] for one in image_ids]
         evaluator.evaluate()
         evaluator.accumulate()
     if chatter.getvalue():
         logger.debug(chatter.getvalue().rstrip())
     return evaluator
+
+
+def _by_type(value: Any) -> tuple[bool, Any]:
+    return isinstance(value, str), value
 
 
 def check_sigmas(

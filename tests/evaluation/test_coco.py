@@ -184,6 +184,25 @@ def test_keypoints_with_their_own_sigmas(count, sigmas):
         evaluate_coco(truth, found, ["keypoints"], sigmas=sigmas)
 
 
+@pytest.mark.parametrize("spell", [lambda i: i - 1000, float, "{:09}".format, (2**60).__add__])
+def test_how_ids_are_spelled_changes_no_number(truth, predictions, spell):
+    few = [image["id"] for image in truth["images"][:5]]
+    part = [one for one in truth["annotations"] if one["image_id"] in few]
+    found = [one for one in predictions if one["image_id"] in few]
+    other = {
+        **truth,
+        "images": [{**image, "id": spell(image["id"])} for image in truth["images"]],
+        "annotations": [
+            {**one, "id": spell(one["id"]), "image_id": spell(one["image_id"])} for one in part
+        ],
+    }
+    respelled = [{**one, "image_id": spell(one["image_id"])} for one in found]
+    np.testing.assert_equal(
+        evaluate_coco(other, respelled, image_ids=list(map(spell, few))),
+        evaluate_coco({**truth, "annotations": part}, found, image_ids=few),
+    )
+
+
 def test_annotation_id_zero_is_not_a_miss(truth, predictions):
     """pycocotools itself takes an object with id 0 for unmatched; its number must not change."""
     shifted = copy.deepcopy(truth)
