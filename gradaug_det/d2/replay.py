@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
@@ -18,7 +19,9 @@ from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.config import add_gradaug_config
 from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.replay.dump import Dump, plain
+from gradaug_det.zoo.standins import unfolded
 
+_MOST_VALUES = 100_000
 _FIELDS = {kind.__name__: kind for kind in (Boxes, BitMasks, Keypoints)}
 
 
@@ -66,7 +69,10 @@ def _model(text: str | None, file: str | Path | None) -> Any:
     if file is not None:
         cfg.merge_from_file(str(file), allow_unsafe=False)
     else:
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+        content = yaml.safe_load(text)
+        if unfolded(content) > _MOST_VALUES:  # CfgNode would copy each of them
+            raise ValueError("its config's aliases unfold to more than a config holds")
+        cfg.merge_from_other_cfg(CfgNode(content))
     cfg.MODEL.DEVICE = "cpu"
     return build_model(cfg)
 

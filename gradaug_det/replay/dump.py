@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradaug_det.core.checks import check_number
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.errors import GradAugError, NonFiniteLossError
@@ -81,6 +82,8 @@ def read_dump(path: str | Path) -> Dump:
             SubNetwork(**{**sub, "transform": BatchTransform(**sub["transform"])})
             for sub in content.pop("subs")
         ]
+        for sub in subs:
+            check_number("scale", sub.transform.scale, high=4.0, above=0.0)  # or it fills memory
         dump = Dump(subs=subs, **content)
         for value, kinds in (
             (dump.config, (str, type(None))),

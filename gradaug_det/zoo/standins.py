@@ -313,7 +313,7 @@ class _Memo(dict):
         return value if not isinstance(value, _Unfinished) or value.made is None else value.made
 
 
-def _unfolded(value: Any) -> float:
+def unfolded(value: Any) -> float:
     """How many values are read by who walks through a value's containers, one within another; the
     same container can be in many. Infinite if one is within itself."""
     counts: dict[int, float] = {}
@@ -381,7 +381,7 @@ class Unpickler(pickle._Unpickler):
         value = super().load()
         if self._unfinished:
             raise pickle.UnpicklingError("it has objects without a state")
-        if _unfolded(value) > 4 * self._size + _FREE:
+        if unfolded(value) > 4 * self._size + _FREE:
             raise ForbiddenError("contents that unfold to many times its size")
         return value
 

@@ -193,6 +193,9 @@ def test_nothing_in_a_file_runs_unasked(tmp_path, capsys):
         "MODEL: {META_ARCHITECTURE: !!python/name:os.mkdir }",
         f"_BASE_: {own}\nMODEL: {{META_ARCHITECTURE: os.mkdir}}",
         f"MODEL: {{META_ARCHITECTURE: __import__('os').mkdir('{made}')}}",
+        # Each of them holds the one before twice.
+        "A0: &0 {x: 1}\n"
+        + "".join(f"A{i}: &{i} {{x: *{i - 1}, y: *{i - 1}}}\n" for i in range(1, 40)),
     ):
         torch.save(step("detectron2", text), file)
         assert cli.main(["replay", str(file), "--trust-config"]) == 2
@@ -206,7 +209,10 @@ def test_nothing_in_a_file_runs_unasked(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "change",
-    [{"framework": "os"}, {"subs": 3}, {"subs": [{}]}, {"rng": 1}, {"config": ["x"]}, {"more": 1}],
+    [
+        *({"framework": "os"}, {"subs": 3}, {"subs": [{}]}, {"rng": 1}, {"config": ["x"]}),
+        *({"more": 1}, {"subs": [{"index": 0, "width": 1.0, "transform": {"scale": 1e4}}]}),
+    ],
 )
 def test_steps_of_other_kinds_are_refused(tmp_path, change):
     torch.save(step("detectron2", "") | change, tmp_path / "x.pt")
