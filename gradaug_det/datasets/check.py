@@ -199,6 +199,7 @@ def _stopping(masks: bool, keypoints: bool, trains: bool, scored: bool) -> dict[
         stops |= dict.fromkeys(("iscrowd-missing", "iscrowd-invalid", "annotation-id-text"), "")
     if masks:
         stops["no-segmentations"] = "add them, or take a detector of boxes"
+        stops["segmentation-missing"] = "add it, or take out these annotations"
     if keypoints:
         stops |= dict.fromkeys(("keypoints-missing", "keypoint-names-missing"), "")
         if scored:

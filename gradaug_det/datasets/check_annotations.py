@@ -28,6 +28,7 @@ from gradaug_det.files import read_json
 
 _LARGEST_SIDE = 1e6  # pixels
 _NAN = (math.nan,) * 4
+_EXPORT = "labelling tools have formats of their own: export it as COCO"
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def read_document(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(
             f"{path} holds a JSON {type(content).__name__}, a COCO annotation file is an object; "
-            "is it a file of predictions?"
+            f"is it a file of predictions? {_EXPORT}"
         )
     content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
@@ -53,7 +54,9 @@ def read_document(path: Path) -> dict[str, Any]:
             problem = (
                 f"a {type(content[key]).__name__}, not a list" if key in content else "missing"
             )
-            raise DataError(f"{path}: {key!r} is {problem}; is it a COCO annotation file?")
+            raise DataError(
+                f"{path}: {key!r} is {problem}; is it a COCO annotation file? {_EXPORT}"
+            )
     return content
 
 

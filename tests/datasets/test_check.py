@@ -837,8 +837,8 @@ def test_everything_at_once(check, document):
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"images": [' + b"9" * 5000 + b"]}", "is not valid JSON"),
-        (b"[]", "holds a JSON list"),
-        (b"{}", "'images' is missing"),
+        (b"[]", "holds a JSON list.*export it as COCO"),
+        (b"{}", "'images' is missing.*export it as COCO"),
         (b'{"images": [], "categories": {}}', "'categories' is a dict, not a list"),
         (b'{"images": [], "categories": [], "annotations": null}', "'annotations' is a NoneType"),
     ],
@@ -1016,6 +1016,11 @@ def test_masks_that_a_detector_may_need(tmp_path):
     check_before_training(file, name="set", masks=False)
     with pytest.raises(DataError, match="segmentation-malformed"):
         check_before_training(file, name="set", masks=None)
+    document = one_class(masks=True)
+    del document["annotations"][0]["segmentation"]
+    file.write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"segmentation-missing.*; add it, or take out"):
+        check_before_training(file, name="set")
 
 
 def test_a_framework_is_checked_by_its_own_rules(tmp_path, caplog):
