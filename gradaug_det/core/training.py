@@ -179,14 +179,21 @@ class Training:
         return Outcome(results, [f"{what} is not finite{elsewhere}" for what in skipped])
 
 
-def check_alone(hooks: Iterable[Any], kind: type) -> None:
-    """Raises ConfigError if more than one active hook of the kind is among a training's hooks."""
-    count = sum(isinstance(hook, kind) and hook.options.active for hook in hooks)
+def check_alone(hooks: Iterable[Any], kind: type, once: str) -> None:
+    """Raises ConfigError if more than one hook of the kind is among a training's hooks.
+
+    Args:
+        hooks: those with ``options`` count while these are active.
+        kind: class of the hook.
+        once: what can be done once only.
+    """
+    same = [hook for hook in hooks if isinstance(hook, kind)]
+    count = sum(not hasattr(hook, "options") or hook.options.active for hook in same)
     if count > 1:
         raise ConfigError(
             kind.__name__,
-            f"is registered {count} times, but a step can have its sub-networks once: register it "
-            "in the config or in the script, not in both",
+            f"is registered {count} times, but {once}: register it in the config or in the script, "
+            "not in both",
         )
 
 

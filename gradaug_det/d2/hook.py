@@ -114,7 +114,11 @@ class GradAugHook(HookBase):
         check_training(self.trainer)
         if not self.options.active:
             return
-        check_alone(getattr(self.trainer, "_hooks", ()), GradAugHook)
+        check_alone(
+            getattr(self.trainer, "_hooks", ()),
+            GradAugHook,
+            "a step can have its sub-networks once",
+        )
         engine = _engine(self.trainer)
         detector = uncompiled(engine.model)
         if isinstance(detector, DistributedDataParallel):

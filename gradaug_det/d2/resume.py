@@ -31,6 +31,7 @@ from gradaug_det.core.resumed import (
     restored_settings,
 )
 from gradaug_det.core.sampling import stable_seed
+from gradaug_det.core.training import check_alone
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.reproducible import seed_everything, seeded
 
@@ -290,6 +291,8 @@ class SaveOnTermination(HookBase):
         self._notice = TerminationNotice()
 
     def before_train(self) -> None:
+        once = "SIGTERM saves a training once"
+        check_alone(getattr(self.trainer, "_hooks", ()), SaveOnTermination, once)
         comm.synchronize()  # who listens later than others would die of what they note
         self._notice.listen()
 

@@ -81,7 +81,7 @@ class GradAugHook(Hook):
         check_preprocessing(runner.cfg)
         if not self.options.active:
             return
-        check_alone(runner.hooks, GradAugHook)
+        check_alone(runner.hooks, GradAugHook, "a step can have its sub-networks once")
         _check_engine(runner)
         try:
             network = GradAugDetector(_unwrapped(runner.model), self.options)

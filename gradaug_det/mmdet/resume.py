@@ -31,6 +31,7 @@ from gradaug_det.core.resumed import (
     restored_settings,
 )
 from gradaug_det.core.sampling import stable_seed
+from gradaug_det.core.training import check_alone
 from gradaug_det.errors import ConfigError
 from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
 from gradaug_det.reproducible import seed_everything, seeded
@@ -80,6 +81,7 @@ class ExactResumeHook(Hook):
         barrier()
 
     def before_train(self, runner: Runner) -> None:
+        check_alone(runner.hooks, ExactResumeHook, "SIGTERM saves a training once")
         self._seed = runner.seed
         barrier()  # who listens later than others would die of what they note
         self._notice.listen()

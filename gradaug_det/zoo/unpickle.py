@@ -103,6 +103,8 @@ def _read_zip(file: BinaryIO, size: int, history: Callable[..., Any]) -> Any:
     """A file of ``torch.save``: a pickle and a part for each storage, in one folder."""
     with zipfile.ZipFile(file) as archive:
         parts = {info.filename: info for info in archive.infolist()}
+        if any(info.compress_type > zipfile.ZIP_DEFLATED for info in parts.values()):
+            raise ValueError("its parts are packed otherwise than stored or deflated")
         if sum(info.file_size for info in parts.values()) > _RATIO * size:
             raise ValueError(f"its parts are more than {_RATIO} times its size")
         folder = next(iter(parts), "").partition("/")[0]

@@ -3,17 +3,21 @@
 # ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
 
 import logging
+import signal
 
 import pytest
 import torch
 import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
+from fvcore.common.checkpoint import Checkpointer
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.training import MOST_OVERFLOWS
 from gradaug_det.d2 import GradAugHook as D2Hook
+from gradaug_det.d2.resume import SaveOnTermination
 from gradaug_det.errors import ConfigError, NonFiniteLossError
 from gradaug_det.mmdet import GradAugHook as MMHook
+from gradaug_det.mmdet.resume import ExactResumeHook
 from tests.d2 import helpers as d2
 from tests.mmdet import helpers as mm
 from tests.mmdet.test_amp import CpuAmpOptimWrapper  # noqa: F401 registers
@@ -102,6 +106,20 @@ def test_registered_twice_is_one_error(made, hook, second, tmp_path):
     # ... and one of them alone trains, with the same model.
     made(tmp_path, one, model=model)[2]()
     assert not same(copied(model), before)
+
+
+def test_saving_twice_is_one_error(tmp_path):
+    """Two that listen to SIGTERM would leave its handler changed."""
+    before = signal.getsignal(signal.SIGTERM)
+    model = torch.nn.Linear(1, 1)
+    saving = [SaveOnTermination(Checkpointer(model)) for _ in range(2)]
+    for kind, train in (
+        ("SaveOnTermination", detectron2(tmp_path, *saving)[2]),
+        ("ExactResumeHook", mmdetection(tmp_path, ExactResumeHook(), ExactResumeHook())[2]),
+    ):
+        with pytest.raises(ConfigError, match=f"{kind} is registered 2 times, but SIGTERM saves"):
+            train()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @FRAMEWORKS
