@@ -482,7 +482,8 @@ _KINDS = [
     Kind(
         "exif-rotated",
         "error",
-        "Exif turns the image by 90 degrees, the annotation file has the size before that",
+        "Exif turns the image by 90 degrees, the annotation file has the size before that: if "
+        "the boxes are of the image as stored, remove the tag from the file",
         "turns the image, and stops since the size differs",
         "turns the image and not the boxes: learns wrong ones",
     ),
