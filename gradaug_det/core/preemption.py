@@ -9,8 +9,9 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import resource_tracker
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,8 @@ class TerminationNotice:
     a SIGTERM that is sent to the whole process group, as ``torchrun`` does.
     """
 
+    _listening: ClassVar[TerminationNotice | None] = None
+
     def __init__(self) -> None:
         self._noted = False
         self._cleanup = ExitStack()
@@ -41,6 +44,10 @@ class TerminationNotice:
         should call it at about the same time."""
         if threading.current_thread() is not threading.main_thread():
             return
+        if TerminationNotice._listening is not None:
+            # Of a training that ended with an exception, of which MMEngine tells no hook.
+            TerminationNotice._listening.close()
+        TerminationNotice._listening = self
         self._process = os.getpid()
         # None is a handler that was not set from Python.
         before = signal.signal(signal.SIGTERM, self._note) or signal.SIG_DFL
@@ -49,6 +56,8 @@ class TerminationNotice:
 
     def close(self) -> None:
         self._cleanup.close()
+        if TerminationNotice._listening is self:
+            TerminationNotice._listening = None
 
     def _restore(self, before: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN if self._noted else before)
@@ -97,6 +106,9 @@ def workers_outlive_sigterm() -> Iterator[None]:
             return original(loader)
         init = loader.worker_init_fn
         loader.worker_init_fn = _OwnGroup(init)
+        if (loader.multiprocessing_context or multiprocessing).get_start_method() != "fork":
+            # Started with the first such worker, it would take SIGTERM off the mask.
+            resource_tracker.ensure_running()
         # A worker inherits the mask, and takes it off when it has its group.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:

@@ -37,6 +37,14 @@ class Counted(Groups):
         return int(os.environ["WORKER"])
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_of_other_tests():
+    """Of trainings that an exception ended."""
+    last = TerminationNotice()
+    last.listen()
+    last.close()
+
+
 @pytest.fixture
 def notice():
     before, made = signal.getsignal(signal.SIGTERM), TerminationNotice()
@@ -60,6 +68,14 @@ def test_without_a_signal_all_is_as_before(notice):
     notice.listen()
     assert signal.getsignal(signal.SIGTERM) != before
     notice.close()
+    notice.close()
+    assert signal.getsignal(signal.SIGTERM) is before and DataLoader._get_iterator is original
+
+
+def test_a_training_that_an_exception_ended_leaves_nothing_to_the_next(notice):
+    before, original = signal.getsignal(signal.SIGTERM), DataLoader._get_iterator
+    TerminationNotice().listen()  # and is never closed
+    notice.listen()
     notice.close()
     assert signal.getsignal(signal.SIGTERM) is before and DataLoader._get_iterator is original
 
