@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -94,3 +95,31 @@ def synchronized_norms(module: nn.Module, beside: nn.Module) -> list[str]:
         and layer not in apart
         and any("SyncBatchNorm" in kind.__name__ for kind in type(layer).__mro__)
     ]
+
+
+def once_a_machine(
+    check: Callable[[], Any], is_first: bool, gather: Callable[[Any], list[Any]]
+) -> Any:
+    """Runs a check in one process of each machine; all have its result, or raise its error.
+
+    Args:
+        check: returns, and raises, what can be pickled.
+        is_first: whether this process is the one of its machine.
+        gather: an object of this process -> those of all processes, here alone as well.
+    """
+    result, error, own = None, None, None
+    if is_first:
+        try:
+            result = check()
+        except GradAugError as caught:
+            error = caught
+        except Exception as caught:
+            # Of anyone's making: it might not survive its journey. The others must not wait.
+            own, error = caught, GradAugError(f"{type(caught).__name__}: {caught}")
+    found = gather((result, error))
+    if own is not None and len(found) == 1:
+        raise own
+    for _, error in found:
+        if error is not None:
+            raise error from own
+    return next((result for result, _ in found if result is not None), None)

@@ -23,11 +23,12 @@ from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
+from gradaug_det.core import processes
 from gradaug_det.datasets.agreement import check_kept, check_same_classes
 from gradaug_det.datasets.check import check_before_training
 from gradaug_det.datasets.check_annotations import read_document
 from gradaug_det.datasets.check_images import Names
-from gradaug_det.errors import ConfigError, DataError, GradAugError
+from gradaug_det.errors import ConfigError, DataError
 
 logger = logging.getLogger("detectron2.gradaug")
 MINI_COCO = {"mini_coco_train": "train", "mini_coco_val": "val"}
@@ -249,30 +250,8 @@ def max_detections(limit: int) -> int:
 
 
 def once_a_machine(check: Callable[[], Any]) -> Any:
-    """Runs a check in one process of each machine; all have its result, or raise its error.
-
-    Args:
-        check: returns, and raises, what can be pickled.
-    """
-    result, error = None, None
-    # Trainings of users' own processes may not have said which of them share a machine.
-    known = comm.get_world_size() == 1 or comm._LOCAL_PROCESS_GROUP is not None
-    if (comm.get_local_rank() if known else comm.get_rank()) == 0:
-        try:
-            result = check()
-        except GradAugError as caught:
-            error = caught
-        except Exception as caught:
-            if comm.get_world_size() == 1:
-                raise
-            # Of anyone's making: it might not survive its journey. The others must not wait.
-            logger.exception("a check failed")
-            error = GradAugError(f"{type(caught).__name__}: {caught}")
-    found = comm.all_gather((result, error))
-    for _, error in found:
-        if error is not None:
-            raise error
-    return next((result for result, _ in found if result is not None), None)
+    """See :func:`gradaug_det.core.processes.once_a_machine`."""
+    return processes.once_a_machine(check, comm.get_local_rank() == 0, comm.all_gather)
 
 
 _checked: dict[DataUse, tuple[str, ...]] = {}

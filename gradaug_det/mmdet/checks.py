@@ -11,8 +11,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
+from gradaug_det.core.processes import once_a_machine
 from gradaug_det.datasets.check import CheckResult
-from gradaug_det.errors import GradAugError
 from gradaug_det.mmdet.agreement import check_heads, check_tasks, check_weights
 from gradaug_det.mmdet.data import SPLITS, check_data, check_learned, training_classes
 from gradaug_det.mmdet.values import check_values
@@ -71,14 +71,5 @@ def _config(runner: Runner) -> dict[str, Any]:
 
 
 def _once_a_machine(check: Callable[[], Any]) -> None:
-    """Runs a check on one process of each machine; its error is raised by all of all machines."""
-    error = None
-    if int(os.environ.get("LOCAL_RANK", get_rank())) == 0:
-        try:
-            check()
-        except Exception as raised:  # the others must not wait for a process that is gone
-            error = raised
-    told = error if isinstance(error, GradAugError) or not error else GradAugError(repr(error))
-    first = next((one for one in all_gather_object(told) if one is not None), None)
-    if error or first:
-        raise error or first
+    is_first = int(os.environ.get("LOCAL_RANK", get_rank())) == 0
+    once_a_machine(check, is_first, all_gather_object)
