@@ -17,8 +17,8 @@ setup(
     packages=find_packages(include=["gradaug_det", "gradaug_det.*"]),
     package_data={
         "gradaug_det": [
-            "datasets/data/*",
-            "evaluation/templates/*",
+            "mini_coco/data/*",
+            "reports/templates/*",
             "zoo/index.json",
             "zoo/weights/*",
         ]
@@ -59,5 +59,5 @@ setup(
         "docs": ["mkdocs-material", "mkdocstrings-python"],
         "dev": ["pytest", "pytest-timeout", "playwright", "ruff", "pre-commit"],
     },
-    entry_points={"console_scripts": ["gradaug-det = gradaug_det.cli:main"]},
+    entry_points={"console_scripts": ["gradaug-det = gradaug_det.commands.cli:main"]},
 )

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from gradaug_det.evaluation.coco import COCO_METRICS, IOU_TYPES, evaluate_coco
-from gradaug_det.evaluation.environment import describe_environment, machine_line
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.environment import describe_environment, machine_line
+from gradaug_det.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 
 import sys
 
-from gradaug_det.cli import main
+from gradaug_det.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main(["benchmark", *sys.argv[1:]]))

@@ -47,7 +47,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from gradaug_det.errors import GradAugError
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.files import atomic_path
 
 INPUT_SECONDS = 10.0
 """An input that takes longer hangs."""
@@ -258,9 +258,9 @@ def _safetensors_inputs(folder: Path) -> st.SearchStrategy[Input]:
 
 
 def _read_safetensors(folder: Path, path: Path) -> None:
+    from gradaug_det.utils.checkpoints import load_checkpoint
     from gradaug_det.zoo.backbone import read_backbone, read_info
     from gradaug_det.zoo.export import convert_file
-    from gradaug_det.zoo.unpickle import load_checkpoint
     from gradaug_det.zoo.url import parse_url, refuse_bare_backbone
     from gradaug_det.zoo.verify import verify
 
@@ -394,7 +394,7 @@ def _tensor_program(count: int, size: tuple, stride: tuple, key: str = "0") -> b
 
 def _opcodes(rng: random.Random) -> bytes:
     """A program of pickle's opcodes, most of them with arguments of the right kind."""
-    from gradaug_det.zoo.standins import _ALLOWED
+    from gradaug_det.utils.standins import _ALLOWED
 
     listed = list(_ALLOWED)
     kind = rng.random()
@@ -580,8 +580,8 @@ def _hashable(depth: int) -> tuple:
 
 
 def _read_checkpoint(folder: Path, path: Path) -> None:
+    from gradaug_det.utils.checkpoints import load_checkpoint
     from gradaug_det.zoo.export import convert_file
-    from gradaug_det.zoo.unpickle import load_checkpoint
 
     framework, target = path.stem.split("-")
     _, refused = _all_or_first(
@@ -719,9 +719,9 @@ def _step_state() -> dict[str, Any]:
 def _read_step(folder: Path, path: Path) -> None:
     import torch
 
-    from gradaug_det.replay.dump import ADAPTERS
-    from gradaug_det.replay.run import replay
-    from gradaug_det.zoo.unpickle import load_checkpoint
+    from gradaug_det.core.dump import ADAPTERS
+    from gradaug_det.replay import replay
+    from gradaug_det.utils.checkpoints import load_checkpoint
 
     with contextlib.suppress(GradAugError):  # a state has a batch of each framework
         content = load_checkpoint(path)
@@ -808,7 +808,7 @@ def _coco_inputs(folder: Path) -> st.SearchStrategy[Input]:
 
 
 def _read_coco(folder: Path, path: Path) -> None:
-    from gradaug_det.datasets.check import check_before_training, check_coco
+    from gradaug_det.check_data.check import check_before_training, check_coco
 
     images, annotations = folder / "images", path
     if path.name.startswith("image_"):

@@ -24,7 +24,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from gradaug_det.core.preemption import EXIT_CODE
 from gradaug_det.d2.checks import check_gpus
-from gradaug_det.d2.processes import joined_processes, started_by_torchrun
+from gradaug_det.d2.launch import joined_processes, started_by_torchrun
 from gradaug_det.d2.train import run
 from gradaug_det.errors import GradAugError
 

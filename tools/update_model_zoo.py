@@ -4,7 +4,7 @@
 import sys
 from pathlib import Path
 
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.index import INDEX, load_index
 from gradaug_det.zoo.publish import backbone_table
 

@@ -17,9 +17,9 @@ from benchmarks.scaling.processes import step_times
 from benchmarks.training.measure import mean_flops
 from benchmarks.training.workload import Variant, Workload, training_class
 from gradaug_det.core.checks import check_integer, check_number
-from gradaug_det.core.engine import BUCKET_BYTES
-from gradaug_det.evaluation.environment import describe_environment, machine_line
-from gradaug_det.evaluation.rendering import json_text, templates, write_files
+from gradaug_det.core.gradients import BUCKET_BYTES
+from gradaug_det.reports.rendering import json_text, templates, write_files
+from gradaug_det.utils.environment import describe_environment, machine_line
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.training.workload import Variant, Workload, training_class
-from gradaug_det.core.engine import average_gradients
+from gradaug_det.core.gradients import average_gradients
 
 MODES = ("alone", "side by side", "together")
 
@@ -29,7 +29,7 @@ def step_times(workload: Workload, variants: list[Variant], steps: int) -> dict[
     Returns:
         By mode (:data:`MODES`) and variant the median seconds of a step. Processes begin a step
         together, and it takes what the slower one takes, whichever that is;
-        ``all_reduce``: of :func:`gradaug_det.core.engine.average_gradients` alone.
+        ``all_reduce``: of :func:`gradaug_det.core.gradients.average_gradients` alone.
     """
     results: dict[str, Any] = {}
     for mode in MODES:

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradaug_det.core.plan import ChannelGroup
 from gradaug_det.core.sampling import SubNetwork
-from gradaug_det.core.slimming import ChannelGroup, slim_plan
+from gradaug_det.core.slimming import slim_plan
 from gradaug_det.errors import UnslimmableError
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.training.workload import TASKS
 from gradaug_det.errors import DataError
-from gradaug_det.evaluation.environment import machine_line
-from gradaug_det.evaluation.rendering import json_text, templates, write_files
+from gradaug_det.reports.rendering import json_text, templates, write_files
+from gradaug_det.utils.environment import machine_line
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 NAME = "training"

@@ -14,7 +14,7 @@ from benchmarks.training.measure import describe_workload, measure, profile_step
 from benchmarks.training.report import write_profile, write_report
 from benchmarks.training.workload import TASKS, Workload, check_variants, variants_of
 from gradaug_det.errors import ConfigError
-from gradaug_det.evaluation.environment import describe_environment
+from gradaug_det.utils.environment import describe_environment
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from gradaug_det.benchmark.measured import (
 )
 from gradaug_det.benchmark.records import Benchmark, WidthResult
 from gradaug_det.evaluation.coco import TASK_NAMES
-from gradaug_det.evaluation.plots import METHOD_COLOURS, Plot, render_svg
+from gradaug_det.reports.plots import METHOD_COLOURS, Plot, render_svg
 
 _STYLES = {"-": "Solid", "--": "Dashed", ":": "Dotted"}
 _OF_TASK = {"bbox": "-", "segm": "--", "keypoints": "-."}

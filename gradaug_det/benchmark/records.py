@@ -115,7 +115,7 @@ class Benchmark:
         dataset: its name for readers.
         image_root: folder of its images; None leaves the pictures out.
         image_ids: the images that were evaluated; None for all of the ground truth's.
-        environment: from :func:`gradaug_det.evaluation.environment.describe_environment`.
+        environment: from :func:`gradaug_det.utils.environment.describe_environment`.
         command: that made it, as one can type it.
         num_pictures: best and worst images to show, of each.
         score_threshold: detections scoring less are not drawn.

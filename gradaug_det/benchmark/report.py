@@ -35,14 +35,13 @@ from gradaug_det.evaluation.coco_data import (
     load_ground_truth,
     load_predictions,
 )
-from gradaug_det.evaluation.environment import machine_line
-from gradaug_det.evaluation.pictures import (
+from gradaug_det.reports.pictures import (
     MAX_DRAWN,
     predicted_instances,
     read_image,
     truth_instances,
 )
-from gradaug_det.evaluation.rendering import (
+from gradaug_det.reports.rendering import (
     counted,
     embedded,
     json_text,
@@ -52,6 +51,7 @@ from gradaug_det.evaluation.rendering import (
     templates,
     write_files,
 )
+from gradaug_det.utils.environment import machine_line
 
 SCHEMA_VERSION = 1  # of report.json; raised when a key changes its meaning or goes away
 _SIZES = {"APs": "small", "APm": "medium", "APl": "large"}

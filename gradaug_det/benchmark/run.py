@@ -21,12 +21,12 @@ from gradaug_det.benchmark.detector import CocoData, Detector, DetectorFiles
 from gradaug_det.benchmark.processes import from_first, gather
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, Metrics, WidthResult
 from gradaug_det.benchmark.store import DetectionStore
+from gradaug_det.check_data.check import check_before_training
 from gradaug_det.core.checks import check_width
-from gradaug_det.datasets.check import check_before_training
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring, check_sigmas, evaluate_coco
 from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth
-from gradaug_det.evaluation.environment import describe_environment
+from gradaug_det.utils.environment import describe_environment
 
 logger = logging.getLogger(__name__)
 

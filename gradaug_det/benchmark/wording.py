@@ -11,7 +11,7 @@ from gradaug_det.benchmark.measured import (
 )
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
 from gradaug_det.evaluation.coco import TASK_NAMES
-from gradaug_det.evaluation.rendering import signed
+from gradaug_det.reports.rendering import signed
 
 
 def summarise(benchmark: Benchmark) -> list[str]:

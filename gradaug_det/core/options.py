@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from gradaug_det.core.checks import check_bool, check_integer, check_number
+from gradaug_det.core.plan import NORM_POLICIES
 from gradaug_det.core.sampling import SubNetworkSampler
-from gradaug_det.core.slimming import NORM_POLICIES
 from gradaug_det.errors import ConfigError
 
 SUPERVISIONS = ("soft", "labels", "both")

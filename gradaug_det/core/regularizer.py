@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from gradaug_det.core.depth import at_depth
 from gradaug_det.core.processes import Meeting, synchronized_norms
-from gradaug_det.core.sampling import SubNetwork, isolated_rng
+from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import at_width, no_traces
 from gradaug_det.errors import NonFiniteLossError
+from gradaug_det.utils.seeding import isolated_rng
 
 logger = logging.getLogger(__name__)
 

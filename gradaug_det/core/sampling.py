@@ -8,17 +8,14 @@ Source: GradAug, Algorithm 1 ("sample n sub-networks", "the smallest always amon
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
 
 from gradaug_det.core.checks import check_integer, check_number, check_width
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.errors import ConfigError
+from gradaug_det.utils.seeding import stable_seed
 
 
 @dataclass(frozen=True)
@@ -36,12 +33,6 @@ class SubNetwork:
     """Of the step, counted from 0."""
     divisor: int = 1
     """Its channel counts are multiples of this; see :func:`gradaug_det.core.slimming.at_width`."""
-
-
-def stable_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on nothing but the parts, on any machine and Python."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -101,18 +92,3 @@ class SubNetworkSampler:
         transform = BatchTransform(float(scale), flip)
         survival = float(self.block_survival)
         return SubNetwork(index, float(width), transform, noise, survival, iteration, self.divisor)
-
-
-@contextmanager
-def isolated_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """torch's random numbers within the block come from ``seed``; outside they are untouched.
-
-    A sub-network's dropout or proposal sampling therefore neither shifts the full network's nor
-    depends on where a training was resumed.
-    """
-    device = torch.device(device)
-    devices = [device] if device.type != "cpu" else []
-    kind = device.type if devices else "cuda"
-    with torch.random.fork_rng(devices=devices, device_type=kind):
-        torch.manual_seed(seed)
-        yield

@@ -9,10 +9,8 @@ Source: GradAug, section 3.1 and the authors' implementation (channel counts, ba
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,92 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradaug_det.core.checks import check_integer, check_width
-from gradaug_det.errors import ConfigError, UnslimmableError
+from gradaug_det.core.plan import SlimPlan, flatten_output
+from gradaug_det.core.tracing import example_image, trace_plan
+from gradaug_det.errors import UnslimmableError
 
-NORM_POLICIES = ("auto", "batch", "frozen")
 _PLAN = "_gradaug_slim_plan"
 _MISSING = object()
-
-
-@dataclass(frozen=True)
-class ChannelGroup:
-    """Channels that several tensors share and that are therefore cut together.
-
-    Attributes:
-        channels: channels at full width.
-        residual: whether residual additions tie the group (a block's output, not its inside).
-        quantum: channels are kept in multiples of this (one group of a grouped convolution or of
-            a group norm; 1 without either).
-        fixed: never cut (the image, the classifier's logits).
-    """
-
-    channels: int
-    residual: bool = False
-    quantum: int = 1
-    fixed: bool = False
-
-    def at(self, width: float, divisor: int = 1) -> int:
-        """Channels kept at ``width``: by the authors' rule (half rounds up, not to even), or the
-        nearest multiple of ``divisor``.
-        """
-        if self.fixed or width == 1:
-            return self.channels
-        if divisor > 1:
-            step = math.lcm(self.quantum, divisor)
-            return min(self.channels, step * max(1, math.floor(self.channels * width / step + 0.5)))
-        if self.quantum > 1:
-            return self.quantum * max(1, math.floor(self.channels / self.quantum * width + 0.5))
-        if self.residual:
-            return max(1, math.floor(self.channels * width + 0.5))
-        # Inside a bottleneck the authors take a quarter of the rounded block output.
-        return max(1, math.floor(math.floor(4 * self.channels * width + 0.5) / 4))
-
-
-@dataclass(frozen=True)
-class SlimPlan:
-    """Which dimension of which tensor of a module belongs to which group of channels.
-
-    Attributes:
-        groups: the channel groups.
-        tensors: parameter or buffer name -> index into ``groups`` (or None) of each dimension.
-        counts: (module name, attribute) -> index into ``groups``, for attributes that count groups
-            of channels (``Conv2d.groups``, ``GroupNorm.num_groups``).
-        outputs: group of each output tensor, in order (None where the output has no channels).
-        batch_norms: names of the modules that can use batch statistics.
-        has_frozen_norms: whether there are norms with statistics that are never batch statistics.
-    """
-
-    groups: tuple[ChannelGroup, ...]
-    tensors: dict[str, tuple[int | None, ...]]
-    counts: dict[tuple[str, str], int]
-    outputs: tuple[int | None, ...]
-    batch_norms: tuple[str, ...]
-    has_frozen_norms: bool
-
-    def channels(self, width: float, divisor: int = 1) -> tuple[int, ...]:
-        """Channels of each group at ``width``."""
-        return tuple(group.at(width, divisor) for group in self.groups)
-
-    def tensor_shape(
-        self, name: str, full_shape: torch.Size, width: float, divisor: int = 1
-    ) -> tuple[int, ...]:
-        """Shape of the named tensor's slice at ``width``."""
-        dims = self.tensors.get(name, (None,) * len(full_shape))
-        return tuple(
-            size if group is None else self.groups[group].at(width, divisor)
-            for size, group in zip(full_shape, dims, strict=True)
-        )
-
-    def check_norm(self, norm: str) -> None:
-        """Raises ConfigError if the policy does not exist or does not fit the module's norms."""
-        if norm not in NORM_POLICIES:
-            raise ConfigError("subnet_norm", f"must be one of {NORM_POLICIES}, got {norm!r}")
-        if norm == "batch" and self.has_frozen_norms and not self.batch_norms:
-            raise ConfigError(
-                "subnet_norm",
-                "is 'batch', which needs BatchNorm layers, but every norm of this backbone is a "
-                "frozen one; use 'frozen' (or 'auto'), or build the backbone with BN or SyncBN",
-            )
 
 
 def slim_plan(module: nn.Module) -> SlimPlan:
@@ -117,8 +35,6 @@ def slim_plan(module: nn.Module) -> SlimPlan:
     """
     plan = module.__dict__.get(_PLAN)
     if plan is None:
-        from gradaug_det.core.tracing import trace_plan
-
         with no_traces(module), Loan() as loan:
             for layer in module.modules():
                 if getattr(layer, "_compiled_call_impl", None) is not None:
@@ -292,19 +208,9 @@ def _pad_outputs(output: Any, plan: SlimPlan) -> Any:
     return rebuild(padded)
 
 
-def flatten_output(output: Any) -> tuple[list[Tensor], Any]:
-    """Tensors of a (nested) dict, list or tuple in order, and the function that puts them back."""
-    from torch.utils._pytree import tree_flatten, tree_unflatten
-
-    leaves, spec = tree_flatten(output)
-    return leaves, lambda new: tree_unflatten(new, spec)
-
-
 @torch.no_grad()
 def check_plan(module: nn.Module, plan: SlimPlan, widths: tuple[float, ...] = (0.9, 0.5)) -> None:
     """Runs sub-networks on a tiny image; raises UnslimmableError if one does not fit together."""
-    from gradaug_det.core.tracing import example_image
-
     image = example_image(module)
     module.__dict__[_PLAN] = plan
     try:

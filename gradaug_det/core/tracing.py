@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gradaug_det.core.slimming import ChannelGroup, SlimPlan, flatten_output
+from gradaug_det.core.plan import ChannelGroup, SlimPlan, flatten_output
 from gradaug_det.errors import UnslimmableError
 
 # Functions that map each channel to itself. Their result is also checked by its shape.

@@ -15,9 +15,9 @@ from torch import nn
 from gradaug_det.core.resumed import last_checkpoint
 from gradaug_det.d2.zoo import zoo_url
 from gradaug_det.errors import GradAugError, ZooError
-from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
+from gradaug_det.utils.checkpoints import load_checkpoint
+from gradaug_det.utils.files import atomic_path, remove_partial_files, said_if_it_fails
 from gradaug_det.zoo.info import shown
-from gradaug_det.zoo.unpickle import load_checkpoint
 from gradaug_det.zoo.url import refuse_bare_backbone
 
 

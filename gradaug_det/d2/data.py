@@ -23,11 +23,11 @@ from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
+from gradaug_det.check_data.agreement import check_kept, check_same_classes
+from gradaug_det.check_data.annotations import read_document
+from gradaug_det.check_data.check import check_before_training
+from gradaug_det.check_data.images import Names
 from gradaug_det.core import processes
-from gradaug_det.datasets.agreement import check_kept, check_same_classes
-from gradaug_det.datasets.check import check_before_training
-from gradaug_det.datasets.check_annotations import read_document
-from gradaug_det.datasets.check_images import Names
 from gradaug_det.errors import ConfigError, DataError
 
 logger = logging.getLogger("detectron2.gradaug")
@@ -263,7 +263,7 @@ def check_datasets(
     """Fails before training if a dataset of the config cannot be read, learned from or scored.
 
     Datasets in COCO format are looked at by
-    :func:`gradaug_det.datasets.check.check_before_training`, in one process of each machine.
+    :func:`gradaug_det.check_data.check.check_before_training`, in one process of each machine.
 
     Args:
         cfg: a yaml config or a LazyConfig; of the latter, datasets are found that Detectron2's

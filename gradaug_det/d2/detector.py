@@ -15,7 +15,7 @@ from gradaug_det.core.slimming import Loan
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.batch import Batch, transform_batch
-from gradaug_det.d2.targets import soft_targets
+from gradaug_det.d2.soft_targets import soft_targets
 
 
 class GradAugDetector(SlimmableDetector):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.checkpoint import SafeCheckpointer
-from gradaug_det.d2.export_lazy import lazy_config
+from gradaug_det.d2.export_config import lazy_config
 from gradaug_det.d2.export_trace import traceable_detector
 from gradaug_det.d2.train import load_config
 from gradaug_det.errors import ConfigError, ZooError

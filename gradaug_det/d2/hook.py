@@ -16,11 +16,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from gradaug_det.core.dump import Dump, explained
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import SubNetworkLosses, values_of
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import uncompiled
-from gradaug_det.core.training import Outcome, Step, Training, check_alone
+from gradaug_det.core.step import Outcome, Step, Training, check_alone
 from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.checks import check_training
 from gradaug_det.d2.config import gradaug_options
@@ -28,7 +29,6 @@ from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.d2.replay import config_text, encode, names
 from gradaug_det.errors import GradAugError, NonFiniteLossError
-from gradaug_det.replay.dump import Dump, explained
 
 logger = logging.getLogger("detectron2.gradaug")
 

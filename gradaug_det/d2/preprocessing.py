@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gradaug_det.d2.zoo import zoo_url
 from gradaug_det.errors import ConfigError
-from gradaug_det.zoo.agreement import Needs, Setting, differing, disagreement
+from gradaug_det.zoo.preprocessing import Needs, Setting, differing, disagreement
 
 logger = logging.getLogger("detectron2.gradaug")
 _FIX = "tools/train_net.py --fix-preprocessing"

@@ -14,12 +14,12 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
+from gradaug_det.core.dump import Dump, plain
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.config import add_gradaug_config
 from gradaug_det.d2.detector import GradAugDetector
-from gradaug_det.replay.dump import Dump, plain
-from gradaug_det.zoo.standins import unfolded
+from gradaug_det.utils.standins import unfolded
 
 _MOST_VALUES = 100_000
 _FIELDS = {kind.__name__: kind for kind in (Boxes, BitMasks, Keypoints)}

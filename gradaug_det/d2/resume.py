@@ -30,10 +30,9 @@ from gradaug_det.core.resumed import (
     plain_settings,
     restored_settings,
 )
-from gradaug_det.core.sampling import stable_seed
-from gradaug_det.core.training import check_alone
+from gradaug_det.core.step import check_alone
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.reproducible import seed_everything, seeded
+from gradaug_det.utils.seeding import seed_everything, seeded, stable_seed
 
 logger = logging.getLogger("detectron2.gradaug")
 

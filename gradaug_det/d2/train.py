@@ -46,7 +46,7 @@ from gradaug_det.d2.resume import (
     training_seed,
 )
 from gradaug_det.errors import ConfigError
-from gradaug_det.files import check_writable
+from gradaug_det.utils.files import check_writable
 
 
 class Trainer(DefaultTrainer):

@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from gradaug_det.errors import ZooError
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.download import CACHE_VARIABLE, cache_dir
 from gradaug_det.zoo.url import SCHEME, ZooURL, parse_url
 

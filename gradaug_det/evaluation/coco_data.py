@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradaug_det.errors import DataError
-from gradaug_det.files import read_json
+from gradaug_det.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.benchmark.run import guess_framework
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.errors import ConfigError
-from gradaug_det.evaluation.environment import describe_environment
 from gradaug_det.export.calibration import find_images, has_statistics, recalibrate
 from gradaug_det.export.exporter import Exporter
 from gradaug_det.export.programs import check_format, make_program
 from gradaug_det.export.slicing import check_same, find_readers, load_narrow, narrow_state
 from gradaug_det.export.widths import share_of_channels
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.environment import describe_environment
+from gradaug_det.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
 IMAGES = 256

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gradaug_det.core.slimming import flatten_output, slim_plan
+from gradaug_det.core.plan import flatten_output
+from gradaug_det.core.slimming import slim_plan
 from gradaug_det.errors import GradAugError, UnslimmableError
 
 

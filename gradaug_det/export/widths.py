@@ -11,7 +11,7 @@ import math
 from fractions import Fraction
 
 from gradaug_det.core.checks import check_width
-from gradaug_det.core.slimming import ChannelGroup, SlimPlan
+from gradaug_det.core.plan import ChannelGroup, SlimPlan
 from gradaug_det.errors import ConfigError
 
 

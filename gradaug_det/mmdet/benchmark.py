@@ -26,8 +26,8 @@ from gradaug_det.benchmark.detector import (
     check_num_classes,
     training_losses,
 )
+from gradaug_det.check_data.agreement import check_same_classes
 from gradaug_det.core.slimming import Loan, no_traces
-from gradaug_det.datasets.agreement import check_same_classes
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.mmdet.checkpoint import load_files_safely

@@ -15,7 +15,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, checkpoint
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.unpickle import load_checkpoint
+from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.zoo.url import refuse_bare_backbone
 
 

@@ -22,12 +22,12 @@ from mmengine.fileio import list_from_file
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from gradaug_det.datasets.agreement import check_kept, check_same_classes
-from gradaug_det.datasets.check import CheckResult, check_before_training
-from gradaug_det.datasets.check_annotations import read_document
+from gradaug_det.check_data.agreement import check_kept, check_same_classes
+from gradaug_det.check_data.annotations import read_document
+from gradaug_det.check_data.check import CheckResult, check_before_training
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.mmdet.values import walk
-from gradaug_det.reproducible import seeded
+from gradaug_det.utils.seeding import seeded
 
 SPLITS = ("train", "val", "test")
 _WRAPPED = ("dataset", "datasets", "_dataset")  # attributes and keys of wrappers

@@ -12,7 +12,7 @@ from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.mmdet.backbone import detector_backbone
 from gradaug_det.mmdet.batch import Batch, Padding, image_sizes, make_batch, transform_batch
-from gradaug_det.mmdet.targets import soft_targets
+from gradaug_det.mmdet.soft_targets import soft_targets
 
 
 class GradAugDetector(SlimmableDetector):

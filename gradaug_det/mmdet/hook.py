@@ -15,17 +15,17 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gradaug_det.core.dump import Dump, explained
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import SubNetworkLosses, values_of
 from gradaug_det.core.sampling import SubNetwork
-from gradaug_det.core.training import Outcome, Step, Training, check_alone
+from gradaug_det.core.step import Outcome, Step, Training, check_alone
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 from gradaug_det.mmdet.batch import Batch
 from gradaug_det.mmdet.checks import TrainingChecks
 from gradaug_det.mmdet.detector import GradAugDetector
 from gradaug_det.mmdet.preprocessing import check_preprocessing
 from gradaug_det.mmdet.replay import encode, names
-from gradaug_det.replay.dump import Dump, explained
 
 _SKIPPED = "gradaug_skipped"  # in MMEngine's message hub, and with it in checkpoints
 

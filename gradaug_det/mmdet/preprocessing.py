@@ -12,7 +12,7 @@ from mmengine.logging import print_log
 
 from gradaug_det.errors import ConfigError
 from gradaug_det.mmdet.zoo import zoo_url
-from gradaug_det.zoo.agreement import Needs, Setting, differing, disagreement
+from gradaug_det.zoo.preprocessing import Needs, Setting, differing, disagreement
 from gradaug_det.zoo.url import ZooURL
 
 _FIX = "gradaug_det.mmdet.train.build_runner(..., fix_preprocessing=True)"

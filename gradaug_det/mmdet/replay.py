@@ -16,10 +16,10 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import InstanceData, PixelData
 
+from gradaug_det.core.dump import Dump, plain
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.mmdet.batch import Batch
 from gradaug_det.mmdet.detector import GradAugDetector
-from gradaug_det.replay.dump import Dump, plain
 
 _ELEMENTS = {kind.__name__: kind for kind in (InstanceData, PixelData)}
 

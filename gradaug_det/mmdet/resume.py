@@ -30,11 +30,10 @@ from gradaug_det.core.resumed import (
     plain_settings,
     restored_settings,
 )
-from gradaug_det.core.sampling import stable_seed
-from gradaug_det.core.training import check_alone
+from gradaug_det.core.step import check_alone
 from gradaug_det.errors import ConfigError
-from gradaug_det.files import atomic_path, remove_partial_files, said_if_it_fails
-from gradaug_det.reproducible import seed_everything, seeded
+from gradaug_det.utils.files import atomic_path, remove_partial_files, said_if_it_fails
+from gradaug_det.utils.seeding import seed_everything, seeded, stable_seed
 
 
 @HOOKS.register_module()

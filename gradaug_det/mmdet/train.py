@@ -16,12 +16,12 @@ from mmengine.config import Config
 from mmengine.runner import BaseLoop, Runner
 
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.files import check_writable
 from gradaug_det.mmdet import preprocessing
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.checks import TrainingChecks
 from gradaug_det.mmdet.resume import ExactResumeHook
 from gradaug_det.mmdet.values import check_values
+from gradaug_det.utils.files import check_writable
 
 
 def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

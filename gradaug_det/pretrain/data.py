@@ -20,11 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from gradaug_det.core.sampling import stable_seed
-from gradaug_det.datasets import CLASS_NAMES, load_garments, render_garment_crops
 from gradaug_det.errors import DataError
+from gradaug_det.mini_coco import CLASS_NAMES, load_garments, render_garment_crops
 from gradaug_det.pretrain.recipe import DataSettings, Recipe
-from gradaug_det.reproducible import seeded
+from gradaug_det.utils.seeding import seeded, stable_seed
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)

@@ -18,13 +18,11 @@ from torchvision.models import get_model
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from gradaug_det.core.engine import average_gradients, check_gradients
+from gradaug_det.core.gradients import average_gradients, check_gradients
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.processes import Meeting
 from gradaug_det.core.regularizer import gradaug_step
-from gradaug_det.core.sampling import isolated_rng, stable_seed
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.files import atomic_path, check_writable, remove_partial_files, said_if_it_fails
 from gradaug_det.pretrain.classifier import Classifier
 from gradaug_det.pretrain.data import (
     Images,
@@ -37,8 +35,15 @@ from gradaug_det.pretrain.data import (
 from gradaug_det.pretrain.export import save_pretrained
 from gradaug_det.pretrain.recipe import Recipe
 from gradaug_det.pretrain.stochastic_depth import add_stochastic_depth
+from gradaug_det.utils.checkpoints import load_checkpoint
+from gradaug_det.utils.files import (
+    atomic_path,
+    check_writable,
+    remove_partial_files,
+    said_if_it_fails,
+)
+from gradaug_det.utils.seeding import isolated_rng, stable_seed
 from gradaug_det.zoo.info import shown
-from gradaug_det.zoo.unpickle import load_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gradaug_det.errors import ZooError
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.info import BackboneInfo, require, shown
 
 METADATA_KEY = "gradaug_det"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pooch
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.http import PatientDownloader
 from gradaug_det.zoo.index import Entry, is_base_url, load_index
+from gradaug_det.zoo.resuming import PatientDownloader
 
 CACHE_VARIABLE = "GRADAUG_CACHE"
 URL_VARIABLE = "GRADAUG_ZOO_URL"

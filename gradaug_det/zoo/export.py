@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gradaug_det.errors import ConfigError, ZooError
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.checkpoints import load_checkpoint
+from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.backbone import read_backbone, save_backbone
 from gradaug_det.zoo.convert import convert
 from gradaug_det.zoo.info import SOURCES, BackboneInfo
-from gradaug_det.zoo.unpickle import load_checkpoint
 
 
 def convert_file(

@@ -16,9 +16,9 @@ import requests
 
 from gradaug_det.errors import ZooError
 from gradaug_det.zoo.download import download, local_path
-from gradaug_det.zoo.http import TIMEOUT_SECONDS
 from gradaug_det.zoo.index import Entry
 from gradaug_det.zoo.info import CHECKPOINT_KEY
+from gradaug_det.zoo.resuming import TIMEOUT_SECONDS
 
 _RETRIES = 3
 _log = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ def _converted(checkpoint: Path, entry: Entry, made: Path) -> Path:
     """The backbone file ``made``, from an untrusted checkpoint."""
     import torch
 
+    from gradaug_det.utils.checkpoints import load_checkpoint
     from gradaug_det.zoo.backbone import save_backbone
     from gradaug_det.zoo.convert import authors_to_torchvision
-    from gradaug_det.zoo.unpickle import load_checkpoint
 
     digest = pooch.file_hash(str(checkpoint))
     verdict = "as published" if entry.sha256 else "not verified"

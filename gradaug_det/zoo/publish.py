@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pooch
 
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.backbone import read_backbone
 from gradaug_det.zoo.index import Entry, load_index
 from gradaug_det.zoo.info import one_of

@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradaug_det.datasets import build_mini_coco
-from gradaug_det.evaluation.environment import describe_environment, usable_cores
+from gradaug_det.mini_coco import build_mini_coco
+from gradaug_det.utils.environment import describe_environment, usable_cores
 from studies.report.records import Report
 from studies.report.report import write_report
 from studies.runner.finetuning import Training, run_trainings

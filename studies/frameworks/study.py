@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gradaug_det.datasets import build_mini_coco
 from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.coco import IOU_TYPES, TASK_NAMES
-from gradaug_det.evaluation.environment import describe_environment
+from gradaug_det.mini_coco import build_mini_coco
+from gradaug_det.utils.environment import describe_environment
 from studies.report.comparison import Method, group_methods
 from studies.report.records import Report, RunRecord
 from studies.report.report import write_report

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gradaug_det.errors import GradAugError
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.files import atomic_path
 from studies.mini_zoo.study import (
     METHODS,
     SPLITS,

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from gradaug_det.errors import GradAugError
-from gradaug_det.files import atomic_path
 from gradaug_det.pretrain.data import Crops
+from gradaug_det.utils.files import atomic_path
 from studies.mini_zoo.robustness import corrupted_sets, load_classifier, measure
 
 

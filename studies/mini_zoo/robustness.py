@@ -25,8 +25,8 @@ from gradaug_det.evaluation.corruptions import (
     corruption_names,
     seeded,
 )
-from gradaug_det.files import atomic_path
 from gradaug_det.pretrain.data import normalize
+from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.backbone import read_backbone
 from gradaug_det.zoo.info import BackboneInfo
 

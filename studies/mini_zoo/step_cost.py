@@ -14,10 +14,10 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from gradaug_det.evaluation.environment import describe_environment, machine_line
 from gradaug_det.pretrain.data import train_loader
 from gradaug_det.pretrain.engine import Pretraining
 from gradaug_det.pretrain.recipe import load_recipe
+from gradaug_det.utils.environment import describe_environment, machine_line
 from studies.mini_zoo.study import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]

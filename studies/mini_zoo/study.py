@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradaug_det.evaluation.environment import describe_environment
-from gradaug_det.files import atomic_path
 from gradaug_det.pretrain.recipe import load_recipe
+from gradaug_det.utils.environment import describe_environment
+from gradaug_det.utils.files import atomic_path
 from studies.runner.tools import call_tool
 
 logger = logging.getLogger(__name__)

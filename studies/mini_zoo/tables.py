@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean, stdev
 
-from gradaug_det.evaluation.rendering import signed
-from gradaug_det.files import atomic_path
+from gradaug_det.reports.rendering import signed
+from gradaug_det.utils.files import atomic_path
 from studies.mini_zoo.study import COMPUTE_RATIO, LONG, METHODS, PLAIN, SPLITS, Run
 from studies.report.statistics import agreement
 

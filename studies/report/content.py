@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gradaug_det.evaluation.coco import CATEGORY_PREFIX, TASK_NAMES
-from gradaug_det.evaluation.rendering import MISSING, number_text, plain, signed
+from gradaug_det.reports.rendering import MISSING, number_text, plain, signed
 from studies.report.comparison import TABLE_METRICS, Method, difference, step_time_ratio
 from studies.report.records import Report
 from studies.report.wording import summarise

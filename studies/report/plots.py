@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from gradaug_det.evaluation.plots import METHOD_COLOURS, Plot, render_svg
+from gradaug_det.reports.plots import METHOD_COLOURS, Plot, render_svg
 from studies.report.comparison import Method
 from studies.report.records import RunRecord
 

@@ -71,7 +71,7 @@ class Report:
         baseline: name of the run (and so its method) that the others are compared with.
         gt_json: COCO ground truth of the validation set.
         image_root: folder of its images; None leaves the pictures out.
-        environment: from :func:`gradaug_det.evaluation.environment.describe_environment`.
+        environment: from :func:`gradaug_det.utils.environment.describe_environment`.
         commands: the commands that reproduce the runs.
         num_pictures: validation images to show.
         dataset: name of the validation set, for readers.

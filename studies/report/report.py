@@ -7,15 +7,14 @@ from pathlib import Path
 
 from gradaug_det.evaluation.coco import TASK_NAMES
 from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth, load_predictions
-from gradaug_det.evaluation.environment import machine_line
-from gradaug_det.evaluation.pictures import (
+from gradaug_det.reports.pictures import (
     choose_images,
     predicted_instances,
     read_image,
     truth_instances,
 )
-from gradaug_det.evaluation.plots import METHOD_COLOURS
-from gradaug_det.evaluation.rendering import (
+from gradaug_det.reports.plots import METHOD_COLOURS
+from gradaug_det.reports.rendering import (
     counted,
     embedded,
     json_text,
@@ -23,6 +22,7 @@ from gradaug_det.evaluation.rendering import (
     templates,
     write_files,
 )
+from gradaug_det.utils.environment import machine_line
 from studies.report.comparison import Method, group_methods
 from studies.report.content import (
     category_bars,

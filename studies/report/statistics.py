@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from gradaug_det.errors import ConfigError
-from gradaug_det.evaluation.rendering import signed
+from gradaug_det.reports.rendering import signed
 
 CONFIDENCE = 0.95
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradaug_det.evaluation.coco import TASK_NAMES
-from gradaug_det.evaluation.rendering import signed
+from gradaug_det.reports.rendering import signed
 from studies.report.comparison import Method, difference, step_time_ratio
 
 # Differences that round to 0.0 are called equal, in the one decimal that AP is quoted with.

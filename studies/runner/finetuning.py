@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gradaug_det.errors import GradAugError
 from gradaug_det.evaluation.coco import evaluate_coco
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.files import atomic_path
 from studies.report.records import RunRecord
 from studies.runner.frameworks import FineTuning, Framework
 

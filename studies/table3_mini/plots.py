@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from gradaug_det.evaluation.plots import METHOD_COLOURS, render_svg
+from gradaug_det.reports.plots import METHOD_COLOURS, render_svg
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Curve:
     """A method's points, joined in their order.
 
     Args:
-        colour: position in :data:`gradaug_det.evaluation.plots.METHOD_COLOURS`.
+        colour: position in :data:`gradaug_det.reports.plots.METHOD_COLOURS`.
     """
 
     label: str

@@ -19,11 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gradaug_det.datasets import build_mini_coco
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.evaluation.environment import describe_environment
-from gradaug_det.files import atomic_path
+from gradaug_det.mini_coco import build_mini_coco
 from gradaug_det.pretrain.recipe import load_recipe
+from gradaug_det.utils.environment import describe_environment
+from gradaug_det.utils.files import atomic_path
 from studies.mini_zoo.study import Run
 from studies.report.records import RunRecord
 from studies.runner.finetuning import Training, run_trainings

@@ -10,8 +10,8 @@ from typing import Any
 
 from gradaug_det.benchmark.records import relative_performance
 from gradaug_det.evaluation.coco import TASK_NAMES
-from gradaug_det.evaluation.rendering import signed
-from gradaug_det.files import atomic_path
+from gradaug_det.reports.rendering import signed
+from gradaug_det.utils.files import atomic_path
 from studies.report.statistics import Agreement, agreement
 from studies.table3_mini.plots import Curve, Point, ap_plot
 from studies.table3_mini.study import (

@@ -25,12 +25,12 @@ from gradaug_det.benchmark.run import (
     load_detector,
     run_benchmark,
 )
-from gradaug_det.cli import main
+from gradaug_det.commands.cli import main
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.d2.data import register_coco
-from gradaug_det.datasets import build_mini_coco
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import evaluate_coco
+from gradaug_det.mini_coco import build_mini_coco
 from tests.cross.helpers import ROOT, configs, detectors
 
 FRAMEWORKS = ("detectron2", "mmdet")

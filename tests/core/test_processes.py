@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torchvision.models import resnet18
 
-from gradaug_det.core.engine import average_gradients, check_gradients
+from gradaug_det.core.gradients import average_gradients, check_gradients
 from gradaug_det.core.processes import Meeting, synchronized_norms
 from gradaug_det.core.regularizer import sub_network_passes
 from gradaug_det.core.sampling import SubNetworkSampler

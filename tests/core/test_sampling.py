@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from gradaug_det.core.options import GradAugOptions
-from gradaug_det.core.sampling import SubNetworkSampler, isolated_rng, stable_seed
+from gradaug_det.core.sampling import SubNetworkSampler
 from gradaug_det.errors import ConfigError
+from gradaug_det.utils.seeding import isolated_rng, stable_seed
 
 RECORDED = [(0.997571770939, 1.0, True), (0.919268873536, 0.714, True), (0.9, 0.857, True)]
 RECORDED_SEED = 4294491576641134471

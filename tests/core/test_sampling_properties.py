@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradaug_det.core.sampling import SubNetworkSampler, stable_seed
+from gradaug_det.core.sampling import SubNetworkSampler
+from gradaug_det.utils.seeding import stable_seed
 from tests.properties import FIXED
 
 SAMPLERS = st.builds(

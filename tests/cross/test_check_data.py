@@ -20,9 +20,9 @@ from mmengine.config import Config
 from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from gradaug_det.check_data.check import check_before_training, check_coco
+from gradaug_det.check_data.images import _orientations
 from gradaug_det.d2.data import check_datasets, register_coco
-from gradaug_det.datasets.check import check_before_training, check_coco
-from gradaug_det.datasets.check_images import _orientations
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.mmdet.data import check_data
 from tests.d2.dataset import SIZE, annotation, crowd, write_coco

@@ -12,7 +12,7 @@ from detectron2.engine import SimpleTrainer
 from fvcore.common.checkpoint import Checkpointer
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaug_det.core.training import MOST_OVERFLOWS
+from gradaug_det.core.step import MOST_OVERFLOWS
 from gradaug_det.d2 import GradAugHook as D2Hook
 from gradaug_det.d2.resume import SaveOnTermination
 from gradaug_det.errors import ConfigError, NonFiniteLossError

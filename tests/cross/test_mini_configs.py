@@ -20,7 +20,7 @@ from mmengine.registry import HOOKS, PARAM_SCHEDULERS, init_default_scope
 
 from gradaug_det.d2.config import gradaug_options
 from gradaug_det.d2.data import register_coco
-from gradaug_det.datasets import build_mini_coco
+from gradaug_det.mini_coco import build_mini_coco
 from tests.cross.helpers import configs, detectors, in_detectron2
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.d2.batch import transform_batch
-from gradaug_det.d2.targets import _mirrored, _moved
+from gradaug_det.d2.soft_targets import _mirrored, _moved
 from tests.properties import FIXED, drawn, extent, rectangles, sizes, transforms
 
 BATCHES = st.lists(

@@ -7,7 +7,7 @@ from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.depth import at_depth
-from gradaug_det.core.engine import BUCKET_BYTES
+from gradaug_det.core.gradients import BUCKET_BYTES
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2 import GradAugHook
 from gradaug_det.d2.detector import GradAugDetector

@@ -13,13 +13,13 @@ from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch.func import functional_call
 
-from gradaug_det.core.engine import current_autocast
-from gradaug_det.core.sampling import isolated_rng
+from gradaug_det.core.gradients import current_autocast
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.d2 import GradAugHook
 from gradaug_det.d2.batch import transform_batch
 from gradaug_det.d2.detector import AsideStorage, GradAugDetector
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
+from gradaug_det.utils.seeding import isolated_rng
 
 from .helpers import KINDS, batches, make_trainer, storage, tiny_batch, tiny_model, train
 

@@ -16,7 +16,6 @@ from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSample
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset, Sampler
 
-from gradaug_det.core.sampling import stable_seed
 from gradaug_det.d2.data import register_coco
 from gradaug_det.d2.resume import (
     ExactResume,
@@ -27,7 +26,7 @@ from gradaug_det.d2.resume import (
 )
 from gradaug_det.d2.train import Trainer
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.reproducible import seed_everything, seeded
+from gradaug_det.utils.seeding import seed_everything, seeded, stable_seed
 from tests.d2.dataset import annotation, write_coco
 from tests.d2.helpers import tiny_cfg
 

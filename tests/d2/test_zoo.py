@@ -22,7 +22,7 @@ from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.train import Trainer, run
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.zoo.convert import rename
-from tests.zoo import hostile
+from tests.utils import hostile
 from tests.zoo.entries import MEAN, STD, describe, random_backbone, small_zoo, use_zoo
 
 from .dataset import annotation, write_coco

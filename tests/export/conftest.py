@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradaug_det.benchmark.run import load_data
-from gradaug_det.datasets import build_mini_coco
+from gradaug_det.mini_coco import build_mini_coco
 from tests.cross.helpers import ROOT, detectors
 from tests.export.helpers import randomize_statistics
 

@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.models import resnet18, resnet50, resnext50_32x4d
 
 from gradaug_det.benchmark.detector import DetectorFiles
-from gradaug_det.cli import main
+from gradaug_det.commands.cli import main
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.errors import ConfigError, DataError, UnslimmableError
 from gradaug_det.export.calibration import find_images, in_batches, recalibrate

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradaug_det.datasets import build_mini_coco
+from gradaug_det.mini_coco import build_mini_coco
 from tests.faults.killing import finish, start
 
 

@@ -23,9 +23,9 @@ from mmengine.registry import HOOKS
 from mmengine.runner import load_checkpoint as mmengine_load
 
 import gradaug_det.mmdet
-from gradaug_det import cli
 from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.benchmark.run import load_data, load_detector
+from gradaug_det.commands import cli
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.data import check_datasets, register_coco
 from gradaug_det.d2.train import load_config, load_lazy_config

@@ -21,7 +21,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from gradaug_det.files import atomic_path
+from gradaug_det.utils.files import atomic_path
 from tests.faults.trainings import STEPS, TRAININGS, losses, weights
 
 LIMIT = 300
@@ -226,7 +226,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", type=Path, help="path of the table, without a suffix")
     args = parser.parse_args(argv)
-    from gradaug_det.datasets import build_mini_coco
+    from gradaug_det.mini_coco import build_mini_coco
 
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

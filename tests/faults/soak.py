@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from gradaug_det.evaluation.plots import METHOD_COLOURS, render_svg
-from gradaug_det.files import atomic_path
+from gradaug_det.reports.plots import METHOD_COLOURS, render_svg
+from gradaug_det.utils.files import atomic_path
 from tests.faults import trainings
 
 WARM = 100
@@ -93,7 +93,7 @@ def main(argv=None):
     parser.add_argument("--engine", choices=("Detectron2", "MMDetection"), default="Detectron2")
     parser.add_argument("--write", type=Path, required=True, help="path without a suffix")
     args = parser.parse_args(argv)
-    from gradaug_det.datasets import build_mini_coco
+    from gradaug_det.mini_coco import build_mini_coco
 
     with tempfile.TemporaryDirectory() as folder:
         data = build_mini_coco(Path(folder) / "mini_coco", train=60, val=2)

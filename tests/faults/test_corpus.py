@@ -63,4 +63,4 @@ def test_no_wrong_setting_is_taken():
 def test_the_table_has_exactly_the_cases():
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| ", DOCS.read_text("utf-8"), re.MULTILINE)
     listed = [": ".join(row).replace("\\|", "|") for row in rows if row[0] != "category"]
-    assert listed == list(CASES), "run: python tools/bad_inputs.py"
+    assert listed == list(CASES), "run: python -m tests.faults.bad_inputs"

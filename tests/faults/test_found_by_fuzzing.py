@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from gradaug_det.check_data.check import HEADER_IMAGES, check_coco
+from gradaug_det.check_data.masks import _run_lengths
 from gradaug_det.core.checks import check_number
-from gradaug_det.datasets.check import HEADER_IMAGES, check_coco
-from gradaug_det.datasets.check_masks import _run_lengths
-from gradaug_det.datasets.masks import mask_to_rle
 from gradaug_det.errors import ConfigError, GradAugError, ZooError
 from gradaug_det.evaluation.coco_data import load_ground_truth
+from gradaug_det.mini_coco.masks import mask_to_rle
+from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.zoo.convert import convert
 from gradaug_det.zoo.info import shown
-from gradaug_det.zoo.unpickle import load_checkpoint
 from tests.zoo.helpers import make_state
 
 KEY = b")" + b"2\x86" * 40  # a tuple of 2 ** 40 tuples

@@ -7,16 +7,16 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from gradaug_det import cli
-from gradaug_det.core.engine import check_gradients
+from gradaug_det.commands import cli
+from gradaug_det.core.dump import plain, read_dump
+from gradaug_det.core.gradients import check_gradients
 from gradaug_det.d2.hook import GradAugHook
 from gradaug_det.d2.replay import decode as decode_detectron2
 from gradaug_det.d2.replay import encode as encode_detectron2
 from gradaug_det.errors import GradAugError, NonFiniteLossError
 from gradaug_det.mmdet import replay as mmdet_replay
 from gradaug_det.mmdet.batch import make_batch
-from gradaug_det.replay.dump import plain, read_dump
-from gradaug_det.replay.run import replay
+from gradaug_det.replay import replay
 from tests.d2 import helpers as d2
 from tests.mmdet import helpers as mm
 

@@ -18,7 +18,7 @@ def main(name, folder, data, workers):
     (folder / "pid").write_text(str(os.getpid()))
     joined = contextlib.nullcontext()
     if name == "Detectron2":
-        from gradaug_det.d2.processes import joined_processes
+        from gradaug_det.d2.launch import joined_processes
 
         joined = joined_processes()
     try:

@@ -147,7 +147,7 @@ TRAININGS = {
 
 def weights(file):
     """All tensors of a final file: momentum, statistics and moving averages where it has them."""
-    from gradaug_det.zoo.unpickle import load_checkpoint
+    from gradaug_det.utils.checkpoints import load_checkpoint
 
     if file.suffix == ".safetensors":
         return load_checkpoint(file)

@@ -15,8 +15,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from gradaug_det.core.options import GradAugOptions
-from gradaug_det.datasets import CLASS_NAMES, build_mini_coco
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.mini_coco import CLASS_NAMES, build_mini_coco
 from gradaug_det.mmdet.detector import GradAugDetector
 from gradaug_det.mmdet.train import build_runner, load_config
 from tests.mmdet.helpers import TinyDataset, tiny_model_cfg

@@ -22,7 +22,7 @@ from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.train import build_runner, load_config
 from gradaug_det.zoo.backbone import save_backbone
 from tests.mmdet.helpers import collated, make_runner, tiny_items, tiny_model_cfg
-from tests.zoo import hostile
+from tests.utils import hostile
 from tests.zoo.entries import MEAN, STD, describe, random_backbone, small_zoo, use_zoo
 from tests.zoo.server import serve
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gradaug_det.datasets import load_garments, render_garment_crops
 from gradaug_det.errors import DataError
+from gradaug_det.mini_coco import load_garments, render_garment_crops
 from gradaug_det.pretrain.data import (
     Augmented,
     Crops,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gradaug_det.core.regularizer import gradaug_step
-from gradaug_det.core.sampling import isolated_rng, stable_seed
 from gradaug_det.pretrain.data import normalize, train_loader
+from gradaug_det.utils.seeding import isolated_rng, stable_seed
 from tests.pretrain.helpers import CONFIGS, ROOT, TINY, pretraining, tiny_recipe
 
 TORCHRUN = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gradaug_det.datasets import build_mini_coco
 from gradaug_det.errors import GradAugError
+from gradaug_det.mini_coco import build_mini_coco
 from studies.report.curves import read_detectron2_metrics
 from studies.runner.finetuning import Training, run_trainings
 from studies.runner.frameworks import FineTuning

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import evaluate_coco
-from gradaug_det.evaluation.rendering import signed, write_files
+from gradaug_det.reports.rendering import signed, write_files
 from studies.report import report as report_module
 from studies.report.comparison import TABLE_METRICS
 from studies.report.report import Report, RunRecord, write_report

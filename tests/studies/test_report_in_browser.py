@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gradaug_det.evaluation.coco import evaluate_coco
-from gradaug_det.evaluation.rendering import signed
+from gradaug_det.reports.rendering import signed
 from studies.report.comparison import TABLE_METRICS
 from studies.report.report import Report, RunRecord, write_report
 from tests.browser import assert_fits, assert_pictures_load, opened

@@ -8,7 +8,7 @@ import pytest
 
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.evaluation.coco import COCO_METRICS
-from gradaug_det.evaluation.rendering import signed
+from gradaug_det.reports.rendering import signed
 from studies.report.statistics import Agreement
 from studies.table3_mini import study as module
 from studies.table3_mini import tables as table

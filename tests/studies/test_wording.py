@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gradaug_det.evaluation.rendering import signed
+from gradaug_det.reports.rendering import signed
 from studies.report.comparison import group_methods
 from studies.report.records import RunRecord
 from studies.report.wording import summarise

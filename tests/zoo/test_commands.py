@@ -15,7 +15,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
 from safetensors.torch import load_file
 
-from gradaug_det import cli
+from gradaug_det.commands import cli
 from gradaug_det.zoo.backbone import read_backbone
 from gradaug_det.zoo.download import CACHE_VARIABLE, OFFLINE_VARIABLE, URL_VARIABLE
 from gradaug_det.zoo.index import INDEX_VARIABLE
@@ -61,7 +61,7 @@ def test_list(lab, zoo):
 
 def test_listing_needs_no_torch(cache_folder):
     code = (
-        "import sys; from gradaug_det import cli; cli.main(['zoo', 'list'])\n"
+        "import sys; from gradaug_det.commands import cli; cli.main(['zoo', 'list'])\n"
         "sys.exit('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo import http
+from gradaug_det.zoo import resuming as http
 from gradaug_det.zoo.download import cache_dir, download, fetch
 from gradaug_det.zoo.index import find
 from tests.zoo.conftest import CONTENT

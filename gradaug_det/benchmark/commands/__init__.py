@@ -1,1 +1,0 @@
-"""Subcommands of ``gradaug-det`` about benchmarks; `gradaug_det.cli` says what one is."""

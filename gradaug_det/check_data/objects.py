@@ -1,0 +1,235 @@
+"""The part of a check that compares numbers: boxes, their format, and what is left to learn from.
+
+All arrays have a row for each annotation; boxes are x, y, width, height in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gradaug_det.check_data.agreement import FEW
+from gradaug_det.check_data.kinds import Findings
+
+EDGE = 1.0  # pixels that a box or a polygon may reach over the image's edge: COCO's own do
+_MASK_PIXELS, _MASK_SHARE = 2.0, 0.05  # how far a side of the box may be from the mask's
+_FITS, _FITS_NOT = 0.95, 0.8  # shares of the boxes that agree with a format, and with COCO's
+_FAR = 1.25  # of the image's side
+_CORNER, _CORNER_BOXES, _CORNER_IMAGES = 0.6, 8, 4  # see _check_scale
+
+
+_far_numbers = np.errstate(over="ignore", invalid="ignore")  # a file may hold 1e308
+
+
+@dataclass
+class Objects:
+    """The annotations in arrays; NaN or -1 is what the file does not have.
+
+    Attributes:
+        boxes: (n, 4) x, y, width, height.
+        size: (n, 2) the image's width, height.
+        row: (n,) the image.
+        category: (n,) position in the file's categories.
+        area: (n,) square pixels.
+        crowd: (n, 2) whether Detectron2 and MMDetection take it for a crowd.
+        ignore: (n,) whether it is to be ignored.
+        extents: (n, 4) the mask's x0, y0, x1, y1.
+        maskless: (n, 2) whether Detectron2 and MMDetection leave it out for its mask.
+        example: describes an annotation.
+    """
+
+    boxes: np.ndarray
+    size: np.ndarray
+    row: np.ndarray
+    category: np.ndarray
+    area: np.ndarray
+    crowd: np.ndarray
+    ignore: np.ndarray
+    extents: np.ndarray
+    maskless: np.ndarray
+    example: Callable[[int], dict[str, Any]]
+
+
+def check_boxes(objects: Objects, given: np.ndarray, findings: Findings) -> None:
+    """Each box by itself, against its image; ``given`` says which annotations have one."""
+    boxes, size = objects.boxes, objects.size
+    finite = np.isfinite(boxes).all(axis=1)
+    extent = boxes[:, 2:]
+    negative = finite & (extent < 0).any(axis=1)
+    empty = finite & ~negative & (extent == 0).any(axis=1)
+    proper = finite & ~negative & ~empty
+    with np.errstate(over="ignore", invalid="ignore"):
+        end = boxes[:, :2] + extent
+    outside = proper & ((boxes[:, :2] >= size) | (end <= 0)).any(axis=1)
+    over = (boxes[:, :2] < -EDGE) | (end > size + EDGE)  # false where the size is not known
+    for kind, found in (
+        ("box-not-finite", ~finite & given),
+        ("box-negative-size", negative),
+        ("box-zero-area", empty),
+        ("box-below-one-pixel", proper & (extent < 1).any(axis=1)),
+        ("box-outside-image", outside),
+        ("box-partly-outside", proper & ~outside & over.any(axis=1)),
+    ):
+        findings.add_all(kind, np.flatnonzero(found).tolist(), objects.example)
+
+
+def check_extents(objects: Objects, findings: Findings) -> None:
+    """Masks against their images and boxes."""
+    extents, size = objects.extents, objects.size
+
+    def example(index: int) -> dict[str, Any]:
+        return objects.example(index) | {"x0, y0, x1, y1": extents[index].tolist()}
+
+    over = (extents[:, :2] < -EDGE) | (extents[:, 2:] > size + EDGE)
+    findings.add_all("polygon-outside", np.flatnonzero(over.any(axis=1)).tolist(), example)
+    differs = (objects.boxes[:, 2:] > 0).all(axis=1) & ~_fits_mask(objects.boxes, objects)
+    findings.add_all("box-differs-from-mask", np.flatnonzero(differs).tolist(), example)
+
+
+def _fits_mask(boxes: np.ndarray, objects: Objects) -> np.ndarray:
+    """Whether each side is where the mask's is; true where there is no mask."""
+    extents = objects.extents
+    with np.errstate(over="ignore", invalid="ignore"):
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        # What lies outside the image is said elsewhere: compare what is inside.
+        limit = np.concatenate([objects.size, objects.size], axis=1)
+        distance = np.abs(np.clip(corners, 0, limit) - np.clip(extents, 0, limit))
+        sides = extents[:, 2:] - extents[:, :2]
+        allowed = np.maximum(_MASK_PIXELS, _MASK_SHARE * np.concatenate([sides, sides], axis=1))
+        return ~(distance > allowed).any(axis=1)
+
+
+def check_unit(objects: Objects, points: np.ndarray, findings: Findings) -> None:
+    """Whether coordinates are in pixels; ``points`` are the labelled keypoints' (m, 2) x, y."""
+    large = (objects.size > 8).all(axis=1)
+    for key, values in (("bbox", objects.boxes), ("segmentation", objects.extents)):
+        known = large & np.isfinite(values).all(axis=1) & (values[:, 2:] > 0).all(axis=1)
+        small = known & (values >= -0.01).all(axis=1) & (values <= 1.01).all(axis=1)
+        if small.sum() * 2 > known.sum():
+            first = objects.example(int(np.argmax(small)))
+            findings.add("not-in-pixels", key=key, share=f"{small.sum()} of {known.sum()}", **first)
+    if len(points) >= FEW and large.any() and (points >= 0).all() and (points <= 1).all():
+        findings.add("not-in-pixels", key="keypoints", share=f"{len(points)} of {len(points)}")
+
+
+@_far_numbers
+def check_format(objects: Objects, findings: Findings) -> None:
+    """Whether nearly all boxes make sense in another format, and many do not in COCO's."""
+    usable = np.isfinite(objects.boxes).all(axis=1) & np.isfinite(objects.size).all(axis=1)
+    usable &= ~objects.crowd.any(axis=1)
+    if usable.sum() < FEW:
+        return
+    x, y, a, b = objects.boxes.T
+    # Annotations of boxes alone often have the box's own area: a proof, where it is the other's.
+    formats = {
+        "x0, y0, x1, y1": (x, y, a - x, b - y),
+        "centre x, centre y, width, height": (x - a / 2, y - b / 2, a, b),
+        "y, x, height, width": (y, x, b, a),
+        "y0, x0, y1, x1": (y, x, b - y, a - x),
+        "x, y, width, height of an image of half the size": (2 * x, 2 * y, 2 * a, 2 * b),
+    }
+    reach = (objects.boxes[usable, :2] + objects.boxes[usable, 2:]).max()
+    for name, whole in (("percent", 100), ("thousandths", 1000)):
+        if whole / 2 < reach <= whole * 1.01:
+            scale = np.concatenate([objects.size, objects.size], axis=1) / whole
+            formats[f"x, y, width, height in {name}"] = tuple((objects.boxes * scale).T)
+    fits, equal = _sense(objects.boxes, objects)
+    if equal[usable].mean() >= _FITS:  # made of the boxes, the areas say nothing about them
+        objects = replace(objects, area=np.full(len(objects.area), np.nan))
+    fits, equal = fits[usable].mean(), equal[usable].mean()
+    for name, columns in formats.items():
+        other_fits, other_equal = _sense(np.stack(columns, axis=1), objects)
+        other_fits, other_equal = other_fits[usable].mean(), other_equal[usable].mean()
+        proved = other_equal >= _FITS and equal <= 1 - _FITS_NOT
+        if other_fits >= _FITS and (fits <= _FITS_NOT or proved):
+            first = objects.example(int(np.argmax(usable)))
+            findings.add("box-in-another-format", looks_like=name, boxes=int(usable.sum()), **first)
+            return
+    _check_scale(objects, usable, findings)
+
+
+def _sense(boxes: np.ndarray, objects: Objects) -> tuple[np.ndarray, np.ndarray]:
+    """Whether boxes agree with borders, masks and areas; whether the area is the box's own."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        inside = (boxes[:, :2] >= -EDGE).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+        inside &= (boxes[:, :2] + boxes[:, 2:] <= objects.size + EDGE).all(axis=1)
+        area = boxes[:, 2] * boxes[:, 3]
+        small_enough = ~(objects.area > 1.1 * area + 4)  # a mask may fill its box, and no more
+        equal = (np.abs(objects.area - area) <= 0.01 * area) & (area > 4)
+    no_mask = np.isnan(objects.extents).any(axis=1)
+    return inside & small_enough & _fits_mask(boxes, objects), equal & no_mask
+
+
+def _check_scale(objects: Objects, usable: np.ndarray, findings: Findings) -> None:
+    """Boxes of larger or smaller images, masks too: they leave the image, or one corner only."""
+    near = (objects.boxes[:, :2] / objects.size)[usable]
+    far = ((objects.boxes[:, :2] + objects.boxes[:, 2:]) / objects.size)[usable]
+    shown = {"boxes": len(far), "reach": far.max(axis=0).tolist()}
+    # A few reach far over the edge where whole objects were annotated that the image cuts off.
+    if (far.max(axis=1) > _FAR).mean() > 1 - _FITS_NOT and (near >= -0.01).all():
+        looks_like = "x, y, width, height of a larger image"
+        findings.add("box-in-another-format", looks_like=looks_like, **shown)
+    # What always lies at the same place reaches less far to the corner.
+    in_corner = (far <= _CORNER).all() and (near.min(axis=0) <= far.max(axis=0) / 4).all()
+    enough = len(far) >= _CORNER_BOXES and len(np.unique(objects.row[usable])) >= _CORNER_IMAGES
+    if in_corner and enough:
+        findings.add("boxes-in-corner", **shown)
+
+
+def check_kept_objects(
+    objects: Objects, names: Sequence[str], frameworks: Collection[str], findings: Findings
+) -> None:
+    """What each framework learns from, by its own rules; ``names`` are the file's categories."""
+    if not len(objects.boxes):
+        return
+    size = np.where(np.isnan(objects.size), np.inf, objects.size)
+    with np.errstate(over="ignore", invalid="ignore"):
+        end = objects.boxes[:, :2] + objects.boxes[:, 2:]
+        first, last = np.minimum(objects.boxes[:, :2], end), np.maximum(objects.boxes[:, :2], end)
+        turned = np.clip(last, 0, size) - np.clip(first, 0, size)
+        inside = np.clip(end, None, size) - np.clip(objects.boxes[:, :2], 0, None)
+    of_no_image = ("image_id is of no image", objects.row < 0)
+    of_no_category = ("category_id is of no category", objects.category < 0)
+    lost = {
+        "Detectron2": [
+            of_no_image,
+            of_no_category,
+            ("iscrowd is not 0, as it is for ordinary objects", objects.crowd[:, 0]),
+            ("bbox is empty or outside the image", ~(turned > 1e-5).all(axis=1)),
+            ("no mask can be drawn", objects.maskless[:, 0]),
+        ],
+        "MMDetection": [
+            of_no_image,
+            of_no_category,
+            ("iscrowd is not 0, as it is for ordinary objects", objects.crowd[:, 1]),
+            ("ignore is set", objects.ignore),
+            ("area is not positive", objects.area <= 0),
+            ("bbox is outside the image", ~(inside > 0).all(axis=1)),
+            ("bbox is below 1 pixel", ~(objects.boxes[:, 2:] >= 1).all(axis=1)),
+            ("no mask can be drawn", objects.maskless[:, 1]),
+        ],
+    }
+    for framework in frameworks:
+        gone = np.logical_or.reduce([which for _, which in lost[framework]])
+        if not gone.any():
+            continue
+        for index in (-1, *range(len(names))):
+            chosen = objects.category == index if index >= 0 else np.ones(len(gone), bool)
+            count, left = int(chosen.sum()), int((chosen & ~gone).sum())
+            few = count < FEW or 2 * left >= count
+            if few and not (index < 0 and left == 0):
+                continue
+            cause, which = max(lost[framework], key=lambda item: (item[1] & chosen).sum())
+            findings.add(
+                "most-objects-lost" if left or index >= 0 else "no-objects-left",
+                framework=framework,
+                name=names[index] if index >= 0 else None,
+                kept=left,
+                objects=count,
+                cause=f"{(which & chosen).sum()} x {cause}",
+            )
+            if left == 0 and index < 0:
+                break  # of every class, then

@@ -1,0 +1,59 @@
+"""``gradaug-det build-mini-coco``: build the embedded detection data set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gradaug_det.mini_coco.scenes import SEGMENTATIONS, build_mini_coco
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HxW in pixels, such as 192x256")
+    return int(height), int(width)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="directory to make")
+    add("--train", type=int, default=600, metavar="N", help="train images (600)")
+    add("--val", type=int, default=400, metavar="N", help="val images (400)")
+    add("--seed", type=int, default=0, help="everything random depends on it (0)")
+    add("--size", type=_size, default=(192, 256), metavar="HxW", help="image size (192x256)")
+    add(
+        "--segmentation",
+        choices=SEGMENTATIONS,
+        default="polygon",
+        help="format of ordinary instances; Detectron2's default reads polygons only (polygon)",
+    )
+    add(
+        "--dev",
+        action="store_true",
+        help="for choosing settings: val images of train garments that no train image shows",
+    )
+    add(
+        "--fashion-mnist",
+        type=Path,
+        metavar="DIR",
+        help="take garments from the full Fashion-MNIST, not from the embedded subset",
+    )
+    add("--jobs", type=int, default=1, metavar="N", help="processes that draw (1)")
+    add("--force", action="store_true", help="replace an earlier build in DIR")
+
+
+def run(args: argparse.Namespace) -> int:
+    build_mini_coco(
+        args.out,
+        train=args.train,
+        val=args.val,
+        seed=args.seed,
+        size=args.size,
+        segmentation=args.segmentation,
+        dev=args.dev,
+        fashion_mnist=args.fashion_mnist,
+        jobs=args.jobs,
+        force=args.force,
+    )
+    return 0

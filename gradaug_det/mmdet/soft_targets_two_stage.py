@@ -1,0 +1,148 @@
+"""Soft targets of Faster, Mask and Cascade R-CNN: RPN, box head(s) and mask head(s)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmdet.models.detectors import TwoStageDetector
+from mmdet.models.losses import CrossEntropyLoss
+from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import (
+    BBoxHead,
+    ConvFCBBoxHead,
+    Shared2FCBBoxHead,
+    Shared4Conv1FCBBoxHead,
+)
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+from torch import Tensor, nn
+
+from gradaug_det.core import losses as soft
+from gradaug_det.core.recording import Modules
+from gradaug_det.core.regularizer import Losses
+from gradaug_det.core.transforms import BatchTransform, Size
+from gradaug_det.mmdet.mask_head import SmallInitMaskHead
+from gradaug_det.mmdet.soft_targets_dense import (
+    DenseTargets,
+    detached,
+    output,
+    require,
+    unsupported,
+)
+
+_MASK_HEADS = (FCNMaskHead, SmallInitMaskHead)
+_BOX_HEADS = (BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead)
+
+
+def _rois(args: tuple, _kwargs: dict, _result: Any) -> Tensor:
+    """Of a RoI extractor's call: (R, 5) image index and XYXY box."""
+    return detached(args[1])
+
+
+def _classes(args: tuple, _kwargs: dict, _result: Any) -> Tensor:
+    """Of a mask loss's call: (R,) classes of the positive proposals."""
+    return detached(args[2])
+
+
+class TwoStageTargets:
+    """What a two-stage detector's heads predict for the proposals that it sampled.
+
+    Raises:
+        ConfigError: a head is of a kind that has no soft targets.
+    """
+
+    def __init__(self, detector: TwoStageDetector) -> None:
+        heads = detector.roi_head
+        require(heads, (StandardRoIHead, CascadeRoIHead), "the RoI head")
+        self.heads, self.cascade = heads, type(heads) is CascadeRoIHead
+        self.rpn = DenseTargets(detector.rpn_head) if detector.with_rpn else None
+        self.stages = heads.num_stages if self.cascade else 1
+        for stage in range(self.stages):
+            _check_box_head(self._stage(heads.bbox_head, stage))
+            if heads.with_mask:
+                require(self._stage(heads.mask_head, stage), _MASK_HEADS, "the mask head")
+        if heads.with_mask and heads.share_roi_extractor:
+            raise unsupported("a mask head that shares the box head's RoI extractor")
+
+    def _stage(self, module: nn.Module, stage: int) -> nn.Module:
+        return module[stage] if self.cascade else module
+
+    def record(self) -> Modules:
+        heads = self.heads
+        modules = dict(self.rpn.record()) if self.rpn else {}
+        for stage in range(self.stages):
+            modules[f"rois{stage}"] = (self._stage(heads.bbox_roi_extractor, stage), _rois)
+            modules[f"box{stage}"] = (self._stage(heads.bbox_head, stage), output)
+            if heads.with_mask:
+                mask_head = self._stage(heads.mask_head, stage)
+                extractor = self._stage(heads.mask_roi_extractor, stage)
+                modules[f"mask_rois{stage}"] = (extractor, _rois)
+                modules[f"mask{stage}"] = (mask_head, output)
+                modules[f"mask_classes{stage}"] = (mask_head.loss_mask, _classes)
+        return modules
+
+    def losses(
+        self, features: Any, calls: dict[str, list], transform: BatchTransform, sizes: list[Size]
+    ) -> Losses:
+        """See :class:`gradaug_det.mmdet.soft_targets.SoftTargets`."""
+        losses: Losses = {}
+        if self.rpn:
+            own = self.rpn.losses(features, calls, transform, sizes)
+            losses.update({f"rpn_{name}": loss for name, loss in own.items()})
+        for stage in range(self.stages):
+            # Cascade R-CNN stops early when a stage leaves no proposal.
+            if calls[f"rois{stage}"]:
+                for name, loss in self._stage_losses(
+                    stage, features, calls, transform, sizes
+                ).items():
+                    losses[f"s{stage}.{name}" if self.cascade else name] = loss
+        return losses
+
+    def _stage_losses(
+        self,
+        stage: int,
+        features: Any,
+        calls: dict[str, list],
+        transform: BatchTransform,
+        sizes: list[Size],
+    ) -> Losses:
+        heads, first = self.heads, (stage,) if self.cascade else ()
+        box_head = self._stage(heads.bbox_head, stage)
+        target_logits, target_deltas = calls[f"box{stage}"][0]
+        rois = _moved(calls[f"rois{stage}"][0], transform, sizes)
+        sub = heads._bbox_forward(*first, features, rois)
+        # Not -1: of no proposals the number of classes cannot be told.
+        shape = (target_deltas.shape[1] // 4, 4)
+        mirrored = transform.deltas(target_deltas.unflatten(1, shape)).flatten(1)
+        factors = {"cls": box_head.loss_cls.loss_weight, "box": box_head.loss_bbox.loss_weight}
+        losses = {
+            "cls": soft.class_kl(sub["cls_score"], target_logits),
+            "box": soft.class_box_l1(sub["bbox_pred"], mirrored, target_logits),
+        }
+        if heads.with_mask and calls[f"mask_classes{stage}"]:
+            rois = _moved(calls[f"mask_rois{stage}"][0], transform, sizes)
+            logits = heads._mask_forward(*first, features, rois)["mask_preds"]
+            target = transform.box_crops(calls[f"mask{stage}"][0])
+            losses["mask"] = soft.mask_kl(logits, target, calls[f"mask_classes{stage}"][0])
+            factors["mask"] = self._stage(heads.mask_head, stage).loss_mask.loss_weight
+        of_stage = heads.stage_loss_weights[stage] if self.cascade else 1.0
+        return {name: of_stage * factors[name] * loss for name, loss in losses.items()}
+
+
+def _check_box_head(head: nn.Module) -> None:
+    require(head, _BOX_HEADS, "the box head")
+    require(head.loss_cls, CrossEntropyLoss, "the class loss")
+    require(head.bbox_coder, DeltaXYWHBBoxCoder, "the box coder")
+    if head.loss_cls.use_sigmoid or not (head.with_cls and head.with_reg):
+        raise unsupported("a box head without softmax scores and box deltas")
+    if head.bbox_coder.means[0] != 0:
+        raise unsupported("box deltas whose mean moves sideways (target_means[0] is not 0)")
+
+
+def _moved(rois: Tensor, transform: BatchTransform, sizes: list[Size]) -> Tensor:
+    """(R, 5) image index and XYXY box, moved into the transformed images."""
+    new = rois.clone()
+    for image, size in enumerate(sizes):
+        here = rois[:, 0] == image
+        new[here, 1:] = transform.boxes(rois[here, 1:], size)
+    return new

@@ -1,1 +1,0 @@
-"""Steps whose losses were not finite: written down as they were, and run again."""
