@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from gradaug_det.benchmark.changes import Change
-from gradaug_det.core.slimming import Loan
+from gradaug_det.core.slimming import Overrides
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 
@@ -126,8 +126,8 @@ def training_losses(model: nn.Module, seed: int, device: torch.device | str) -> 
     """
     still = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     device = torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), Loan() as loan:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), Overrides() as overrides:
         torch.manual_seed(seed)
         for module in model.modules():
-            loan.lend(module.__dict__, "training", not isinstance(module, still))
+            overrides.set(module.__dict__, "training", not isinstance(module, still))
         yield

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradaug_det.core.checks import check_number
-from gradaug_det.core.slimming import Loan
+from gradaug_det.core.slimming import Overrides
 from gradaug_det.errors import UnslimmableError
 
 _SHORTCUTS = ("downsample", "shortcut")
@@ -69,9 +69,9 @@ def at_depth(module: nn.Module, block_survival: float, seed: int) -> Iterator[nn
     blocks = residual_blocks(module)
     probabilities = survival_probabilities(len(blocks), block_survival)
     skipped = [b for b, keep in zip(blocks, probabilities, strict=True) if rng.random() >= keep]
-    with Loan() as loan:
+    with Overrides() as overrides:
         for block in skipped:
-            loan.lend(block.__dict__, "forward", _shortcut_only(block))
+            overrides.set(block.__dict__, "forward", _shortcut_only(block))
         yield module
 
 

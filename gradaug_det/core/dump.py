@@ -63,7 +63,7 @@ class Dump:
         path = Path(output_dir) / FOLDER / self.name
         content = vars(self) | {"format": FORMAT, "subs": [asdict(sub) for sub in self.subs]}
         with said_if_it_fails("the step", path), atomic_path(path) as temporary:
-            torch.save(plain(content), temporary)
+            torch.save(to_plain(content), temporary)
         return path
 
 
@@ -100,7 +100,7 @@ def read_dump(path: str | Path) -> Dump:
     return dump
 
 
-def explained(
+def with_replay_hint(
     error: NonFiniteLossError, dump: Dump, output_dir: str | Path | None
 ) -> NonFiniteLossError:
     """The error with the images' names and the file to replay."""
@@ -119,7 +119,7 @@ def explained(
     )
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Containers of tensors, numbers and text, copied to the CPU: what can be loaded without
     running code."""
     if isinstance(value, Tensor):
@@ -128,9 +128,9 @@ def plain(value: Any) -> Any:
         numbers = value.ndim and value.dtype.kind in "biuf"
         return torch.tensor(value) if numbers else value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)

@@ -10,7 +10,7 @@ Source: GradAug, section 3.1 and the authors' implementation (channel counts, ba
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,6 @@ from gradaug_det.core.tracing import example_image, trace_plan
 from gradaug_det.errors import UnslimmableError
 
 _PLAN = "_gradaug_slim_plan"
-_MISSING = object()
 
 
 def slim_plan(module: nn.Module) -> SlimPlan:
@@ -35,10 +34,10 @@ def slim_plan(module: nn.Module) -> SlimPlan:
     """
     plan = module.__dict__.get(_PLAN)
     if plan is None:
-        with no_traces(module), Loan() as loan:
+        with no_traces(module), Overrides() as overrides:
             for layer in module.modules():
                 if getattr(layer, "_compiled_call_impl", None) is not None:
-                    loan.lend(vars(layer), "_compiled_call_impl", None)
+                    overrides.set(vars(layer), "_compiled_call_impl", None)
             plan = trace_plan(module)
             check_plan(module, plan)
         module.__dict__[_PLAN] = plan
@@ -87,18 +86,18 @@ def at_width(
     plan.check_norm(norm)
     if module.__dict__.get("_gradaug_width") is not None:
         raise UnslimmableError("at_width cannot be nested: the module is already a sub-network")
-    with Loan() as loan:
-        lend = loan.lend
-        lend(module.__dict__, "_gradaug_width", width)
+    with Overrides() as overrides:
+        override = overrides.set
+        override(module.__dict__, "_gradaug_width", width)
         for name in plan.batch_norms:
             layer = module.get_submodule(name)
             use_batch = norm == "batch" or (norm == "auto" and layer.training)
-            lend(layer.__dict__, "training", use_batch)
+            override(layer.__dict__, "training", use_batch)
             if use_batch:  # BatchNorm then reads and writes no running statistics
-                lend(layer.__dict__, "track_running_stats", False)
+                override(layer.__dict__, "track_running_stats", False)
         for (name, attribute), index in plan.counts.items():
             group = plan.groups[index]
-            lend(
+            override(
                 module.get_submodule(name).__dict__,
                 attribute,
                 group.at(width, divisor) // group.quantum,
@@ -108,10 +107,10 @@ def at_width(
             layer = module.get_submodule(owner)
             cut = partial(_first_channels, dims=dims, plan=plan, width=width, divisor=divisor)
             if layer._parameters.get(key) is not None:
-                lend(layer._parameters, key, _slice(layer._parameters[key], cut))
+                override(layer._parameters, key, _slice(layer._parameters[key], cut))
             elif layer._buffers.get(key) is not None:
                 part = cut(layer._buffers[key])
-                lend(layer._buffers, key, part if _is_frozen_norm(layer) else part.clone())
+                override(layer._buffers, key, part if _is_frozen_norm(layer) else part.clone())
         handle = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
         try:
             yield module
@@ -127,19 +126,19 @@ def no_traces(module: nn.Module) -> Iterator[None]:
     whether a layer keeps them as buffers, as plain numbers or as tensors in plain attributes. A
     pass within the block sees what it has counted itself.
     """
-    with Loan() as loan:
+    with Overrides() as overrides:
         for layer in module.modules():
             own = vars(layer)
             # PyTorch's own layers count in buffers alone.
             for key in () if type(layer).__module__.startswith("torch.nn.") else list(own):
                 if type(own[key]) in (bool, int, float):
-                    loan.lend(own, key, own[key])
+                    overrides.set(own, key, own[key])
                 elif isinstance(own[key], Tensor) and not own[key].requires_grad:
-                    loan.lend(own, key, own[key].clone())
+                    overrides.set(own, key, own[key].clone())
             for key, buffer in () if _is_frozen_norm(layer) else layer._buffers.items():
                 if buffer is not None:
                     # A copy, not a later restore: autograd may need what the forward pass read.
-                    loan.lend(layer._buffers, key, buffer.clone())
+                    overrides.set(layer._buffers, key, buffer.clone())
         yield
 
 
@@ -148,23 +147,16 @@ def _is_frozen_norm(layer: nn.Module) -> bool:
     return "weight" in layer._buffers and "running_mean" in layer._buffers
 
 
-class Loan:
-    """Entries of dictionaries that are replaced for the length of a ``with`` block."""
+class Overrides(ExitStack):
+    """Entries of dictionaries that are overridden until the end of a ``with`` block."""
 
-    def __enter__(self) -> Loan:
-        self._undo: list[tuple[dict[str, Any], str, Any]] = []
-        return self
-
-    def lend(self, table: dict[str, Any], key: str, value: Any) -> None:
-        self._undo.append((table, key, table.get(key, _MISSING)))
+    def set(self, table: dict[str, Any], key: str, value: Any) -> None:
+        """Sets an entry, of ``vars(module)`` or ``module._parameters``, say, until the end."""
+        if key in table:
+            self.callback(table.__setitem__, key, table[key])
+        else:
+            self.callback(table.pop, key, None)
         table[key] = value
-
-    def __exit__(self, *_: object) -> None:
-        for table, key, value in reversed(self._undo):
-            if value is _MISSING:
-                table.pop(key, None)
-            else:
-                table[key] = value
 
 
 def _slice(tensor: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from gradaug_det.core.detector import SlimmableDetector
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import Losses
-from gradaug_det.core.slimming import Loan
+from gradaug_det.core.slimming import Overrides
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.batch import Batch, transform_batch
@@ -53,10 +53,10 @@ class GradAugDetector(SlimmableDetector):
         return [tuple(item["image"].shape[-2:]) for item in batch]
 
     def _labels_pass(self, batch: Batch) -> Losses:
-        with Loan() as loan, AsideStorage():
+        with Overrides() as overrides, AsideStorage():
             for layer in self.module.modules():
                 if getattr(layer, "vis_period", 0):  # pictures of the full network alone
-                    loan.lend(vars(layer), "vis_period", 0)
+                    overrides.set(vars(layer), "vis_period", 0)
             return super()._labels_pass(batch)
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaug_det.core.dump import Dump, explained
+from gradaug_det.core.dump import Dump, with_replay_hint
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import SubNetworkLosses, values_of
 from gradaug_det.core.sampling import SubNetwork
@@ -174,7 +174,7 @@ class GradAugHook(HookBase):
             if not error.here:
                 raise
             dump = self._dump(error, batch, subs, step.rng)
-            raise explained(error, dump, self._output_dir()) from None
+            raise with_replay_hint(error, dump, self._output_dir()) from None
         self._step_cleanup.close()
         self._count_skipped(outcome, batch)
         self._log(outcome.results)

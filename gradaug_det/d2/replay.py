@@ -14,7 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-from gradaug_det.core.dump import Dump, plain
+from gradaug_det.core.dump import Dump, to_plain
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.config import add_gradaug_config
@@ -79,7 +79,7 @@ def _model(text: str | None, file: str | Path | None) -> Any:
 
 def _encode(value: Any) -> Any:
     if not isinstance(value, Instances):
-        return plain(value)
+        return to_plain(value)
     fields = {name: _encode_field(field) for name, field in value.get_fields().items()}
     return {"image_size": list(value.image_size), "fields": fields}
 
@@ -88,8 +88,8 @@ def _encode_field(field: Any) -> Any:
     if isinstance(field, PolygonMasks):
         return {"kind": "PolygonMasks", "value": [[p.tolist() for p in one] for one in field]}
     if type(field).__name__ in _FIELDS:
-        return {"kind": type(field).__name__, "value": plain(field.tensor)}
-    return {"kind": "", "value": plain(field)}
+        return {"kind": type(field).__name__, "value": to_plain(field.tensor)}
+    return {"kind": "", "value": to_plain(field)}
 
 
 def _decode(value: Any) -> Any:

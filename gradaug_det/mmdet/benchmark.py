@@ -27,7 +27,7 @@ from gradaug_det.benchmark.detector import (
     training_losses,
 )
 from gradaug_det.check_data.agreement import check_same_classes
-from gradaug_det.core.slimming import Loan, no_traces
+from gradaug_det.core.slimming import Overrides, no_traces
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.mmdet.checkpoint import load_files_safely
@@ -89,10 +89,10 @@ class MMDetectionDetector:
         with (
             training_losses(self.model, change.seed, self.device),
             no_traces(self.model),
-            Loan() as loan,
+            Overrides() as overrides,
         ):
             # Ground truth masks are padded as in training; random resizing is left out.
-            loan.lend(preprocessor.__dict__, "batch_augments", None)
+            overrides.set(preprocessor.__dict__, "batch_augments", None)
             data = preprocessor(batch, training=True)
             losses = self.model(**data, mode="loss")
             total, _ = self.model.parse_losses(losses)

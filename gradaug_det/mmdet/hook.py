@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradaug_det.core.dump import Dump, explained
+from gradaug_det.core.dump import Dump, with_replay_hint
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import SubNetworkLosses, values_of
 from gradaug_det.core.sampling import SubNetwork
@@ -175,7 +175,7 @@ class GradAugHook(Hook):
                 if not error.here:
                     raise
                 dump = self._dump(error, runner, batch, subs, step.rng)
-                raise explained(error, dump, runner.work_dir) from None
+                raise with_replay_hint(error, dump, runner.work_dir) from None
             self._count_skipped(runner, outcome, batch)
             self._results = outcome.results
 

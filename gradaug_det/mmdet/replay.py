@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import InstanceData, PixelData
 
-from gradaug_det.core.dump import Dump, plain
+from gradaug_det.core.dump import Dump, to_plain
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.mmdet.batch import Batch
 from gradaug_det.mmdet.detector import GradAugDetector
@@ -26,7 +26,7 @@ _ELEMENTS = {kind.__name__: kind for kind in (InstanceData, PixelData)}
 
 def encode(batch: Batch) -> dict[str, Any]:
     """A batch as tensors and plain values; what is neither becomes text."""
-    return {"inputs": plain(batch.inputs), "samples": [_encode(s) for s in batch.samples]}
+    return {"inputs": to_plain(batch.inputs), "samples": [_encode(s) for s in batch.samples]}
 
 
 def decode(content: dict[str, Any]) -> Batch:
@@ -59,21 +59,21 @@ def _encode(sample: DetDataSample) -> dict[str, Any]:
     parts = {
         name: {
             "kind": type(part).__name__,
-            "meta": plain(part.metainfo),
+            "meta": to_plain(part.metainfo),
             "fields": {key: _encode_field(field) for key, field in part.items()},
         }
         for name, part in sample.items()
     }
-    return {"meta": plain(sample.metainfo), "parts": parts}
+    return {"meta": to_plain(sample.metainfo), "parts": parts}
 
 
 def _encode_field(field: Any) -> dict[str, Any]:
     if isinstance(field, HorizontalBoxes):
-        return {"kind": "HorizontalBoxes", "value": plain(field.tensor)}
+        return {"kind": "HorizontalBoxes", "value": to_plain(field.tensor)}
     if isinstance(field, (BitmapMasks, PolygonMasks)):
         size = [field.height, field.width]
-        return {"kind": type(field).__name__, "value": plain(field.masks), "size": size}
-    return {"kind": "", "value": plain(field)}
+        return {"kind": type(field).__name__, "value": to_plain(field.masks), "size": size}
+    return {"kind": "", "value": to_plain(field)}
 
 
 def _decode(content: dict[str, Any]) -> DetDataSample:

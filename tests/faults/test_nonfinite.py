@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from gradaug_det.commands import cli
-from gradaug_det.core.dump import plain, read_dump
+from gradaug_det.core.dump import read_dump, to_plain
 from gradaug_det.core.gradients import check_gradients
 from gradaug_det.d2.hook import GradAugHook
 from gradaug_det.d2.replay import decode as decode_detectron2
@@ -148,7 +148,7 @@ def test_the_first_bad_layer_is_named(tmp_path):
 def test_batches_come_back_as_they_were(masks):
     batch = d2.tiny_batch(masks=masks)
     batch[0]["sem_seg"] = torch.zeros(96, 128, dtype=torch.long)
-    again = decode_detectron2(plain(encode_detectron2(batch)))
+    again = decode_detectron2(to_plain(encode_detectron2(batch)))
     for one, two in zip(batch, again, strict=True):
         assert one.keys() == two.keys() and torch.equal(one["image"], two["image"])
         fields = (one["instances"].get_fields(), two["instances"].get_fields())
@@ -158,7 +158,7 @@ def test_batches_come_back_as_they_were(masks):
         assert torch.equal(*crops)
     data = mm.collated(mm.tiny_items(masks="polygon" if masks == "polygon" else "bitmap"))
     mm_batch = make_batch(data["inputs"][0][None].float(), data["data_samples"][:1])
-    restored = mmdet_replay.decode(plain(mmdet_replay.encode(mm_batch)))
+    restored = mmdet_replay.decode(to_plain(mmdet_replay.encode(mm_batch)))
     one, two = mm_batch.samples[0].gt_instances, restored.samples[0].gt_instances
     assert one.keys() == two.keys()
     assert (one.masks.to_ndarray() == two.masks.to_ndarray()).all()
