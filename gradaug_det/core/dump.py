@@ -15,7 +15,7 @@ from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.errors import GradAugError, NonFiniteLossError
 from gradaug_det.utils.checkpoints import load_checkpoint
-from gradaug_det.utils.files import atomic_path, said_if_it_fails
+from gradaug_det.utils.files import atomic_path, explain_write_errors
 
 ADAPTERS = {"detectron2": "gradaug_det.d2.replay", "mmdet": "gradaug_det.mmdet.replay"}
 """Module of each framework."""
@@ -62,7 +62,7 @@ class Dump:
         """Writes it into the output folder's :data:`FOLDER`; returns the path."""
         path = Path(output_dir) / FOLDER / self.name
         content = vars(self) | {"format": FORMAT, "subs": [asdict(sub) for sub in self.subs]}
-        with said_if_it_fails("the step", path), atomic_path(path) as temporary:
+        with explain_write_errors("the step", path), atomic_path(path) as temporary:
             torch.save(to_plain(content), temporary)
         return path
 

@@ -16,7 +16,7 @@ from gradaug_det.core.resumed import last_checkpoint
 from gradaug_det.d2.zoo import zoo_url
 from gradaug_det.errors import GradAugError, ZooError
 from gradaug_det.utils.checkpoints import load_checkpoint
-from gradaug_det.utils.files import atomic_path, remove_partial_files, said_if_it_fails
+from gradaug_det.utils.files import atomic_path, explain_write_errors, remove_partial_files
 from gradaug_det.zoo.info import shown
 from gradaug_det.zoo.url import refuse_bare_backbone
 
@@ -62,7 +62,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        with said_if_it_fails("the checkpoint", path), atomic_path(path) as temporary:
+        with explain_write_errors("the checkpoint", path), atomic_path(path) as temporary:
             torch.save({"model": self.model.state_dict(), **states, **kwargs}, temporary)
         self.tag_last_checkpoint(path.name)
 
@@ -71,7 +71,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
             super().tag_last_checkpoint(last_filename_basename)
             return
         path = Path(self.save_dir) / "last_checkpoint"
-        with said_if_it_fails("the note of", path), atomic_path(path) as temporary:
+        with explain_write_errors("the note of", path), atomic_path(path) as temporary:
             temporary.write_text(last_filename_basename)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from gradaug_det.core.resumed import (
 )
 from gradaug_det.core.step import check_alone
 from gradaug_det.errors import ConfigError
-from gradaug_det.utils.files import atomic_path, remove_partial_files, said_if_it_fails
+from gradaug_det.utils.files import atomic_path, explain_write_errors, remove_partial_files
 from gradaug_det.utils.seeding import seed_everything, seeded, stable_seed
 
 
@@ -165,7 +165,7 @@ class _Saving:
             self._save(out_dir, filename, *args, **kwargs)
             return
         path = Path(out_dir) / filename
-        with said_if_it_fails("the checkpoint", path), atomic_path(path) as temporary:
+        with explain_write_errors("the checkpoint", path), atomic_path(path) as temporary:
             self._save(out_dir, temporary.name, *args, **kwargs)
 
 

@@ -39,8 +39,8 @@ from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.utils.files import (
     atomic_path,
     check_writable,
+    explain_write_errors,
     remove_partial_files,
-    said_if_it_fails,
 )
 from gradaug_det.utils.seeding import isolated_rng, stable_seed
 from gradaug_det.zoo.info import shown
@@ -242,7 +242,7 @@ class Pretraining:
         if self.fabric.is_global_zero:
             state = {name: part.state_dict() for name, part in self._parts().items()}
             path = self._checkpoint
-            with said_if_it_fails("the checkpoint", path), atomic_path(path) as temporary:
+            with explain_write_errors("the checkpoint", path), atomic_path(path) as temporary:
                 torch.save({"recipe": self.recipe.as_dict(), "step": step, **state}, temporary)
         self.fabric.barrier()
 

@@ -1,14 +1,17 @@
-"""What a report says about the machine and the versions it was made with."""
+"""The machine and the versions that a report was made with."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+from collections import Counter
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import torch
 
 # By import name: Detectron2 and MMDetection are distributed under several names.
 _PACKAGES = (
@@ -18,7 +21,7 @@ _PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Describe machine, versions and source revision, without a host name or a path.
+    """Describes machine, versions and source revision, without a host name or a path.
 
     The frameworks are not imported: their versions come from their installed metadata.
 
@@ -27,6 +30,7 @@ def describe_environment() -> dict[str, Any]:
         process), ``gpus`` (list of names), ``versions`` (by import name, installed ones only),
         ``git_commit`` and ``git_dirty`` (None outside a checkout of this project).
     """
+    distributions = metadata.packages_distributions()
     commit, dirty = _git_revision(Path(__file__).resolve().parents[2])
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -34,61 +38,42 @@ def describe_environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "cores": usable_cores(),
-        "gpus": _gpu_names(),
-        "versions": _versions(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": {
+            package: metadata.version(distributions[package][0])
+            for package in _PACKAGES
+            if package in distributions
+        },
         "git_commit": commit,
         "git_dirty": dirty,
     }
 
 
 def machine_line(environment: dict[str, Any]) -> str:
-    """One line about the machine, e.g. ``Intel Xeon, 2 cores, no GPU``."""
+    """Returns one line about the machine, e.g. ``Intel Xeon, 2 cores, no GPU``."""
     parts = [str(environment["cpu"])] if environment.get("cpu") else []
-    if environment.get("cores"):
-        cores = environment["cores"]
+    if cores := environment.get("cores"):
         parts.append(f"{cores} core{'' if cores == 1 else 's'}")
     if "gpus" in environment:
-        gpus = environment["gpus"]
-        counted = [
-            f"{gpus.count(name)} x {name}" if gpus.count(name) > 1 else name
-            for name in dict.fromkeys(gpus)
-        ]
-        parts.append(", ".join(counted) or "no GPU")
+        counts = Counter(environment["gpus"])
+        parts += [f"{n} x {name}" if n > 1 else name for name, n in counts.items()] or ["no GPU"]
     return ", ".join(parts)
 
 
-def _versions() -> dict[str, str]:
-    distributions = metadata.packages_distributions()
-    found = {}
-    for package in _PACKAGES:
-        for distribution in distributions.get(package, ())[:1]:
-            found[package] = metadata.version(distribution)
-    return found
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
+    """Returns the number of cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _gpu_names() -> list[str]:
+def _cpu_model() -> str:
     try:
-        import torch
-    except ImportError:
-        return []
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _git_revision(root: Path) -> tuple[str | None, bool | None]:

@@ -28,7 +28,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
-        _to_disk(temporary)  # else a power failure can leave the new name with no content
+        with temporary.open("rb") as file:
+            os.fsync(file)  # else a power failure can leave the new name with no content
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -62,17 +63,9 @@ def check_writable(folder: str | Path) -> None:
         ) from None
 
 
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextmanager
-def said_if_it_fails(what: str, path: str | Path) -> Iterator[None]:
-    """A write that fails within the block (disk full, folder not writable) becomes a sentence.
+def explain_write_errors(what: str, path: str | Path) -> Iterator[None]:
+    """Makes a sentence of a write that fails within the block (disk full, folder not writable).
 
     Args:
         what: is written, for the sentence.
@@ -84,13 +77,18 @@ def said_if_it_fails(what: str, path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch.save raises the latter
+        folder = Path(path).parent
+        try:
+            free = f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free there"
+        except OSError:
+            free = f"the folder {folder} is not there"
         raise GradAugError(
-            f"{what} {path} could not be written: {_cause(error)}; {_free(Path(path).parent)}. "
+            f"{what} {path} could not be written: {_cause(error)}; {free}. "
             "What was saved before is intact: make room or correct the rights, then resume"
         ) from error
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     while isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
         error = error.__context__
     if isinstance(error, OSError) and error.strerror:
@@ -100,14 +98,6 @@ def _cause(error: Exception) -> str:
     return str(error).split("\n")[0]
 
 
-def _free(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 2**20:.0f} MiB are free there"
-    except OSError:
-        return f"the folder {folder} is not there"
-
-
-_START = 64  # bytes that tell what a file is
 _OTHER_FILES = {
     b"\x1f\x8b": "packed with gzip: unpack it with gunzip",
     b"PK\x03\x04": "a zip archive: unpack it with unzip",
@@ -117,7 +107,7 @@ _OTHER_FILES = {
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Returns what a JSON file holds.
 
     Raises:
         DataError: it is no JSON in UTF-8; says what it is instead.
@@ -125,7 +115,7 @@ def read_json(path: Path) -> Any:
     """
     data = path.read_bytes()
     for start, what in _OTHER_FILES.items():
-        if data[:_START].lstrip().startswith(start):
+        if data[:64].lstrip().startswith(start):
             raise DataError(f"{path} is not valid JSON, it is {what}")
     try:
         return json.loads(data.decode("utf-8"))
@@ -140,13 +130,12 @@ def _why_no_json(data: bytes) -> str:
     if encoding != "utf-8":
         name = encoding.upper().replace("-SIG", " with a byte order mark (BOM)")
         return f"its encoding is {name}: save it as UTF-8 without a mark"
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return "its encoding is not UTF-8, but Latin-1 or another one: save it as UTF-8"
     first, _, rest = data.partition(b"\n")
     try:
+        data.decode("utf-8")
         json.loads(first)
+    except UnicodeDecodeError:
+        return "its encoding is not UTF-8, but Latin-1 or another one: save it as UTF-8"
     except (ValueError, RecursionError):
         return "was its writing cut off?"
     if rest.lstrip().startswith(b"{"):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from gradaug_det.errors import GradAugError
-from gradaug_det.utils.files import atomic_path, remove_partial_files, said_if_it_fails
+from gradaug_det.utils.files import atomic_path, explain_write_errors, remove_partial_files
 
 
 def test_success_and_failure(tmp_path):
@@ -36,12 +36,12 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 def test_a_write_that_fails_is_a_sentence(tmp_path):
     with pytest.raises(GradAugError, match=r"the note .*x could not be written: No space left on"):
-        with said_if_it_fails("the note", tmp_path / "x"):
+        with explain_write_errors("the note", tmp_path / "x"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(GradAugError, match=r"could not be written: stream failed; .* MiB are free"):
-        with said_if_it_fails("the note", tmp_path / "x"):
+        with explain_write_errors("the note", tmp_path / "x"):
             raise RuntimeError("stream failed\nC++ frames")
     missing = tmp_path / "gone" / "x"
     with pytest.raises(GradAugError, match=r"the folder .*gone is not there"):
-        with said_if_it_fails("the note", missing):
+        with explain_write_errors("the note", missing):
             missing.write_text("")
