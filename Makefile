@@ -33,7 +33,7 @@ study: env-demo  ## train what is missing of the study of table 3 (hours), write
 study-zoo: env-demo  ## train what is missing of the mini zoo's study (hours), write its tables
 	$(PY) -W ignore -m studies.mini_zoo $(ARGS)
 
-compare-frameworks: env-test  ## the same fine-tunings in both frameworks, 3 seeds; writes docs/frameworks
+compare-frameworks: env-test  ## the same fine-tunings in both frameworks, 3 seeds; writes its results
 	$(PY) -W ignore -m studies.frameworks --publish $(ARGS)
 
 docs: env-test  ## build the documentation's site into output/site; any warning is an error

@@ -1,6 +1,6 @@
 """What Mask R-CNN with GradAug costs on 8 and on 64 GPUs, on paper, from measured pieces.
 
-Writes scaling.md and benchmarks/scaling.json into --out. What cannot be measured without GPUs is
+Writes scaling.md and scaling.json into --out. What cannot be measured without GPUs is
 given by options and named as such; the model is checked on two processes of this machine.
 """
 
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int, default=2, help="whose FLOPs are counted (2)")
     parser.add_argument("--steps", type=int, default=9, help="of the check on two processes (9)")
     parser.add_argument("--images", type=int, default=20, help="to time loading (20)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     return parser
 
 

@@ -218,7 +218,7 @@ def check_on_two_processes(configs: Path, steps: int) -> dict[str, Any]:
 def write_scaling(
     folder: Path, measured: dict[str, Any], pieces: Pieces, clusters: Mapping[str, Cluster]
 ) -> Path:
-    """Writes ``scaling.md`` and ``benchmarks/scaling.json`` into a folder; returns the first."""
+    """Writes ``scaling.md`` and ``scaling.json`` into a folder; returns the first."""
     ratios = {"plain": 1.0, **measured["flops_ratios"]}
     content = {
         "measured": measured,
@@ -229,6 +229,5 @@ def write_scaling(
     }
     machine = machine_line(content["environment"])
     text = templates(TEMPLATES).get_template("scaling.md.j2").render(machine=machine, **content)
-    write_files(folder / "benchmarks", {"scaling.json": json_text(content)})
-    write_files(folder, {"scaling.md": text})
+    write_files(folder, {"scaling.json": json_text(content), "scaling.md": text})
     return folder / "scaling.md"

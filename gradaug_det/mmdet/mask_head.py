@@ -14,7 +14,8 @@ class SmallInitMaskHead(FCNMaskHead):
     MMDetection starts it with He's initialisation, and no setting changes that. Masks then begin
     with a larger loss, whose gradients drive the shared features: with the mini configs' clipped
     gradients, 200 iterations ended 1.9 box AP lower than in Detectron2
-    (docs/frameworks/he_initialised_mask_predictor.md). Names of weights are ``FCNMaskHead``'s.
+    (studies/frameworks/results/he_initialised_mask_predictor.md). Names of weights are
+    ``FCNMaskHead``'s.
     """
 
     def init_weights(self) -> None:

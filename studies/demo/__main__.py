@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from gradaug_det.errors import GradAugError
+from studies.demo.publish import publish
 from studies.demo.study import DemoSettings, run_demo
 from studies.runner.frameworks import FRAMEWORKS
 
@@ -21,12 +22,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=DemoSettings.seed)
     parser.add_argument("--baseline-weights", default=DemoSettings.baseline_weights)
     parser.add_argument("--gradaug-weights", default=DemoSettings.gradaug_weights)
+    parser.add_argument(
+        "--publish", action="store_true", help="also put report, table and pictures beside this"
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "report")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "report", "publish")}
     folders = {"detectron2": ROOT / "report", "mmdet": ROOT / "report" / "mmdet"}
     try:
-        run_demo(args.out, args.report or folders[args.framework], ROOT, DemoSettings(**settings))
+        report = args.report or folders[args.framework]
+        run_demo(args.out, report, ROOT, DemoSettings(**settings))
+        if args.publish:
+            publish(report)
     except GradAugError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ from studies.frameworks.study import FrameworkComparison, compare_frameworks
 from studies.runner.frameworks import FRAMEWORKS
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each training; 0: all cores")
     parser.add_argument(
-        "--publish", action="store_true", help="also copy report.md and .json to docs/frameworks"
+        "--publish", action="store_true", help="also copy report.md and .json to results"
     )
     for name in FRAMEWORKS:
         parser.add_argument(f"--{name}-weights", metavar="WEIGHTS", help="instead of the zoo's")
@@ -38,10 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.publish:
-        docs = ROOT / "docs" / "frameworks"
-        docs.mkdir(parents=True, exist_ok=True)
         for name in ("report.md", "report.json"):
-            (docs / name).write_text((index.parent / name).read_text())
+            (RESULTS / name).write_text((index.parent / name).read_text())
     print(index)
     return 0
 

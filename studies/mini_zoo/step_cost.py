@@ -1,7 +1,7 @@
 """Processor time of a training step of each mini recipe, as a ratio to the baseline's.
 
 Steps of all recipes are interleaved, so that whatever else the machine does meets all alike.
-Writes docs/benchmarks/pretraining.json and .md.
+Writes step_cost.json and .md.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m studies.mini_zoo.step_cost", description=__doc__
     )
     parser.add_argument("--steps", type=int, default=20, help="of each recipe (20)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks")
+    parser.add_argument("--out", type=Path, default=ROOT / "studies" / "mini_zoo")
     args = parser.parse_args(argv)
     fabric = Fabric(accelerator="cpu", devices=1)
     fabric.launch()
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     environment = describe_environment()
     args.out.mkdir(parents=True, exist_ok=True)
     content = {"steps": args.steps, "ratios": ratios, "environment": environment}
-    (args.out / "pretraining.json").write_text(json.dumps(content, indent=1) + "\n")
+    (args.out / "step_cost.json").write_text(json.dumps(content, indent=1) + "\n")
     rows = "\n".join(f"| {METHODS[name]} | {ratio:.2f} |" for name, ratio in ratios.items())
     text = (
         "# A pretraining step, as a ratio to the baseline's\n\n"
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         f"included. `python -m studies.mini_zoo.step_cost` on {machine_line(environment)}.\n\n"
         f"| method | ratio |\n|:--|--:|\n{rows}\n"
     )
-    (args.out / "pretraining.md").write_text(text)
+    (args.out / "step_cost.md").write_text(text)
     print(text)
     return 0
 

@@ -66,7 +66,7 @@ def test_gradaug_pays_for_what_a_plain_step_hides():
 def test_the_page_holds_what_was_measured_and_what_was_given(tmp_path):
     command = "--size 64 96 --iterations 1 --steps 3 --images 3 --gpus 1 16 --plain-step 0.5"
     assert main([*command.split(), "--out", str(tmp_path)]) == 0
-    content = json.loads((tmp_path / "benchmarks" / "scaling.json").read_text())
+    content = json.loads((tmp_path / "scaling.json").read_text())
     measured, text = content["measured"], (tmp_path / "scaling.md").read_text()
     assert list(measured["flops_ratios"]) == ["labels-1", "labels-2", "labels-3"]
     assert 1 < measured["flops_ratios"]["labels-1"] < measured["flops_ratios"]["labels-3"] < 8

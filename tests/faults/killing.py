@@ -1,6 +1,6 @@
 """Kills trainings with SIGKILL at random points, resumes them and compares with one left alone.
 
-    python -m tests.faults.killing --points 20 --write docs/faults/kills
+    python -m tests.faults.killing --points 20 --publish
 
 A point is "while saving" (a checkpoint's temporary file has just appeared) or some time after a
 given number of steps, 0 included: then models are being built or states loaded.
@@ -24,6 +24,9 @@ from pathlib import Path
 from gradaug_det.utils.files import atomic_path
 from tests.faults.trainings import STEPS, TRAININGS, losses, weights
 
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = "docs/faults/kills.md"
+RESULT = "tests/faults/results/kills.json"
 LIMIT = 300
 """Seconds that an attempt may take."""
 PRELOADED = ["gradaug_det.d2.train", "gradaug_det.mmdet.train", "gradaug_det.pretrain.engine"]
@@ -191,7 +194,7 @@ def compare(expected, folder, final):
     return different
 
 
-def write(path, outcomes, seconds):
+def write(outcomes, seconds):
     """A table in Markdown and JSON."""
     columns = ("killed", "while saving", "while building", "half-written files left")
     columns += ("trainings finished", "steps done again", "losses or weights that differ")
@@ -211,11 +214,8 @@ def write(path, outcomes, seconds):
         cells = (o.points, o.saving, o.building, o.partial, o.trainings, o.repeated)
         lines.append(f"| {name} | {' | '.join(map(str, (*cells, len(o.differences))))} |")
     content = {"seconds": round(seconds), "engines": {n: asdict(o) for n, o in outcomes.items()}}
-    for suffix, text in (
-        (".md", "\n".join(lines) + "\n"),
-        (".json", json.dumps(content, indent=1)),
-    ):
-        with atomic_path(Path(path).with_suffix(suffix)) as temporary:
+    for path, text in ((PAGE, "\n".join(lines) + "\n"), (RESULT, json.dumps(content, indent=1))):
+        with atomic_path(ROOT / path) as temporary:
             temporary.write_text(text)
 
 
@@ -224,7 +224,7 @@ def main(argv=None):
     parser.add_argument("--points", type=int, default=20, help="kills of each training")
     parser.add_argument("--only", choices=TRAININGS, nargs="+", default=list(TRAININGS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", type=Path, help="path of the table, without a suffix")
+    parser.add_argument("--publish", action="store_true", help=f"write {PAGE} and {RESULT}")
     args = parser.parse_args(argv)
     from gradaug_det.mini_coco import build_mini_coco
 
@@ -235,8 +235,8 @@ def main(argv=None):
         for name in args.only:
             outcomes[name] = torture(name, data, Path(folder) / name, args.points, args.seed)
             print(name, outcomes[name], flush=True)  # noqa: T201
-    if args.write:
-        write(args.write, outcomes, time.monotonic() - begin)
+    if args.publish:
+        write(outcomes, time.monotonic() - begin)
     return any(o.differences for o in outcomes.values())
 
 

@@ -1,6 +1,6 @@
 """A long training: memory, open files and processor time of a step stay what they were.
 
-python -m tests.faults.soak --iterations 2000 --write docs/faults/soak
+python -m tests.faults.soak --iterations 2000 --publish
 """
 
 import argparse
@@ -17,6 +17,9 @@ from gradaug_det.reports.plots import METHOD_COLOURS, render_svg
 from gradaug_det.utils.files import atomic_path
 from tests.faults import trainings
 
+ROOT = Path(__file__).resolve().parents[2]
+PLOT = "docs/faults/soak.svg"
+RESULT = "tests/faults/results/soak.json"
 WARM = 100
 """Iterations that allocators and caches get before anything is compared."""
 BLOCK = 50
@@ -57,8 +60,8 @@ def growth(values):
     return statistics.fmean(values[-part:]) / statistics.fmean(values[:part])
 
 
-def write(path, engine, points):
-    """A plot, relative to the first block, and what it shows in numbers."""
+def summarise(engine, points):
+    """The plot, relative to the first block, and what it shows in numbers."""
     names = ("resident memory", "open files", "processor time of a step")
     curves = {
         name: blocks(list(values))
@@ -81,24 +84,27 @@ def write(path, engine, points):
         "first": {name: round(v[0], 4) for name, v in curves.items()},
         "last": {name: round(v[-1], 4) for name, v in curves.items()},
     }
-    for suffix, text in ((".svg", render_svg(draw)), (".json", json.dumps(content, indent=1))):
-        with atomic_path(Path(path).with_suffix(suffix)) as temporary:
-            temporary.write_text(text + "\n")
-    return content
+    return render_svg(draw), content
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--engine", choices=("Detectron2", "MMDetection"), default="Detectron2")
-    parser.add_argument("--write", type=Path, required=True, help="path without a suffix")
+    parser.add_argument("--publish", action="store_true", help=f"write {PLOT} and {RESULT}")
     args = parser.parse_args(argv)
     from gradaug_det.mini_coco import build_mini_coco
 
     with tempfile.TemporaryDirectory() as folder:
         data = build_mini_coco(Path(folder) / "mini_coco", train=60, val=2)
         points = run(args.engine, args.iterations, Path(folder) / "out", data)
-    print(json.dumps(write(args.write, args.engine, points), indent=1))  # noqa: T201
+    plot, content = summarise(args.engine, points)
+    text = json.dumps(content, indent=1)
+    print(text)  # noqa: T201
+    if args.publish:
+        for path, written in ((PLOT, plot), (RESULT, text)):
+            with atomic_path(ROOT / path) as temporary:
+                temporary.write_text(written + "\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""docs/frameworks is what its runs say: the findings are recomputed from the committed numbers."""
+"""The committed report is what its runs say: findings are recomputed from its numbers."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from studies.frameworks.study import METHODS, framework_findings
 from studies.report.records import RunRecord
 from studies.runner.frameworks import FRAMEWORKS
 
-FOLDER = Path(__file__).parents[2] / "docs" / "frameworks"
+FOLDER = Path(__file__).parents[2] / "studies" / "frameworks" / "results"
 
 
 def test_findings_are_those_of_the_runs():

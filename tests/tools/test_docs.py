@@ -35,7 +35,8 @@ PAGES = [
     *("troubleshooting", "check_data", "zoo", "benchmark", "export", "licences"),
     *("RESULTS", "MODEL_ZOO", "CHANGELOG", "CONTRIBUTING", "SECURITY"),
     *("studies/table3_mini/index", "studies/mini_zoo/index", "studies/mini_zoo/FINDINGS"),
-    *("benchmarks/training", "frameworks/report", "demo/report"),
+    *("benchmarks/results/training", "studies/frameworks/results/report"),
+    *("studies/demo/index", "studies/demo/results/report", "measured"),
     *("reference/core", "reference/d2", "reference/mmdet", "reference/errors"),
 ]
 
@@ -71,7 +72,8 @@ def test_pages_and_pictures_are_there(site):
     assert 'href="studies/mini_zoo/FINDINGS.html"' in text_of(site, "RESULTS")
     assert 'href="RESULTS.html"' in text_of(site, "faq")
     assert 'href="overview.html"' in text_of(site, "index")
-    assert 'src="demo/predictions.jpg"' in text_of(site, "overview")
+    assert 'src="assets/gradaug_step.svg"' in text_of(site, "overview")
+    assert 'src="results/predictions.jpg"' in text_of(site, "studies/demo/index")
 
 
 @pytest.mark.integration

@@ -31,7 +31,8 @@ PAGES = (
     "CONTRIBUTING.md",
     "SECURITY.md",
 )
-STUDIES = ("*.md", "*.svg")
+EVIDENCE = ("studies/*", "studies/*/results", "benchmarks/results")
+SUFFIXES = (".md", ".svg", ".jpg")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)((?:#[^)\s]*)?)\)|(!\[[^\]]*\])\(([^)\s]+)\)")
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 _SOURCE = re.compile(r"^<!-- source: ([\w.]+) -->$", re.MULTILINE)
@@ -43,8 +44,9 @@ _TABLES = {
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are not in ``docs``, with their pictures."""
-    studies = [p for pattern in STUDIES for p in (ROOT / "studies").glob(f"*/{pattern}")]
-    for path in [*(ROOT / name for name in PAGES), *studies]:
+    beside = [p for folder in EVIDENCE for p in sorted(ROOT.glob(f"{folder}/*"))]
+    evidence = [path for path in beside if path.suffix in SUFFIXES]
+    for path in [*(ROOT / name for name in PAGES), *evidence]:
         uri = uri_of(path.relative_to(ROOT).as_posix())
         files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
@@ -80,7 +82,7 @@ def repository_path(uri: str) -> str:
     """Where a file of the site is in the repository."""
     if uri == README:
         return "README.md"
-    return uri if uri in PAGES or uri.startswith("studies/") else f"docs/{uri}"
+    return uri if uri in PAGES or uri.startswith(("studies/", "benchmarks/")) else f"docs/{uri}"
 
 
 def _link(match: re.Match, here: str, files: Files) -> str:
