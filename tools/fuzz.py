@@ -699,9 +699,10 @@ def _read_mmengine(folder: Path, path: Path) -> None:
 def _step_state() -> dict[str, Any]:
     import torch
 
-    from gradaug_det.core.sampling import SubNetworkSampler
+    from gradaug_det.core.options import GradAugOptions
+    from gradaug_det.core.sampling import sample_sub_networks
 
-    subs = [asdict(sub) for sub in SubNetworkSampler(2, 0.9, (1.0,), 0).sample(0)]
+    subs = [asdict(sub) for sub in sample_sub_networks(GradAugOptions(2, 0.9, (1.0,), 0), 0)]
     content = {"format": 1, "framework": "detectron2", "config": None, "iteration": 0}
     content |= {"rank": 0, "subs": subs, "bad": 0, "options": {}, "rng": torch.get_rng_state()}
     boxes = {"kind": "Boxes", "value": torch.ones(1, 4)}

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 
 from benchmarks.training.authors import authors_passes, make_slimmable
 from benchmarks.training.workload import Variant, Workload
-from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.errors import ConfigError
 from gradaug_det.pretrain.data import normalize
 from gradaug_det.pretrain.engine import Pretraining
@@ -31,7 +31,7 @@ class ClassificationTraining:
         recipe = load_recipe(workload.configs / _RECIPE, _overrides(workload, variant))
         if variant.kind == "authors":
             _check_plain_passes(recipe.gradaug.rotations, recipe.gradaug.block_survival)
-        self._sampler = recipe.sampler
+        self._options = recipe.options
         fabric = Fabric(accelerator=torch.device(workload.device).type, devices=1)
         fabric.launch()
         with tempfile.TemporaryDirectory() as folder:  # nothing is written before the first log
@@ -53,7 +53,7 @@ class ClassificationTraining:
         self._images, self._labels = fabric.to_device((images, labels))
 
     def sub_networks(self, iteration: int) -> list[SubNetwork]:
-        return self._sampler.sample(iteration)
+        return sample_sub_networks(self._options, iteration)
 
     def step(self, iteration: int) -> None:
         if not self._by_authors:

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional
 
 from benchmarks.training.scenes import Scene, polygons, random_scenes
 from benchmarks.training.workload import Variant, Workload
-from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.hook import GradAugHook
 from gradaug_det.d2.train import load_config
@@ -60,13 +60,13 @@ class Detectron2Training:
             trained = DistributedDataParallel(self.model, broadcast_buffers=False)
         self._trainer = SimpleTrainer(trained, repeat(batch), self.optimizer)
         options = variant.detector_options(workload.options)
-        self._sampler = options.sampler
+        self._options = options
         if options.active:
             self._trainer.register_hooks([GradAugHook(**vars(options))])
         self._trainer.before_train()
 
     def sub_networks(self, iteration: int) -> list[SubNetwork]:
-        return self._sampler.sample(iteration)
+        return sample_sub_networks(self._options, iteration)
 
     def step(self, iteration: int) -> None:
         trainer = self._trainer

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.training.scenes import Scene, polygons, random_scenes
 from benchmarks.training.workload import Variant, Workload
-from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.export.calibration import recalibrate
 from gradaug_det.mmdet.hook import GradAugHook
 from gradaug_det.mmdet.train import load_config
@@ -42,7 +42,7 @@ class MMDetTraining:
         config.model.backbone.init_cfg = None
         config.optim_wrapper.optimizer.lr = 0.0
         options = variant.detector_options(workload.options)
-        self._sampler = options.sampler
+        self._options = options
         classes = config.model.roi_head.bbox_head.num_classes
         items = [make_item(scene) for scene in random_scenes(workload, classes)]
         self._batch = pseudo_collate(items)
@@ -58,7 +58,7 @@ class MMDetTraining:
         self._runner.call_hook("before_train")
 
     def sub_networks(self, iteration: int) -> list[SubNetwork]:
-        return self._sampler.sample(iteration)
+        return sample_sub_networks(self._options, iteration)
 
     def step(self, iteration: int) -> None:
         loop = self._runner.train_loop

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from gradaug_det.core.checks import check_bool, check_integer, check_number
+from gradaug_det.core.checks import check_bool, check_integer, check_number, check_width
 from gradaug_det.core.plan import NORM_POLICIES
-from gradaug_det.core.sampling import SubNetworkSampler
 from gradaug_det.errors import ConfigError
 
-SUPERVISIONS = ("soft", "labels", "both")
-NONFINITE = ("raise", "skip")
+_CHOICES = {
+    "supervision": ("soft", "labels", "both"),
+    "subnet_norm": NORM_POLICIES,
+    "nonfinite": ("raise", "skip"),
+}
 
 
 @dataclass(frozen=True)
@@ -71,27 +73,32 @@ class GradAugOptions:
     not_in_pixels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        _ = self.sampler  # checks its own settings
-        for key, allowed in (
-            ("supervision", SUPERVISIONS),
-            ("subnet_norm", NORM_POLICIES),
-            ("nonfinite", NONFINITE),
-        ):
+        check_integer("num_subnets", self.num_subnets, low=0)
+        check_width(self.min_width, "min_width")
+        if not _is_list(self.scales) or not self.scales:
+            problem = f"must list at least one number, got {self.scales!r}; [1.0] never rescales"
+            raise ConfigError("scales", problem)
+        for scale in self.scales:
+            check_number("scales", scale, high=4.0, above=0.0)
+        for key in ("flip_prob", "block_survival"):
+            check_number(key, getattr(self, key), high=1.0)
+        check_integer("divisor", self.divisor, low=1)
+        for key, allowed in _CHOICES.items():
             value = getattr(self, key)
             if value not in allowed:
                 raise ConfigError(key, f"must be one of {allowed}, got {value!r}")
+        for key in ("soft_weight", "labels_weight"):
+            check_number(key, getattr(self, key))
+        for key in ("soft_warmup", "log_period"):
+            check_integer(key, getattr(self, key), low=0)
+        check_integer("seed", self.seed)
         check_bool("channels_last", self.channels_last)
-        check_number("soft_weight", self.soft_weight)
-        check_number("labels_weight", self.labels_weight)
-        check_integer("soft_warmup", self.soft_warmup, low=0)
-        check_integer("log_period", self.log_period, low=0)
         named = self.not_in_pixels
-        listed = isinstance(named, Sequence) and not isinstance(named, str)
-        if not listed or not all(name and isinstance(name, str) for name in named):
-            raise ConfigError(
-                "not_in_pixels", f'must be a list of fields\' names as ["gt_depth"], got {named!r}'
-            )
-        object.__setattr__(self, "not_in_pixels", tuple(named))  # of whatever list a config has
+        if not _is_list(named) or not all(name and isinstance(name, str) for name in named):
+            problem = f'must be a list of fields\' names as ["gt_depth"], got {named!r}'
+            raise ConfigError("not_in_pixels", problem)
+        for key in ("scales", "not_in_pixels"):  # whatever kind of list a config has
+            object.__setattr__(self, key, tuple(getattr(self, key)))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> GradAugOptions:
@@ -105,40 +112,31 @@ class GradAugOptions:
         return cls(**values)
 
     @property
-    def sampler(self) -> SubNetworkSampler:
-        """The sampler of this training's sub-networks."""
-        return SubNetworkSampler(
-            self.num_subnets,
-            self.min_width,
-            self.scales,
-            self.flip_prob,
-            self.seed,
-            self.block_survival,
-            self.divisor,
-        )
-
-    @property
     def moves_pixels(self) -> bool:
-        """Whether a sub-network may see an image of another size or mirrored."""
+        """Returns whether a sub-network may see an image of another size or mirrored."""
         return self.flip_prob > 0 or any(scale != 1 for scale in self.scales)
 
     @property
     def uses_soft(self) -> bool:
-        """Whether soft targets are needed."""
+        """Returns whether soft targets are needed."""
         return self.supervision in ("soft", "both") and self.soft_weight > 0
 
     def soft_weight_at(self, iteration: int) -> float:
-        """Factor of the losses against soft targets in a step, counted from 0."""
+        """Returns the factor of the losses against soft targets in a step, counted from 0."""
         if iteration + 1 >= self.soft_warmup:
             return self.soft_weight
         return self.soft_weight * (iteration + 1) / self.soft_warmup
 
     @property
     def uses_labels(self) -> bool:
-        """Whether the detector's own losses are needed."""
+        """Returns whether sub-networks need the detector's own losses."""
         return self.supervision in ("labels", "both") and self.labels_weight > 0
 
     @property
     def active(self) -> bool:
-        """Whether there is anything to do: without it, training is the framework's own."""
+        """Returns whether there is anything to do; else training is the framework's own."""
         return self.num_subnets > 0 and (self.uses_soft or self.uses_labels)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

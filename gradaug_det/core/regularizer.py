@@ -80,7 +80,7 @@ def gradaug_step(
     Args:
         network: the network in training mode, its gradients zeroed.
         batch: whatever the network takes.
-        sub_networks: from a :class:`~gradaug_det.core.sampling.SubNetworkSampler`.
+        sub_networks: from :func:`~gradaug_det.core.sampling.sample_sub_networks`.
         backward: called with each loss, e.g. ``lambda loss: scaler.scale(loss).backward()``.
         meeting: of the training's processes, where there are several.
 

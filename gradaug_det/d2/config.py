@@ -22,42 +22,11 @@ def add_gradaug_config(cfg: CN) -> None:
     # A resumed training sees the images and random numbers that it would have seen without the
     # break; see gradaug_det.d2.resume. False: as Detectron2 does.
     cfg.SOLVER.EXACT_RESUME = True
-    defaults = GradAugOptions()
     cfg.GRADAUG = CN(new_allowed=True)
-    # Train with GradAug. Everything below is ignored without it.
+    # Train with GradAug. The other keys are ignored without it.
     cfg.GRADAUG.ENABLED = False
-    # n of Algorithm 1: sub-networks a step.
-    cfg.GRADAUG.NUM_SUBNETS = defaults.num_subnets
-    # alpha: the smallest width multiplier, in (0, 1]; one sub-network of a step always has it.
-    cfg.GRADAUG.MIN_WIDTH = defaults.min_width
-    # Image scales that sub-networks choose from, relative to the batch, in (0, 4].
-    cfg.GRADAUG.SCALES = list(defaults.scales)
-    # Probability that a sub-network sees the batch mirrored left to right.
-    cfg.GRADAUG.FLIP_PROB = defaults.flip_prob
-    # Probability that a sub-network keeps the last residual branch; 1: sub-networks by width alone.
-    cfg.GRADAUG.BLOCK_SURVIVAL = defaults.block_survival
-    # Channel counts of sub-networks are multiples of this: 1 as the authors', 16 is faster.
-    cfg.GRADAUG.DIVISOR = defaults.divisor
-    # What sub-networks learn from: "labels", "soft" (the full network's outputs) or "both".
-    cfg.GRADAUG.SUPERVISION = defaults.supervision
-    # Factor of the losses against soft targets.
-    cfg.GRADAUG.SOFT_WEIGHT = defaults.soft_weight
-    # Iterations in which that factor rises from 0: new heads are no targets at first.
-    cfg.GRADAUG.SOFT_WARMUP = defaults.soft_warmup
-    # Factor of the losses against labels.
-    cfg.GRADAUG.LABELS_WEIGHT = defaults.labels_weight
-    # BatchNorm statistics in sub-networks: "batch", "frozen", or "auto" (as the full network).
-    cfg.GRADAUG.SUBNET_NORM = defaults.subnet_norm
-    # Seed of widths, transforms and the sub-networks' own random numbers.
-    cfg.GRADAUG.SEED = defaults.seed
-    # Iterations between log lines that name widths and scales; 0 for none.
-    cfg.GRADAUG.LOG_PERIOD = defaults.log_period
-    # Convolutions keep (N, H, W, C) in memory: faster on CPUs.
-    cfg.GRADAUG.CHANNELS_LAST = defaults.channels_last
-    # A NaN or infinity in a sub-network: "raise" (and leave a file to replay) or "skip" it.
-    cfg.GRADAUG.NONFINITE = defaults.nonfinite
-    # Further fields of the batch that do not live in the image's pixels, as ["gt_embedding"].
-    cfg.GRADAUG.NOT_IN_PIXELS = defaults.not_in_pixels
+    for name, default in vars(GradAugOptions()).items():
+        cfg.GRADAUG[name.upper()] = list(default) if isinstance(default, tuple) else default
 
 
 def gradaug_options(cfg: CN) -> GradAugOptions:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradaug_det.core.dump import Dump, with_replay_hint
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import SubNetworkLosses, values_of
-from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.core.slimming import uncompiled
 from gradaug_det.core.step import Outcome, Step, Training, check_alone
 from gradaug_det.d2.batch import Batch
@@ -166,7 +166,7 @@ class GradAugHook(HookBase):
             return
         batch = step.take_batch()
         engine, iteration = _engine(self.trainer), self.trainer.iter
-        subs = self.options.sampler.sample(iteration)
+        subs = sample_sub_networks(self.options, iteration)
         scaler = getattr(engine, "grad_scaler", None)
         try:
             outcome = self._training.sub_networks(step, batch, subs, _backward(scaler), scaler)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradaug_det.core.dump import Dump, with_replay_hint
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import SubNetworkLosses, values_of
-from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.core.step import Outcome, Step, Training, check_alone
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 from gradaug_det.mmdet.batch import Batch
@@ -166,7 +166,7 @@ class GradAugHook(Hook):
                 original(optim.scale_loss(sub_loss))
 
             batch = step.take_batch()
-            subs = self.options.sampler.sample(runner.iter)
+            subs = sample_sub_networks(self.options, runner.iter)
             scaler = getattr(optim, "loss_scaler", None)
             last = optim.should_update()
             try:

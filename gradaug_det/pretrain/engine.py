@@ -22,6 +22,7 @@ from gradaug_det.core.gradients import average_gradients, check_gradients
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.processes import Meeting
 from gradaug_det.core.regularizer import gradaug_step
+from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.pretrain.classifier import Classifier
 from gradaug_det.pretrain.data import (
@@ -195,7 +196,7 @@ class Pretraining:
             losses, subs = gradaug_step(
                 self.classifier,
                 (images, labels),
-                self.recipe.sampler.sample(step),
+                sample_sub_networks(self.recipe.options, step),
                 fabric.backward,
                 self.meeting,
             )

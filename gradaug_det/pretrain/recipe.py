@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradaug_det.core.checks import check_integer, check_number
-from gradaug_det.core.sampling import SubNetworkSampler
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.errors import ConfigError
 from gradaug_det.zoo.info import NAME
 
@@ -72,23 +72,19 @@ class OptimSettings:
 
 @dataclass
 class GradAugSettings:
-    """GradAug's sub-networks; see :class:`gradaug_det.core.sampling.SubNetworkSampler`.
+    """GradAug's sub-networks: the settings of :class:`gradaug_det.core.options.GradAugOptions`
+    that a classifier has too.
 
     Args:
-        num_subnets: n, sub-networks a step; 0 for plain training.
-        min_width: alpha, the smallest width multiplier, in (0, 1].
-        scales: image scales that sub-networks choose from, in (0, 4].
-        block_survival: probability that a sub-network keeps the last residual branch, in [0, 1].
-        divisor: channel counts of sub-networks are multiples of this; 1 is the authors' rule.
         rotations: angles in degrees that a sub-network's batch may be turned by.
     """
 
     num_subnets: int = 0
-    min_width: float = 0.9
-    scales: list[float] = field(default_factory=lambda: [1.0, 0.857, 0.714, 0.571])
+    min_width: float = GradAugOptions.min_width
+    scales: list[float] = field(default_factory=lambda: list(GradAugOptions.scales))
     rotations: list[float] = field(default_factory=lambda: [0.0])
-    block_survival: float = 1.0
-    divisor: int = 1
+    block_survival: float = GradAugOptions.block_survival
+    divisor: int = GradAugOptions.divisor
 
 
 @dataclass
@@ -167,7 +163,7 @@ class Recipe:
         if not self.gradaug.rotations:
             raise ConfigError("gradaug.rotations", "must list at least one angle; [0] never turns")
         try:
-            _ = self.sampler
+            _ = self.options
         except ConfigError as error:
             raise ConfigError(f"gradaug.{error.key}", error.problem) from None
         return self
@@ -180,17 +176,10 @@ class Recipe:
         return value
 
     @property
-    def sampler(self) -> SubNetworkSampler:
-        """The sampler of this training's sub-networks."""
-        own = self.gradaug
-        return SubNetworkSampler(
-            own.num_subnets,
-            own.min_width,
-            tuple(own.scales),
-            seed=self.seed,
-            block_survival=own.block_survival,
-            divisor=own.divisor,
-        )
+    def options(self) -> GradAugOptions:
+        """The settings by which this training's sub-networks are sampled."""
+        own = {name: value for name, value in vars(self.gradaug).items() if name != "rotations"}
+        return GradAugOptions(**own, seed=self.seed)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in the yaml file."""

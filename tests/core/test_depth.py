@@ -11,7 +11,8 @@ from mmdet.models.backbones import ResNet
 from torch.utils._pytree import tree_leaves
 
 from gradaug_det.core.depth import at_depth, residual_blocks, survival_probabilities
-from gradaug_det.core.sampling import SubNetworkSampler
+from gradaug_det.core.options import GradAugOptions
+from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.errors import ConfigError, UnslimmableError
 from tests.d2.helpers import tiny_cfg
 
@@ -93,8 +94,8 @@ def test_errors_say_what_is_wrong():
 
 
 def test_the_sampler_hands_it_on_and_widths_stay_as_they_were():
-    plain, deep = SubNetworkSampler(seed=3), SubNetworkSampler(seed=3, block_survival=0.8)
-    assert {sub.block_survival for sub in plain.sample(7)} == {1.0}
-    for one, two in zip(plain.sample(7), deep.sample(7), strict=True):
+    plain, deep = GradAugOptions(seed=3), GradAugOptions(seed=3, block_survival=0.8)
+    assert {sub.block_survival for sub in sample_sub_networks(plain, 7)} == {1.0}
+    for one, two in zip(sample_sub_networks(plain, 7), sample_sub_networks(deep, 7), strict=True):
         assert two.block_survival == 0.8
         assert (one.width, one.transform, one.seed) == (two.width, two.transform, two.seed)

@@ -8,13 +8,14 @@ from torch import nn
 from torchvision.models import resnet18
 
 from gradaug_det.core.gradients import average_gradients, check_gradients
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.processes import Meeting, synchronized_norms
 from gradaug_det.core.regularizer import sub_network_passes
-from gradaug_det.core.sampling import SubNetworkSampler
+from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.errors import GradAugError, NonFiniteLossError
 from gradaug_det.pretrain.classifier import Classifier
 
-SUBS = SubNetworkSampler(2, 0.7, (1.0,), seed=4).sample(5)
+SUBS = sample_sub_networks(GradAugOptions(2, 0.7, (1.0,), seed=4), 5)
 
 
 class Bad(Classifier):

@@ -19,6 +19,7 @@ from torchvision.ops import roi_align
 
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import gradaug_step
+from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.d2.detector import GradAugDetector as D2Detector
 from gradaug_det.mmdet.batch import Batch
@@ -183,7 +184,7 @@ def test_a_gradaug_step_gives_the_same_gradients():
     torch.manual_seed(2)
     head = Head().double()
     options = GradAugOptions(num_subnets=3, min_width=0.6, flip_prob=0.5, supervision="labels")
-    subs = options.sampler.sample(1)
+    subs = sample_sub_networks(options, 1)
     assert {s.transform.flip for s in subs} == {True, False}
     assert min(s.transform.scale for s in subs) < 1
 

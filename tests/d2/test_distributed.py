@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.depth import at_depth
 from gradaug_det.core.gradients import BUCKET_BYTES
+from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2 import GradAugHook
 from gradaug_det.d2.detector import GradAugDetector
@@ -64,7 +65,7 @@ def _single(supervision, options):
         with storage():
             losses, target = network.full_pass(batch)
             sum(losses.values()).backward()
-            for sub in hook.options.sampler.sample(0):
+            for sub in sample_sub_networks(hook.options, 0):
                 torch.manual_seed(sub.seed + rank)
                 with (
                     at_width(network.backbone, sub.width),

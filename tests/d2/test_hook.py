@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch.func import functional_call
 
 from gradaug_det.core.gradients import current_autocast
+from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.d2 import GradAugHook
 from gradaug_det.d2.batch import transform_batch
@@ -114,7 +115,7 @@ def test_labels_gradients_are_full_plus_each_sub_networks(kind):
     add(expected, reference)
     bottom_up = model.backbone.bottom_up
     plan = slim_plan(bottom_up)
-    for sub in hook.options.sampler.sample(0):
+    for sub in sample_sub_networks(hook.options, 0):
         narrow = copy.deepcopy(reference)  # RetinaNet's loss normalizer is the full pass's
         narrow.zero_grad()
         tensors = dict(narrow.backbone.bottom_up.named_parameters())
@@ -150,7 +151,7 @@ def test_soft_gradients_are_full_plus_each_sub_networks(kind, supervision):
     model, data = tiny_model(kind, double=True), [tiny_batch(6)]
     hook = GradAugHook(supervision=supervision, soft_weight=2.0, **SUBS)
     expected = {}
-    for sub in [None, *hook.options.sampler.sample(0)]:
+    for sub in [None, *sample_sub_networks(hook.options, 0)]:
         part = copy.deepcopy(model)
         network = GradAugDetector(part, hook.options)
         torch.manual_seed(1)
@@ -442,7 +443,7 @@ def test_scalars_and_lines(caplog):
             tiny_model(), GradAugHook(supervision="both", log_period=2, **SUBS), steps=4
         )
     latest = {k: v for k, (v, _) in trainer.storage.latest().items()}
-    subs = GradAugHook(**SUBS).options.sampler.sample(3)
+    subs = sample_sub_networks(GradAugHook(**SUBS).options, 3)
     for sub in subs:
         prefix = f"gradaug/sub{sub.index}"
         assert latest[f"{prefix}/width"] == pytest.approx(sub.width)

@@ -14,6 +14,7 @@ import torch
 
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import gradaug_step
+from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.mmdet.batch import make_batch
 from gradaug_det.mmdet.detector import GradAugDetector
 from tests.mmdet.ddp_worker import HOOK, ITERATIONS, KINDS, build
@@ -63,7 +64,7 @@ def expected(counts):
     for iteration in range(ITERATIONS):
         for rank in range(WORLD):
             items = model.data_preprocessor(collated([data[WORLD * iteration + rank]]), True)
-            subs = network.options.sampler.sample(iteration)
+            subs = sample_sub_networks(network.options, iteration)
             # A sub-network's own random numbers differ from rank to rank.
             subs = [replace(sub, seed=sub.seed + rank) for sub in subs]
             torch.manual_seed(1000 + iteration)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.hooks import Hook
 from torch.func import functional_call
 
+from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.errors import NonFiniteLossError
 from gradaug_det.mmdet import GradAugHook
@@ -80,7 +81,7 @@ def test_exact_gradient_of_labels(kind, tmp_path, float64_nms):
     torch.manual_seed(1000)  # as ReseedHook does
     total = expected.parse_losses(expected(batch.inputs, batch.samples, mode="loss"))[0]
     total.backward()
-    subs = GradAugHook(**HOOK).options.sampler.sample(0)
+    subs = sample_sub_networks(GradAugHook(**HOOK).options, 0)
     assert any(s.transform.flip for s in subs) and any(s.transform.scale < 1 for s in subs)
     for sub in subs:
         sliced_losses(expected, batch, sub).backward()

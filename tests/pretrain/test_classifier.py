@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torchvision.models import resnet18
 
 from gradaug_det.core.depth import at_depth
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import gradaug_step
-from gradaug_det.core.sampling import SubNetwork, SubNetworkSampler
+from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.pretrain.classifier import Classifier, rotate, rotation_of
 from gradaug_det.pretrain.stochastic_depth import add_stochastic_depth
@@ -67,10 +68,18 @@ def test_soft_labels_and_label_smoothing(network, batch):
 
 
 def test_rotations_are_a_function_of_the_sub_network():
-    sampler = SubNetworkSampler(num_subnets=3, seed=1)
+    sampler = GradAugOptions(num_subnets=3, seed=1)
     angles = [0.0, 90.0, 180.0, 270.0]
-    drawn = [rotation_of(sub, angles) for step in range(100) for sub in sampler.sample(step)]
-    again = [rotation_of(sub, angles) for step in range(100) for sub in sampler.sample(step)]
+    drawn = [
+        rotation_of(sub, angles)
+        for step in range(100)
+        for sub in sample_sub_networks(sampler, step)
+    ]
+    again = [
+        rotation_of(sub, angles)
+        for step in range(100)
+        for sub in sample_sub_networks(sampler, step)
+    ]
     assert drawn == again
     counts = [drawn.count(angle) for angle in angles]
     assert min(counts) > 45

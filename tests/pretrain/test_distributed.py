@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from gradaug_det.core.regularizer import gradaug_step
+from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.pretrain.data import normalize, train_loader
 from gradaug_det.utils.seeding import isolated_rng, stable_seed
 from tests.pretrain.helpers import CONFIGS, ROOT, TINY, pretraining, tiny_recipe
@@ -44,7 +45,7 @@ def test_gradients_are_the_mean_over_processes_and_cross_once(tmp_path):
             gradaug_step(
                 training.classifier,
                 (normalize(images[part]), labels[part]),
-                training.recipe.sampler.sample(0),
+                sample_sub_networks(training.recipe.options, 0),
                 lambda loss: (loss / 2).backward(),
             )
     for name, parameter in training.model.named_parameters():

@@ -30,7 +30,9 @@ def recipe_table() -> str:
 
 def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, Field, str]]:
     plain = [f for f in fields(kind) if not is_dataclass(f.default_factory)]
-    texts = described(f"{kind.__module__}.{kind.__name__}")
+    # What a recipe shares with a detector's training is told there.
+    texts = described("gradaug_det.core.options.GradAugOptions") if "gradaug" in prefix else {}
+    texts |= described(f"{kind.__module__}.{kind.__name__}")
     for field, text in _with_texts(kind, texts, plain):
         yield prefix + field.name, field, text
     for field in fields(kind):
