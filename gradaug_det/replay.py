@@ -17,7 +17,7 @@ from gradaug_det.core.dump import ADAPTERS, Dump, read_dump
 from gradaug_det.core.regularizer import sub_network_passes
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.errors import GradAugError
-from gradaug_det.zoo.info import shown
+from gradaug_det.utils.text import describe_error
 
 
 @dataclass
@@ -108,10 +108,9 @@ def replay(
     except GradAugError:
         raise
     except Exception as error:  # the file, and a config that is a program, can be anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise GradAugError(
-            f"{path} cannot be run again ({shown(reason[:300])}); is {config or 'its config'} the "
-            "training's?"
+            f"{path} cannot be run again ({describe_error(error)}); is {config or 'its config'} "
+            "the training's?"
         ) from error
     module = network.module
     weights = [name for name, value in module.state_dict().items() if not _finite(value)]

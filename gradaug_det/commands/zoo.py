@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.download import fetch, local_path
+from gradaug_det.zoo.download import local_path
+from gradaug_det.zoo.fetch import fetch
 from gradaug_det.zoo.index import Entry, find, load_index
 from gradaug_det.zoo.info import SOURCES, TARGETS, BackboneInfo
 

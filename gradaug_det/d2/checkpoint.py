@@ -17,7 +17,7 @@ from gradaug_det.d2.zoo import zoo_url
 from gradaug_det.errors import GradAugError, ZooError
 from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.utils.files import atomic_path, explain_write_errors, remove_partial_files
-from gradaug_det.zoo.info import shown
+from gradaug_det.utils.text import describe_error
 from gradaug_det.zoo.url import refuse_bare_backbone
 
 
@@ -85,7 +85,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         except GradAugError:
             raise
         except Exception as e:
-            reason = shown(" ".join(f"{type(e).__name__}: {e}".split())[:300])
+            reason = describe_error(e)
             raise ZooError(
                 f"the checkpoint {path} cannot be loaded ({reason}); is it Detectron2's, of this "
                 "detector?"

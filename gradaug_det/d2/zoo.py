@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import IO, Any
 
-import pooch
 import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from gradaug_det.errors import ZooError
 from gradaug_det.utils.files import atomic_path
-from gradaug_det.zoo.download import CACHE_VARIABLE, cache_dir
+from gradaug_det.zoo.download import CACHE_VARIABLE, cache_dir, compute_sha256
 from gradaug_det.zoo.url import SCHEME, ZooURL, parse_url
 
 USUAL_ORDER = "BGR"  # cfg.INPUT.FORMAT's default
@@ -35,7 +34,7 @@ def converted_file(url: ZooURL) -> Path:
         ZooError: there is no such backbone, or the cache cannot be written.
     """
     source = url.path()
-    key = f"{pooch.file_hash(str(source))[:16]}-{url.order}-{_REVISION}"
+    key = f"{compute_sha256(source)[:16]}-{url.order}-{_REVISION}"
     target = cache_dir() / "detectron2" / f"{source.stem}-{key}.pth"
     if target.is_file():
         return target

@@ -44,7 +44,7 @@ from gradaug_det.utils.files import (
     remove_partial_files,
 )
 from gradaug_det.utils.seeding import isolated_rng, stable_seed
-from gradaug_det.zoo.info import shown
+from gradaug_det.utils.text import describe_error
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ class Pretraining:
         except GradAugError:
             raise
         except Exception as error:  # load_state_dict fails anywhere in another's file
-            reason = shown(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+            reason = describe_error(error)
             raise GradAugError(
                 f"{self._checkpoint} cannot be gone on with ({reason}); use another --out, or "
                 "delete that file"

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from gradaug_det.errors import ZooError
 from gradaug_det.utils.files import atomic_path
-from gradaug_det.zoo.info import BackboneInfo, require, shown
+from gradaug_det.utils.text import to_printable
+from gradaug_det.zoo.info import BackboneInfo, require
 
 METADATA_KEY = "gradaug_det"
 MAX_FILE_BYTES = 2 * 2**30  # the largest ResNet of torchvision has 0.5 GB in float32
@@ -117,7 +118,7 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], info: BackboneInfo) -> N
     for name, shape in shapes.items():
         if name not in expected:
             raise ZooError(
-                f"the tensor {shown(name)} is not one of {info.architecture}; "
+                f"the tensor {to_printable(name)} is not one of {info.architecture}; "
                 "the names must be torchvision's"
             )
         wanted = (*classes, *expected[name][1:]) if name.startswith("fc.") else expected[name]
@@ -142,8 +143,8 @@ def _open(path: Path) -> Iterator[safe_open]:
         raise ZooError(f"{path}: {error}") from None
     except SafetensorError as error:
         raise ZooError(
-            f"{path}: not a safetensors file, or a damaged one ({shown(str(error))}); remove it "
-            "and fetch it again, or convert a checkpoint with `gradaug-det zoo convert`"
+            f"{path}: not a safetensors file, or a damaged one ({to_printable(str(error))}); "
+            "remove it and fetch it again, or convert a checkpoint with `gradaug-det zoo convert`"
         ) from None
 
 

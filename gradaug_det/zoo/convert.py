@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradaug_det.errors import ConfigError, ZooError
-from gradaug_det.zoo.info import shown
+from gradaug_det.utils.text import to_printable
 from gradaug_det.zoo.naming import NAMINGS, Naming, channel_order, naming
 
 STAGES = (1, 2, 3, 4)
@@ -128,7 +128,7 @@ def rename(state: Mapping[str, Any], source: str, target: str) -> dict[str, Any]
         module, _, leaf = name.rpartition(".")
         if module not in modules:
             raise ZooError(
-                f"the checkpoint is not a ResNet of {old.title}: {shown(name)} is unknown"
+                f"the checkpoint is not a ResNet of {old.title}: {to_printable(name)} is unknown"
             )
         if modules[module] and (leaf != "num_batches_tracked" or new.counts_batches):
             result[f"{modules[module]}.{leaf}"] = value
@@ -149,7 +149,7 @@ def strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, A
         if not isinstance(name, str):
             raise ZooError(
                 f"the checkpoint is not a ResNet of {source.title}: its entries need names, one "
-                f"has {shown(name)}"
+                f"has {to_printable(name)}"
             )
     state = {name.removeprefix("module."): value for name, value in state.items()}
     stems = [source.stem[0]] + ([source.deep_stem[0]] if source.deep_stem else [])
@@ -159,7 +159,7 @@ def strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, A
     first = next(iter(state), None)
     raise ZooError(
         f"the checkpoint is not a ResNet of {source.title}: '{source.stem[0]}.weight' is missing"
-        + ("; it is empty" if first is None else f"; its first entry is {shown(first)}")
+        + ("; it is empty" if first is None else f"; its first entry is {to_printable(first)}")
     )
 
 
@@ -271,7 +271,7 @@ def _check(state: Mapping[str, Any], modules: list[str], source: Naming, classif
                 raise ZooError(f"{what}'{name}' is missing")
     unknown = next((name for name in state if name not in known), None)
     if unknown is not None:
-        raise ZooError(f"{what}{shown(unknown)} is unknown")
+        raise ZooError(f"{what}{to_printable(unknown)} is unknown")
     for name, value in state.items():
         if not _is_numbers(value):
             raise ZooError(f"{what}'{name}' is a {type(value).__name__}, not a tensor of numbers")

@@ -1,49 +1,29 @@
-"""From an entry's name to a verified file: packaged, cached, downloaded, or a sentence why not."""
+"""Downloads into the zoo's cache: a file is in it whole and verified, or not at all."""
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
+import re
+import time
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pooch
+import requests
+from tqdm import tqdm
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.index import Entry, is_base_url, load_index
-from gradaug_det.zoo.resuming import PatientDownloader
+from gradaug_det.zoo.index import Entry
 
 CACHE_VARIABLE = "GRADAUG_CACHE"
 URL_VARIABLE = "GRADAUG_ZOO_URL"
 OFFLINE_VARIABLE = "GRADAUG_OFFLINE"
-
-
-def fetch(name: str, *, allow_unverified: bool = False, progress: bool | None = None) -> Path:
-    """A backbone's safetensors file on this machine, its sha256 compared with the index's.
-
-    Args:
-        name: of an entry.
-        allow_unverified: accept a file for which nobody published a sha256; what arrives is
-            logged with its sha256. Needed once: what was accepted stays in the cache.
-        progress: draw a progress bar on stderr; None: if that is a terminal.
-
-    Raises:
-        ZooError: there is no such entry, or no way to its file; the sentence says what to do.
-    """
-    index = load_index()
-    entry = index.find(name)
-    if progress is None:
-        progress = sys.stderr.isatty()
-    if entry.kind == "packaged":
-        return _packaged(entry)
-    if entry.kind == "gdrive":
-        from gradaug_det.zoo.gdrive import fetch_from_drive  # which imports this module
-
-        return fetch_from_drive(entry, allow_unverified, progress)
-    base = os.environ.get(URL_VARIABLE) or index.base_url
-    if base is not None and not is_base_url(base):
-        raise ZooError(f"{URL_VARIABLE} must be http(s)://..., got {base!r}; correct or unset it")
-    url = f"{base.rstrip('/')}/{entry.file}" if base else None
-    return download(entry, url, PatientDownloader(entry.size or 0, progressbar=progress))
+ATTEMPTS = 4
+PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each further one
+TIMEOUT_SECONDS = 30
+_log = logging.getLogger(__name__)
 
 
 def cache_dir() -> Path:
@@ -58,17 +38,29 @@ def local_path(entry: Entry) -> Path:
     return cache_dir() / Path(entry.file).with_suffix(".safetensors").name
 
 
-def matches(path: Path, entry: Entry) -> bool:
-    """Whether a file is the entry's, by size and sha256; any file, if those are unknown."""
+def compute_sha256(path: Path) -> str:
+    """The sha256 of a file, read once a process as long as the file stays the same."""
+    status = path.stat()
+    identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return _compute_sha256(str(path), identity)
+
+
+@lru_cache(maxsize=64)
+def _compute_sha256(path: str, _identity: tuple[int, ...]) -> str:
+    return pooch.file_hash(path)
+
+
+def is_file_of(entry: Entry, path: Path) -> bool:
+    """Returns whether a file has the entry's size and sha256, as far as the index knows them."""
     return (
         path.is_file()
         and entry.size in (None, path.stat().st_size)
-        and entry.sha256 in (None, pooch.file_hash(str(path)))
+        and entry.sha256 in (None, compute_sha256(path))
     )
 
 
 def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader) -> Path:
-    """The entry's file in the cache; whole and verified, or not there.
+    """The entry's file in the cache, downloaded if it is not there.
 
     pooch downloads to a temporary name, compares the sha256 and renames: two processes that
     download at once both end with a good file. After a wrong sha256 it tries once more, from the
@@ -77,11 +69,14 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
     Args:
         url: what to download, or None if no base URL is known.
         downloader: for that URL.
+
+    Raises:
+        ZooError: the file cannot be had, or the cache cannot be written; says what to do.
     """
     folder = cache_dir()
     target = folder / entry.file
     try:
-        if matches(target, entry):
+        if is_file_of(entry, target):
             return target
         if url is None:
             raise ZooError(f"{entry.name} is not in the cache and no base URL is known")
@@ -92,10 +87,13 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
         store = pooch.create(folder, "", registry={entry.file: known}, retry_if_failed=1)
         store.urls[entry.file] = url
         return Path(store.fetch(entry.file, downloader=downloader))
-    except ZooError as error:
-        raise ZooError(f"{error}; {_way_out(entry, target)}") from None
-    except ValueError as error:  # pooch's, for the hash
-        raise ZooError(f"{url}: {error} {_way_out(entry, target)}") from None
+    except (ZooError, ValueError) as error:  # ValueError: pooch's, for the hash
+        mirror = f"set {URL_VARIABLE} to a base URL that has {entry.file}, or "
+        raise ZooError(
+            f"{error if isinstance(error, ZooError) else f'{url}: {error}'}; "
+            f"{mirror if entry.kind == 'url' else ''}put the file at {target} yourself "
+            f"({entry.size or 'unknown'} bytes, sha256 {entry.sha256 or 'unknown'})"
+        ) from None
     except OSError as error:
         # pooch writes a longer sentence around the system's.
         reason = error.strerror or getattr(error.__cause__, "strerror", None) or error
@@ -105,20 +103,71 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
         ) from None
 
 
-def _packaged(entry: Entry) -> Path:
-    path = entry.packaged_path
-    if matches(path, entry):
-        return path
-    state = "has another sha256 than the index says" if path.exists() else "is missing"
-    raise ZooError(
-        f"{path} {state}; install gradaug_det anew, or put the file there "
-        f"({entry.size} bytes, sha256 {entry.sha256})"
-    )
+class ResumingDownloader:
+    """A downloader for pooch that goes on where the last attempt broke off.
+
+    pooch would retry a 404 and begin each time anew, and so would urllib3's Retry with a body that
+    breaks off. Whether the pieces fit is not judged here: pooch compares the sha256.
+
+    Args:
+        size: bytes of the file; a server that sends more is cut off.
+        progress: draw a bar on stderr.
+    """
+
+    def __init__(self, size: int, progress: bool = False) -> None:
+        self.size, self.progress = size, progress
+
+    def __call__(self, url: str, output_file: str, _pooch: Any, check_only: bool = False) -> None:
+        """Write what ``url`` delivers to the path ``output_file``.
+
+        Raises:
+            ZooError: at the last attempt's failure, or at once at one that would not pass (a 404).
+        """
+        path = Path(output_file)
+        path.chmod(0o644)  # pooch's temporary files are the user's alone
+        with path.open("wb") as file:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    self._read_on(url, file)
+                    return
+                except requests.RequestException as error:
+                    if attempt == ATTEMPTS or not _may_pass(error):
+                        tries = f"{attempt} attempts" if attempt > 1 else "1 attempt"
+                        raise ZooError(f"cannot download {url} ({tries}): {error}") from None
+                    pause = PAUSE_SECONDS * 2 ** (attempt - 1)
+                    _log.warning(
+                        "%s; attempt %d of %d in %g s, from byte %d",
+                        *(error, attempt + 1, ATTEMPTS, pause, file.tell()),
+                    )
+                    time.sleep(pause)
+
+    def _read_on(self, url: str, file: BinaryIO) -> None:
+        """Appends to the file what it lacks."""
+        # A compressed answer would have another length and other ranges.
+        headers = {"Accept-Encoding": "identity"}
+        if start := file.tell():
+            headers["Range"] = f"bytes={start}-"
+        with (
+            requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response,
+            tqdm(total=self.size, unit="B", unit_scale=True, disable=not self.progress) as bar,
+        ):
+            response.raise_for_status()
+            # A server that knows no ranges answers 200 and sends the file from its first byte.
+            span = re.match(r"bytes (\d{1,12})-", response.headers.get("Content-Range", ""))
+            file.seek(int(span[1]) if span and response.status_code == 206 else 0)
+            file.truncate()
+            for chunk in response.iter_content(2**16):
+                if file.tell() + len(chunk) > self.size:
+                    raise ZooError(f"the server sends more than the {self.size} bytes of the file")
+                file.write(chunk)
+                bar.update(file.tell() - bar.n)
+        if file.tell() < self.size:  # a body without Content-Length ends like a whole one
+            raise requests.ConnectionError(f"{file.tell()} of {self.size} bytes arrived")
 
 
-def _way_out(entry: Entry, target: Path) -> str:
-    mirror = f"set {URL_VARIABLE} to a base URL that has {entry.file}, or "
-    return (
-        f"{mirror if entry.kind == 'url' else ''}put the file at {target} yourself "
-        f"({entry.size or 'unknown'} bytes, sha256 {entry.sha256 or 'unknown'})"
-    )
+def _may_pass(error: requests.RequestException) -> bool:
+    """Returns whether another attempt can succeed."""
+    if error.response is not None:
+        return error.response.status_code >= 500 or error.response.status_code in (408, 429)
+    passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    return isinstance(error, passing) and not isinstance(error, requests.exceptions.SSLError)

@@ -9,21 +9,17 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.info import BackboneInfo, is_text, one_of, require
+from gradaug_det.zoo.info import BackboneInfo, check_fields, is_line, is_match, one_of, require
 
 INDEX = Path(__file__).parent / "index.json"
 INDEX_VARIABLE = "GRADAUG_ZOO_INDEX"
-KINDS = ("packaged", "url", "gdrive")
 MAX_INDEX_BYTES = 2**20
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(safetensors|pth)")
-_DRIVE_ID = "[A-Za-z0-9_-]{10,100}"
 _FIELDS = ("description", "file", "kind", "size", "sha256", "gdrive_id", "measured", "info")
 
 
@@ -37,7 +33,7 @@ class Entry:
         kind: ``packaged``: in the index's own folder ``weights``; ``url``: under the base URL;
             ``gdrive``: on Google Drive.
         size: bytes, or None if unknown (``gdrive`` only).
-        sha256: 64 hex digits, or None if unknown (``gdrive`` only).
+        sha256: 64 hex digits, or None if unknown (a ``.pth`` only).
         gdrive_id: Google Drive's id, or None.
         measured: whether this project measured ``info.metrics``; else they are the authors' claim.
         info: what the backbone is.
@@ -63,51 +59,34 @@ class Entry:
 
     @property
     def packaged_path(self) -> Path:
-        """Where a packaged file is."""
         return self.folder / "weights" / self.file
 
     def __post_init__(self) -> None:
-        require(
-            is_text(self.description, 300),
-            "description must be one line of at most 300 characters",
-            self.description,
-        )
-        one_of("kind", self.kind, KINDS)
-        gdrive = self.kind == "gdrive"
-        require(
-            isinstance(self.file, str) and _FILE.fullmatch(self.file),
-            "file must be a name without folders, ending in .safetensors or .pth",
-            self.file,
-        )
-        require(
-            gdrive or self.file.endswith(".safetensors"),
-            "file must end in .safetensors unless kind is gdrive",
-            self.file,
-        )
-        require(
-            (self.size is None and gdrive) or (type(self.size) is int and 0 < self.size < 2**31),
-            "size must be a number of bytes below 2 GiB (null only if kind is gdrive)",
-            self.size,
-        )
-        require(
-            (self.sha256 is None and gdrive)
-            or (isinstance(self.sha256, str) and re.fullmatch("[0-9a-f]{64}", self.sha256)),
-            "sha256 must be 64 lower-case hex digits (null only if kind is gdrive)",
-            self.sha256,
-        )
-        require(
-            isinstance(self.gdrive_id, str) and re.fullmatch(_DRIVE_ID, self.gdrive_id)
-            if gdrive
-            else self.gdrive_id is None,
-            "gdrive_id must be Google Drive's id if kind is gdrive, else null",
-            self.gdrive_id,
-        )
-        require(
-            self.sha256 is not None or self.file.endswith(".pth"),
-            "sha256 must be given unless the file is a .pth on Google Drive",
-            self.sha256,
-        )
-        require(type(self.measured) is bool, "measured must be true or false", self.measured)
+        on_drive = self.kind == "gdrive"
+        rules = {
+            "description": (lambda v: is_line(v, 300), "be one line of at most 300 characters"),
+            "kind": one_of(("packaged", "url", "gdrive")),
+            "file": (
+                lambda v: is_match(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(safetensors|pth)", v),
+                "be a name without folders, ending in .safetensors or .pth",
+            ),
+            "size": (
+                lambda v: on_drive if v is None else type(v) is int and 0 < v < 2**31,
+                "be a number of bytes below 2 GiB (null only if kind is gdrive)",
+            ),
+            "sha256": (
+                lambda v: self.file.endswith(".pth") if v is None else is_match("[0-9a-f]{64}", v),
+                "be 64 lower-case hex digits (null only for a .pth)",
+            ),
+            "gdrive_id": (
+                lambda v: is_match("[A-Za-z0-9_-]{10,100}", v) if on_drive else v is None,
+                "be Google Drive's id if kind is gdrive, else null",
+            ),
+            "measured": (lambda v: type(v) is bool, "be true or false"),
+        }
+        check_fields(vars(self), rules)
+        if self.file.endswith(".pth") and not on_drive:
+            raise ZooError(f"file must end in .safetensors unless kind is gdrive, got {self.file}")
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as JSON values."""
@@ -164,6 +143,11 @@ def find(name: str) -> Entry:
     return load_index().find(name)
 
 
+def is_base_url(value: object) -> bool:
+    """Returns whether file names can be joined to it."""
+    return is_line(value, 500) and is_match(r"https?://[^\s?#]+", value)
+
+
 def _parse(path: Path) -> Index:
     with path.open("rb") as file:
         text = file.read(MAX_INDEX_BYTES + 1)
@@ -178,20 +162,14 @@ def _parse(path: Path) -> Index:
     url, raw = data["base_url"], data["entries"]
     require(url is None or is_base_url(url), "base_url must be null or http(s)://...", url)
     require(isinstance(raw, dict), "entries must be an object", raw)
-    entries = {name: _entry(name, value, path.parent) for name, value in sorted(raw.items())}
+    entries = {name: _parse_entry(name, raw[name], path.parent) for name in sorted(raw)}
     return Index(path, url, entries)
 
 
-def is_base_url(value: object) -> bool:
-    """Whether file names can be joined to it."""
-    return is_text(value, 500) and re.fullmatch(r"https?://[^\s?#]+", value) is not None
-
-
-def _entry(name: str, value: Any, folder: Path) -> Entry:
+def _parse_entry(name: str, value: Any, folder: Path) -> Entry:
     try:
         require(isinstance(value, dict), "must be an object", value)
-        missing, unknown = set(_FIELDS) - set(value), set(value) - set(_FIELDS)
-        require(not missing and not unknown, f"must have {', '.join(_FIELDS)}", sorted(value))
+        require(set(value) == set(_FIELDS), f"must have {', '.join(_FIELDS)}", sorted(value))
         info = BackboneInfo.from_dict(value["info"])
         require(info.name == name, f"info's name must be {name!r}", info.name)
         return Entry(**value | {"info": info, "folder": folder})

@@ -4,29 +4,92 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from gradaug_det.errors import ZooError
+from gradaug_det.utils.text import to_printable
 
-DEPTHS = {
-    "resnet18": 18,
-    "resnet34": 34,
-    "resnet50": 50,
-    "resnet101": 101,
-    "resnet152": 152,
-    "resnext50_32x4d": 50,
-    "resnext101_32x8d": 101,
-    "resnext101_64x4d": 101,
-    "wide_resnet50_2": 50,
-    "wide_resnet101_2": 101,
-}
+_ARCHITECTURES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+)
+DEPTHS = {name: int(re.search(r"\d+", name)[0]) for name in _ARCHITECTURES}
 # Whose checkpoints can be written and read; here, so that the command line needs no torch.
 TARGETS = ("torchvision", "detectron2", "mmdet", "timm")
 SOURCES = (*TARGETS, "authors")
 # In the recipe of a file made on this machine: of the checkpoint that it was made from.
 CHECKPOINT_KEY = "checkpoint_sha256"
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+# A check of a field's value, and how its sentence goes on after "KEY must".
+Rule = tuple[Callable[[Any], object], str]
+
+
+def require(condition: object, rule: str, given: object) -> None:
+    """Raise a ZooError with the rule and what was given, unless the condition holds."""
+    if not condition:
+        raise ZooError(f"{rule}, got {to_printable(given)}")
+
+
+def check_fields(values: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Raise a ZooError for the first value that its rule does not allow."""
+    for key, (is_allowed, rule) in rules.items():
+        require(is_allowed(values[key]), f"{key} must {rule}", values[key])
+
+
+def one_of(allowed: Iterable[str]) -> Rule:
+    """The rule for one of several words."""
+    *first, last = allowed
+    return lambda value: value in (*first, last), f"be {', '.join(first)} or {last}"
+
+
+def is_number(value: object) -> bool:
+    # A bool is none, and comparing leaves out NaN, inf and integers of 400 digits.
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def is_line(value: object, most: int) -> bool:
+    """Returns whether it is one line that terminals and MODEL_ZOO.md can show."""
+    return isinstance(value, str) and 0 < len(value) <= most and value.isprintable()
+
+
+def is_match(pattern: str | re.Pattern, value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+_RULES: dict[str, Rule] = {
+    "name": (
+        lambda value: is_match(NAME, value) and len(value) <= 100,
+        "be lower-case letters, digits and single hyphens (at most 100)",
+    ),
+    "architecture": one_of(DEPTHS),
+    "min_width": (
+        lambda value: is_number(value) and 0 < value <= 1,
+        "be in (0, 1], 1 if the backbone is not slimmable",
+    ),
+    "stem": one_of(("7x7", "deep")),
+    "stride_in": one_of(("3x3", "1x1")),
+    "channel_order": one_of(("RGB", "BGR")),
+    **dict.fromkeys(
+        ("pixel_mean", "pixel_std"),
+        (
+            lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(map(is_number, v)),
+            "be 3 finite numbers on the 0-255 scale",
+        ),
+    ),
+    "recipe": (lambda value: isinstance(value, dict), "be an object"),
+    "metrics": (
+        lambda v: isinstance(v, dict) and all(is_line(k, 40) and is_number(v[k]) for k in v),
+        "be an object of finite numbers under names of at most 40 characters",
+    ),
+    **dict.fromkeys(
+        ("licence", "source"),
+        (lambda value: is_line(value, 500), "be one line of at most 500 characters"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -66,12 +129,8 @@ class BackboneInfo:
     source: str
 
     def __post_init__(self) -> None:
-        require(
-            isinstance(self.name, str) and len(self.name) <= 100 and NAME.fullmatch(self.name),
-            "name must be lower-case letters, digits and single hyphens (at most 100)",
-            self.name,
-        )
-        one_of("architecture", self.architecture, tuple(DEPTHS))
+        check_fields(vars(self), _RULES)
+        mean, std = (tuple(map(float, values)) for values in (self.pixel_mean, self.pixel_std))
         depth = DEPTHS[self.architecture]
         require(
             type(self.depth) is int and self.depth == depth,
@@ -79,58 +138,27 @@ class BackboneInfo:
             self.depth,
         )
         require(
-            is_number(self.min_width) and 0 < self.min_width <= 1,
-            "min_width must be in (0, 1], 1 if the backbone is not slimmable",
-            self.min_width,
-        )
-        one_of("stem", self.stem, ("7x7", "deep"))
-        one_of("stride_in", self.stride_in, ("3x3", "1x1"))
-        one_of("channel_order", self.channel_order, ("RGB", "BGR"))
-        mean, std = self._three("pixel_mean"), self._three("pixel_std")
-        require(
             all(0 <= value <= 255 for value in mean) and (max(mean) > 1 or max(mean) == 0),
             "pixel_mean must be on the 0-255 scale (multiply a mean of 0-1 by 255)",
-            self.pixel_mean,
+            mean,
         )
         require(
             all(1 <= value <= 255 for value in std),
             "pixel_std must be on the 0-255 scale, at least 1 (multiply a std of 0-1 by 255)",
-            self.pixel_std,
+            std,
         )
-        require(
-            isinstance(self.metrics, dict)
-            and all(is_text(k, 40) and is_number(v) for k, v in self.metrics.items()),
-            "metrics must be an object of finite numbers under names of at most 40 characters",
-            self.metrics,
-        )
-        require(isinstance(self.recipe, dict), "recipe must be an object", self.recipe)
-        for key in ("licence", "source"):
-            text = getattr(self, key)
-            require(is_text(text, 500), f"{key} must be one line of at most 500 characters", text)
-        # As it will be after a round trip through JSON, so that infos compare equal.
+        # As they will be after a round trip through JSON, so that infos compare equal.
+        changed: dict[str, Any] = {"pixel_mean": mean, "pixel_std": std}
         for key in ("recipe", "metrics"):
             try:
-                value = json.loads(json.dumps(getattr(self, key), allow_nan=False))
+                changed[key] = json.loads(json.dumps(getattr(self, key), allow_nan=False))
             except (TypeError, ValueError, RecursionError) as error:
                 raise ZooError(f"{key} must hold JSON values only: {error}") from None
-            object.__setattr__(self, key, value)
-
-    def _three(self, key: str) -> tuple[float, float, float]:
-        """A field of 3 finite numbers, made a tuple of floats."""
-        given = getattr(self, key)
-        require(
-            isinstance(given, (list, tuple)) and len(given) == 3 and all(map(is_number, given)),
-            f"{key} must be 3 finite numbers on the 0-255 scale",
-            given,
-        )
-        values = tuple(float(value) for value in given)
-        object.__setattr__(self, key, values)
-        return values
+        vars(self).update(changed)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
     @classmethod
     def from_dict(cls, data: Any) -> BackboneInfo:
@@ -144,34 +172,5 @@ class BackboneInfo:
         if missing := sorted(names - set(data)):
             raise ZooError(f"the backbone's description lacks {', '.join(missing)}")
         if unknown := sorted(set(data) - names):
-            raise ZooError(f"the backbone's description has unknown fields {shown(unknown)}")
+            raise ZooError(f"the backbone's description has unknown fields {to_printable(unknown)}")
         return cls(**data)
-
-
-def is_number(value: object) -> bool:
-    """A finite int or float, which in Python a bool is not meant to be."""
-    return type(value) in (int, float) and abs(value) < 1e300  # no NaN, no inf, no 400 digits
-
-
-def is_text(value: object, most: int) -> bool:
-    """One line of printable characters: it is shown in terminals and in MODEL_ZOO.md."""
-    return isinstance(value, str) and 0 < len(value) <= most and value.isprintable()
-
-
-def one_of(key: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise a ZooError that names the allowed values, unless the value is one of them."""
-    choice = ", ".join(allowed[:-1]) + f" or {allowed[-1]}"
-    require(isinstance(value, str) and value in allowed, f"{key} must be {choice}", value)
-
-
-def require(condition: object, rule: str, given: object) -> None:
-    """Raise a ZooError with the rule and what was given, unless the condition holds."""
-    if not condition:
-        raise ZooError(f"{rule}, got {shown(given)}")
-
-
-def shown(value: object) -> str:
-    """A value as text, cut and printable: it may be a whole file's worth, or steer a terminal."""
-    readable = isinstance(value, str) and " " in value and value.isprintable()
-    text = value if readable else repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

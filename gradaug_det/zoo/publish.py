@@ -12,7 +12,7 @@ import pooch
 from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.backbone import read_backbone
 from gradaug_det.zoo.index import Entry, load_index
-from gradaug_det.zoo.info import one_of
+from gradaug_det.zoo.info import check_fields, one_of
 
 _COLUMNS = "| name | architecture | MB | top-1 | other metrics | sha256 | licence |"
 
@@ -39,7 +39,7 @@ def add_file(
             wrong. Nothing was written.
     """
     file = Path(file)
-    one_of("kind", kind, ("packaged", "url"))
+    check_fields({"kind": kind}, {"kind": one_of(("packaged", "url"))})
     _, info = read_backbone(file)
     if index is None or Path(index).exists():
         old = load_index(index)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pooch
-
 from gradaug_det.errors import ZooError
 from gradaug_det.zoo.backbone import read_backbone
-from gradaug_det.zoo.download import local_path, matches
+from gradaug_det.zoo.download import compute_sha256, is_file_of, local_path
 from gradaug_det.zoo.index import find
 from gradaug_det.zoo.info import CHECKPOINT_KEY, BackboneInfo
 
@@ -34,7 +32,7 @@ def verify(name: str) -> str:
             f"{name} is not on this machine ({path} is missing): `gradaug-det zoo download {name}`"
         )
     described = entry is not None and path.name == entry.file
-    if described and not matches(path, entry):
+    if described and not is_file_of(entry, path):
         raise ZooError(
             f"{path} is not the index's file ({entry.size} bytes, sha256 {entry.sha256}); remove "
             f"it and run `gradaug-det zoo download {name}`"
@@ -42,7 +40,7 @@ def verify(name: str) -> str:
     state, info = read_backbone(path)
     if entry is not None and _without_checkpoint(info) != entry.info:
         raise ZooError(f"{path} describes itself otherwise than the index describes {name}")
-    digest = pooch.file_hash(str(path))
+    digest = compute_sha256(path)
     origin = "as in the index" if described and entry.sha256 else "no index has it to compare"
     return (
         f"{path}: good: {len(state)} tensors of {info.architecture}, all finite, "

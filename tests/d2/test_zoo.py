@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import pooch
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -22,6 +23,7 @@ from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.train import Trainer, run
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.zoo.convert import rename
+from gradaug_det.zoo.download import _compute_sha256
 from tests.utils import hostile
 from tests.zoo.entries import MEAN, STD, describe, random_backbone, small_zoo, use_zoo
 
@@ -107,9 +109,13 @@ def test_images_in_either_order_give_the_trained_features(zoo, query, flipped):
 
 def test_converted_files_are_made_once_and_belong_to_the_content(zoo, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADAUG_CACHE", str(tmp_path))
+    hashed, hash_file = [], pooch.file_hash
+    monkeypatch.setattr(pooch, "file_hash", lambda path: hashed.append(path) or hash_file(path))
+    _compute_sha256.cache_clear()
     first = PathManager.get_local_path(URL)
     stamp = Path(first).stat().st_mtime_ns
     assert PathManager.get_local_path(URL) == first
+    assert hashed == [str(zoo[0] / "weights" / "tiny-resnet18.safetensors")]  # once a start
     assert Path(first).stat().st_mtime_ns == stamp
     assert PathManager.get_local_path(f"{URL}?format=RGB") != first
     with PathManager.open(URL, "rb") as file:

@@ -16,8 +16,8 @@ from gradaug_det.errors import ConfigError, GradAugError, ZooError
 from gradaug_det.evaluation.coco_data import load_ground_truth
 from gradaug_det.mini_coco.masks import mask_to_rle
 from gradaug_det.utils.checkpoints import load_checkpoint
+from gradaug_det.utils.text import to_printable
 from gradaug_det.zoo.convert import convert
-from gradaug_det.zoo.info import shown
 from tests.zoo.helpers import make_state
 
 KEY = b")" + b"2\x86" * 40  # a tuple of 2 ** 40 tuples
@@ -110,8 +110,8 @@ def test_states_that_made_the_converter_fail(case):
 
 
 def test_what_is_shown_of_a_file_cannot_steer_a_terminal():
-    assert shown("\x1b[31m red") == repr("\x1b[31m red")
-    assert shown("plain text") == "plain text"
+    assert to_printable("\x1b[31m red") == repr("\x1b[31m red")
+    assert to_printable("plain text") == "plain text"
 
 
 @pytest.mark.timeout(30)

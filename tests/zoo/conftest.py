@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradaug_det.zoo import resuming as http
+from gradaug_det.zoo import download as http
 from tests.zoo.helpers import make_info
 
 CONTENT = random.Random(0).randbytes(300_000)

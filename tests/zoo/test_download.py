@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo import resuming as http
-from gradaug_det.zoo.download import cache_dir, download, fetch
+from gradaug_det.zoo import download as http
+from gradaug_det.zoo.download import cache_dir, download
+from gradaug_det.zoo.fetch import fetch
 from gradaug_det.zoo.index import find
 from tests.zoo.conftest import CONTENT
 from tests.zoo.server import (
@@ -221,7 +222,7 @@ def test_a_read_only_cache(make_index, monkeypatch):
                     os.seteuid(65534)
                 try:
                     with pytest.raises(ZooError, match=f"{message}; make it .* in GRADAUG_CACHE"):
-                        download(entry, server.url, http.PatientDownloader(1))
+                        download(entry, server.url, http.ResumingDownloader(1))
                 finally:
                     if root:
                         os.seteuid(0)
@@ -262,7 +263,7 @@ def test_two_processes_at_once(cache_folder, make_index):
         together.wait(timeout=60)
         whole(handler)
 
-    code = "from gradaug_det.zoo.download import fetch; print(fetch('tiny'))"
+    code = "from gradaug_det.zoo.fetch import fetch; print(fetch('tiny'))"
     with serve(CONTENT, after_both) as server:
         make_index(server.url)
         command = [sys.executable, "-c", code]

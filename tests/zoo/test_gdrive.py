@@ -17,7 +17,7 @@ import torch
 from gradaug_det.errors import ZooError
 from gradaug_det.zoo.backbone import read_backbone
 from gradaug_det.zoo.convert import convert
-from gradaug_det.zoo.download import fetch
+from gradaug_det.zoo.fetch import fetch
 from tests.zoo.helpers import make_info, make_state
 
 NAME = "resnet50-gradaug-authors"
@@ -43,7 +43,7 @@ def test_refused_without_the_flag(cache_folder):
 def test_no_network(cache_folder):
     """In a process in which no name resolves, or it would download 100 MB where Google is."""
     code = (
-        "import socket; from gradaug_det.zoo.download import fetch\n"
+        "import socket; from gradaug_det.zoo.fetch import fetch\n"
         "def nowhere(*a, **k): raise socket.gaierror(-2, 'Name or service not known')\n"
         "socket.getaddrinfo = nowhere\n"
         f"fetch({NAME!r}, allow_unverified=True)"
@@ -60,7 +60,7 @@ def test_without_gdown(cache_folder):
     """In a process that cannot import it."""
     code = (
         "import sys; sys.modules['gdown'] = None\n"
-        "from gradaug_det.zoo.download import fetch\n"
+        "from gradaug_det.zoo.fetch import fetch\n"
         f"fetch({NAME!r}, allow_unverified=True)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

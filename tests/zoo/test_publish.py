@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.download import fetch
+from gradaug_det.zoo.fetch import fetch
 from gradaug_det.zoo.index import INDEX, load_index
 from gradaug_det.zoo.publish import add_file, backbone_table, write_index
 from tests.zoo.helpers import make_file
