@@ -3,8 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-# pycocotools 2.0.10 cannot score a file without "info".
-COCO = ["pycocotools!=2.0.10", "faster-coco-eval>=1.6", "jinja2", "matplotlib", "scipy"]
+COCO = ["faster-coco-eval>=1.6", "jinja2", "matplotlib"]
 
 setup(
     name="gradaug-det",
@@ -27,7 +26,10 @@ setup(
         "torch>=2.1",
         "torchvision>=0.16",
         "numpy",
+        "scipy",
+        "contourpy",
         "pillow>=10.1",
+        "pycocotools!=2.0.10",  # which cannot score a file without "info"
         "safetensors",
         "pooch",
         "tqdm",

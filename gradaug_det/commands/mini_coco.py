@@ -22,38 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val", type=int, default=400, metavar="N", help="val images (400)")
     add("--seed", type=int, default=0, help="everything random depends on it (0)")
     add("--size", type=_size, default=(192, 256), metavar="HxW", help="image size (192x256)")
-    add(
-        "--segmentation",
-        choices=SEGMENTATIONS,
-        default="polygon",
-        help="format of ordinary instances; Detectron2's default reads polygons only (polygon)",
-    )
-    add(
-        "--dev",
-        action="store_true",
-        help="for choosing settings: val images of train garments that no train image shows",
-    )
-    add(
-        "--fashion-mnist",
-        type=Path,
-        metavar="DIR",
-        help="take garments from the full Fashion-MNIST, not from the embedded subset",
-    )
+    text = "format of ordinary instances; Detectron2's default reads polygons only (polygon)"
+    add("--segmentation", choices=SEGMENTATIONS, default="polygon", help=text)
+    text = "for choosing settings: val images of train garments that no train image shows"
+    add("--dev", action="store_true", help=text)
+    text = "take garments from the full Fashion-MNIST, not from the embedded subset"
+    add("--fashion-mnist", type=Path, metavar="DIR", help=text)
     add("--jobs", type=int, default=1, metavar="N", help="processes that draw (1)")
     add("--force", action="store_true", help="replace an earlier build in DIR")
 
 
 def run(args: argparse.Namespace) -> int:
-    build_mini_coco(
-        args.out,
-        train=args.train,
-        val=args.val,
-        seed=args.seed,
-        size=args.size,
-        segmentation=args.segmentation,
-        dev=args.dev,
-        fashion_mnist=args.fashion_mnist,
-        jobs=args.jobs,
-        force=args.force,
-    )
+    options = ("out", "train", "val", "seed", "size", "segmentation", "dev", "fashion_mnist")
+    build_mini_coco(**{name: getattr(args, name) for name in (*options, "jobs", "force")})
     return 0

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
-import uuid
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,20 @@ _OWN_ENTRIES = frozenset({*_FOLDERS, "contact_sheet.png", BUILD_FILE})
 
 
 def write_build_file(folder: Path, arguments: dict[str, Any]) -> None:
-    """Write ``build.json``: the arguments, and a hash of all files that are in ``folder``."""
-    build = {
-        "builder": _BUILDER,
-        "arguments": arguments,
-        "content_sha256": _content_digest(folder),
-    }
+    """Writes ``build.json``: the arguments, and a hash of all files that are in ``folder``."""
+    build = {"builder": _BUILDER, "arguments": arguments, "content_sha256": _hash_content(folder)}
     (folder / BUILD_FILE).write_text(json.dumps(build, indent=1) + "\n", encoding="utf-8")
 
 
 def is_finished(out: Path, arguments: dict[str, Any], force: bool) -> bool:
-    """Whether ``out`` holds this very build already.
+    """Returns whether ``out`` holds this very build already.
+
+    If not, `new_directory` may make it or, with ``force``, replace it.
 
     Args:
         out: where the build should go.
         arguments: everything the files depend on, as JSON values.
         force: replace another build, or the same one.
-
-    Returns:
-        True: nothing to do. False: `new_directory` may make or (``force``) replace it.
 
     Raises:
         DataError: something is in the way; it says what, and what to do.
@@ -71,7 +65,7 @@ def is_finished(out: Path, arguments: dict[str, Any], force: bool) -> bool:
             f"{out} holds another build ({'; '.join(different)}); choose another directory, "
             "or replace it with --force"
         )
-    if build.get("content_sha256") != _content_digest(out):
+    if build.get("content_sha256") != _hash_content(out):
         raise DataError(
             f"{out} was built with these arguments, but its files have changed since; "
             "rebuild it with --force"
@@ -81,38 +75,35 @@ def is_finished(out: Path, arguments: dict[str, Any], force: bool) -> bool:
 
 @contextlib.contextmanager
 def new_directory(out: Path, replace: bool) -> Iterator[Path]:
-    """A directory beside ``out`` that takes its name if the block succeeds, and goes if not.
+    """Yields a directory beside ``out`` that takes its name if the block succeeds.
 
     Args:
         out: the final path; its parents are made.
-        replace: whether something may be there; it is removed after the new one is complete.
+        replace: something may be there; it is removed after the new one is complete.
 
     Raises:
         DataError: ``out`` appeared during the block and ``replace`` is False.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    token = uuid.uuid4().hex[:8]
-    building = out.with_name(f".{out.name}.building-{token}")
-    replaced = out.with_name(f".{out.name}.replaced-{token}")
-    building.mkdir()
-    try:
-        yield building
-        if out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
-        if out.exists() and not replace:
-            raise DataError(f"{out} appeared while it was being built; run the command again")
-        if out.exists():
-            out.rename(replaced)
-        building.rename(out)
-    finally:
-        if replaced.exists() and not out.exists():
-            replaced.rename(out)  # interrupted between the two renames
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.building-") as scratch:
+        building, replaced = Path(scratch, "new"), Path(scratch, "replaced")
+        building.mkdir()
+        try:
+            yield building
+            if out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
+            if out.exists() and not replace:
+                raise DataError(f"{out} appeared while it was being built; run the command again")
+            if out.exists():
+                out.rename(replaced)
+            building.rename(out)
+        finally:
+            if replaced.exists() and not out.exists():
+                replaced.rename(out)  # interrupted between the two renames
 
 
 def _read_build_file(out: Path) -> dict[str, Any] | None:
-    """What ``build.json`` says, or None if this builder did not write one."""
+    """Returns the content of ``build.json``, None if this builder did not write one."""
     try:
         build = json.loads((out / BUILD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -121,14 +112,13 @@ def _read_build_file(out: Path) -> dict[str, Any] | None:
     return build if ours and isinstance(build.get("arguments"), dict) else None
 
 
-def _content_digest(folder: Path) -> str:
-    """A hash of the names and bytes of everything built, in a fixed order."""
+def _hash_content(folder: Path) -> str:
+    """Returns a hash of the names and bytes of everything built, in a fixed order."""
     digest = hashlib.sha256()
     paths = [folder / "contact_sheet.png"]
     for name in _FOLDERS:
         paths += sorted((folder / name).glob("*"))
-    for path in paths:
-        if path.is_file():
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    for path in filter(Path.is_file, paths):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()

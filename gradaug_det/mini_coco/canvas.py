@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 def random_color(
     rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
 ) -> np.ndarray:
-    """An RGB colour (3,) float32 in 0..255 of any hue."""
+    """Returns an RGB colour (3,) float32 in 0..255 of any hue."""
     hsv = rng.uniform(), rng.uniform(*saturation), rng.uniform(*value)
     return np.asarray(colorsys.hsv_to_rgb(*hsv), np.float32) * 255
 
@@ -20,15 +20,12 @@ def random_color(
 def render_canvas(
     rng: np.random.Generator, size: tuple[int, int], distractors: tuple[int, int]
 ) -> np.ndarray:
-    """Paint a background: a coloured texture and some shapes, strokes and plates on it.
+    """Returns a background (H, W, 3) float32, 0..255: a coloured texture with shapes on it.
 
     Args:
         rng: everything random comes from it.
         size: (H, W) in pixels.
         distractors: the least and the largest number of shapes.
-
-    Returns:
-        (H, W, 3) float32, 0..255.
     """
     canvas = _texture(rng, size)
     for _ in range(rng.integers(distractors[0], distractors[1] + 1)):
@@ -37,7 +34,7 @@ def render_canvas(
 
 
 def _noise(rng: np.random.Generator, size: tuple[int, int], cell: float) -> np.ndarray:
-    """Smooth noise (H, W) float32 in about -1..1 whose bumps are about ``cell`` pixels wide."""
+    """Returns smooth noise (H, W) float32 in about -1..1 with bumps ``cell`` pixels wide."""
     height, width = size
     grid = rng.uniform(-1, 1, (math.ceil(height / cell) + 3, math.ceil(width / cell) + 3))
     image = Image.fromarray(grid.astype(np.float32))
@@ -84,7 +81,7 @@ def _texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def _draw_distractor(rng: np.random.Generator, canvas: np.ndarray) -> None:
-    """Draw one shape into ``canvas`` (H, W, 3) in place: shaded, textured, anti-aliased."""
+    """Draws one shape into ``canvas`` (H, W, 3) in place: shaded, textured, anti-aliased."""
     height, width = canvas.shape[:2]
     coverage = Image.new("L", (2 * width, 2 * height))  # twice the size: anti-aliasing
     draw = ImageDraw.Draw(coverage)

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
-
-from gradaug_det.mini_coco.masks import rle_to_mask
+from pycocotools import mask as coco_mask
 
 ZOOM = 1.5
-GAP, CAPTION = 10, 22
+GAP, CAPTION = 10, 22  # pixels around a tile, and above it
 
+_COLUMNS = 5
 _PAPER, _INK = (22, 24, 29), (200, 204, 212)
 _COLORS = (
     *((86, 180, 255), (255, 159, 64), (120, 220, 120), (255, 99, 132), (180, 142, 255)),
@@ -23,20 +22,16 @@ _COLORS = (
 )
 
 
-def draw_contact_sheet(
-    root: Path, out: Path, tiles: Mapping[str, int], size: tuple[int, int], columns: int = 5
-) -> None:
-    """Draw the first images of some splits with everything their annotations say.
+def draw_contact_sheet(root: Path, out: Path, tiles: Mapping[str, int]) -> None:
+    """Draws the first images of some splits with everything their annotations say.
 
     The annotations are read from the files, so the sheet shows what a training run will see.
 
     Args:
-        root: a directory with ``annotations/instances_<split>.json`` and ``<split>/``.
+        root: a directory with ``annotations/instances_<split>.json`` and ``<split>/``, its images
+            of one size.
         out: the PNG to write.
         tiles: split to the number of its images to show.
-        size: (H, W) of an image; others are resized to it.
-        columns: tiles in a row. A tile is 1.5 times an image, with a caption of 22 pixels above
-            it and gaps of 10 pixels around.
     """
     pictures = []
     for split, count in tiles.items():
@@ -48,13 +43,11 @@ def draw_contact_sheet(
         for record in content["images"][:count]:
             own = annotations[record["id"]]
             with Image.open(root / split / record["file_name"]) as image:
-                tile = _draw_tile(image.convert("RGB"), own, names, size)
+                tile = _draw_tile(image.convert("RGB"), own, names)
             crowds = sum(annotation["iscrowd"] for annotation in own)
             caption = f"{split} {record['id']}  ·  {len(own) - crowds} garments"
             pictures.append((caption + "  ·  1 crowd" * crowds, tile))
-    if not pictures:
-        return
-    columns = min(columns, len(pictures))
+    columns = min(_COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
     tile_width, tile_height = pictures[0][1].size
     step_x, step_y = tile_width + GAP, tile_height + CAPTION + GAP
@@ -68,43 +61,31 @@ def draw_contact_sheet(
 
 
 def _draw_tile(
-    image: Image.Image,
-    annotations: list[dict[str, Any]],
-    names: Mapping[int, str],
-    size: tuple[int, int],
+    image: Image.Image, annotations: list[dict[str, Any]], names: Mapping[int, str]
 ) -> Image.Image:
-    width, height = round(size[1] * ZOOM), round(size[0] * ZOOM)
-    zoom = width / image.width, height / image.height
-    tile = image.resize((width, height), Image.Resampling.BICUBIC)
-    for annotation in annotations:
-        color = _COLORS[(annotation["category_id"] - 1) % len(_COLORS)]
-        mask = _zoomed_mask(annotation["segmentation"], tile.size, zoom)
+    size = round(image.width * ZOOM), round(image.height * ZOOM)
+    zoom = size[0] / image.width, size[1] / image.height
+    tile = image.resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(tile)
+    colors = [_COLORS[(a["category_id"] - 1) % len(_COLORS)] for a in annotations]
+    for annotation, color in zip(annotations, colors, strict=True):
+        mask = _zoomed_mask(annotation["segmentation"], size, zoom)
         opacity = 0.55 if annotation["iscrowd"] else 0.3
         tile.paste(color, mask=mask.point(lambda value, opacity=opacity: int(value * opacity)))
-        outline = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3)))
-        tile.paste(color, mask=outline)
-    draw = ImageDraw.Draw(tile)
-    for annotation in annotations:
-        color = _COLORS[(annotation["category_id"] - 1) % len(_COLORS)]
-        x, y, box_width, box_height = annotation["bbox"]
-        corners = _zoomed([x, y, x + box_width, y + box_height], zoom)
-        draw.rectangle(corners, outline=color, width=1)
-    for annotation in annotations:  # last, so that no outline crosses a name
-        color = _COLORS[(annotation["category_id"] - 1) % len(_COLORS)]
-        name = names[annotation["category_id"]] + (" crowd" if annotation["iscrowd"] else "")
-        _draw_name(draw, name, _zoomed(annotation["bbox"][:2], zoom)[0], color)
-    return tile
-
-
-def _draw_name(
-    draw: ImageDraw.ImageDraw, name: str, corner: tuple[float, float], color: tuple[int, int, int]
-) -> None:
+        tile.paste(color, mask=ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(3))))
+    for annotation, color in zip(annotations, colors, strict=True):
+        x, y, width, height = annotation["bbox"]
+        draw.rectangle(_zoomed([x, y, x + width, y + height], zoom), outline=color, width=1)
     font = ImageFont.load_default(11)
-    width, height = draw.textlength(name, font=font) + 6, 14
-    x = min(max(corner[0], 0), draw.im.size[0] - width)
-    y = corner[1] - height if corner[1] >= height else corner[1]
-    draw.rectangle([x, y, x + width, y + height], fill=color)
-    draw.text((x + 3, y), name, fill=_PAPER, font=font)
+    for annotation, color in zip(annotations, colors, strict=True):  # no outline crosses a name
+        name = names[annotation["category_id"]] + (" crowd" if annotation["iscrowd"] else "")
+        width, height = draw.textlength(name, font=font) + 6, 14
+        ((left, top),) = _zoomed(annotation["bbox"][:2], zoom)
+        x = min(max(left, 0), size[0] - width)
+        y = top - height if top >= height else top
+        draw.rectangle([x, y, x + width, y + height], fill=color)
+        draw.text((x + 3, y), name, fill=_PAPER, font=font)
+    return tile
 
 
 def _zoomed(flat: list[float], zoom: tuple[float, float]) -> list[tuple[float, float]]:
@@ -117,7 +98,9 @@ def _zoomed_mask(
     zoom: tuple[float, float],
 ) -> Image.Image:
     if isinstance(segmentation, dict):
-        mask = Image.fromarray(rle_to_mask(segmentation).astype(np.uint8) * 255)
+        if isinstance(segmentation["counts"], list):
+            segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+        mask = Image.fromarray(coco_mask.decode(segmentation) * 255)
         return mask.resize(size, Image.Resampling.BILINEAR)
     mask = Image.new("L", size)
     for polygon in segmentation:

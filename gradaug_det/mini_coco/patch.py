@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from gradaug_det.mini_coco.garments import CLASS_NAMES, GARMENT_SIDE
 from gradaug_det.mini_coco.masks import fill_holes, keep_large_components
@@ -14,6 +15,7 @@ from gradaug_det.mini_coco.masks import fill_holes, keep_large_components
 _BACKGROUND_GREY = 10
 _SEE_THROUGH = frozenset({CLASS_NAMES.index("Sandal"), CLASS_NAMES.index("Bag")})
 _SOLED = frozenset({CLASS_NAMES.index("Sneaker"), CLASS_NAMES.index("Ankle boot")})
+_NEIGHBOURHOOD = np.ones((3, 3), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class Patch:
 
     @property
     def mask(self) -> np.ndarray:
-        """(P, P) bool: the pixels that are mostly garment."""
+        """The pixels that are mostly garment, (P, P) bool."""
         return self.alpha >= 0.5
 
 
 def silhouette(image: np.ndarray, label: int) -> np.ndarray:
-    """The garment's own outline: (28, 28) uint8 image to (28, 28) bool.
+    """Returns the garment's own outline: (28, 28) uint8 image to (28, 28) bool.
 
     Some parts are as dark as the background. Midsoles cut a shoe in two: gaps of up to two
     pixels between the upper and the sole are closed. Prints make holes: they are filled, except
@@ -44,15 +46,10 @@ def silhouette(image: np.ndarray, label: int) -> np.ndarray:
     return fill_holes(mask, min_open=5 if label in _SEE_THROUGH else None)
 
 
-def _windows(array: np.ndarray) -> np.ndarray:
-    """(H, W) to (H, W, 3, 3): each pixel's neighbourhood, zero outside."""
-    return np.lib.stride_tricks.sliding_window_view(np.pad(array, 1), (3, 3))
-
-
 def garment_patch(
     image: np.ndarray, label: int, scale: float, degrees: float, flip: bool, tint: np.ndarray
 ) -> Patch:
-    """Enlarge, rotate and tint a garment; its outline is found at the enlarged resolution.
+    """Enlarges, rotates and tints a garment; its outline is found at the enlarged resolution.
 
     Args:
         image: (28, 28) uint8.
@@ -68,12 +65,12 @@ def garment_patch(
     shape = silhouette(image, label)
     grey = image.astype(np.float32)
     bright = max(float(np.percentile(grey[shape], 95)) if shape.any() else 0.0, 64.0)
-    inner = shape & _windows(shape).all(axis=(-2, -1))
+    inner = ndimage.binary_erosion(shape, _NEIGHBOURHOOD)
     # Rim pixels are partly background: their grey says how much, their neighbours what colour.
     rim = np.clip(grey / (0.5 * bright), 0.45, 1)
     cover = np.pad(np.where(inner, 1, shape * rim).astype(np.float32), 2)
-    inside = _windows(inner).sum(axis=(-2, -1))
-    color = _windows(inner * grey).sum(axis=(-2, -1)) / np.maximum(inside, 1)
+    inside = ndimage.convolve(inner.astype(np.int64), _NEIGHBOURHOOD, mode="constant")
+    color = ndimage.convolve(inner * grey, _NEIGHBOURHOOD, mode="constant") / np.maximum(inside, 1)
     grey = np.where(~inner & (inside > 0), color, grey)
     covered_grey = cover * np.pad(np.clip(grey / bright, 0, 1), 2)
 
@@ -100,7 +97,7 @@ def garment_patch(
 def overlap(
     patch: np.ndarray, left: int, top: int, size: tuple[int, int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The part of the canvas under a patch at (left, top), and the part of the patch on it."""
+    """Returns the part of the canvas under a patch, and the part of the patch on the canvas."""
     height, width = size
     x0, y0 = max(left, 0), max(top, 0)
     x1 = max(min(left + patch.shape[1], width), x0)
@@ -109,7 +106,7 @@ def overlap(
 
 
 def blend(canvas: np.ndarray, patch: Patch, left: int, top: int) -> None:
-    """Draw a patch at (left, top) into ``canvas`` (H, W, 3) float32, in place; it may stick out."""
+    """Draws a patch into ``canvas`` (H, W, 3) float32, in place; it may stick out."""
     on_canvas, on_patch = overlap(patch.alpha, left, top, canvas.shape[:2])
     part = canvas[on_canvas]
     part += patch.alpha[on_patch][..., None] * (patch.color[on_patch] - part)

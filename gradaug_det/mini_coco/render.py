@@ -1,4 +1,4 @@
-"""Draw garments: one on a canvas for classification, several occluding each other for detection."""
+"""Draws garments: one on a canvas for classification, or several that occlude each other."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _CROP_STREAM = 2  # beside the streams of the mini-COCO splits, 0 and 1
 
 @dataclass(frozen=True)
 class Instance:
-    """What is visible of one garment, or of a pile of garments of one class.
+    """The visible part of one garment, or of a pile of garments of one class.
 
-    Attributes:
+    Args:
         label: 0..9, an index into `CLASS_NAMES`.
         garment_ids: positions in the arrays that the garments came from; one unless a crowd.
         mask: (H, W) bool, the visible pixels.
-        crowd: whether this is a pile annotated as one region.
+        crowd: this is a pile, annotated as one region.
     """
 
     label: int
@@ -69,7 +69,7 @@ class _Scene:
         self.needed = [0.0]  # visible pixels that each thing must keep
 
     def place(self, patch: Patch, left: int, top: int, thing: int) -> bool:
-        """Draw a patch as (a part of) ``thing`` unless it, or what it covers, would vanish."""
+        """Draws a patch as (a part of) ``thing`` unless it, or what it covers, would vanish."""
         on_canvas, on_patch = overlap(patch.alpha, left, top, self.size)
         mask = patch.mask[on_patch]
         needed = max(MIN_VISIBLE_SHARE * np.count_nonzero(patch.mask), MIN_VISIBLE_PIXELS)
@@ -89,14 +89,14 @@ class _Scene:
         return True
 
     def visible(self, thing: int) -> np.ndarray:
-        """What an annotator would outline: no crumbs between other garments."""
+        """Returns what an annotator would outline: no crumbs between other garments."""
         return keep_large_components(self.owner == thing, min_pixels=4, min_share=0.02)
 
 
 def render_scene(
     rng: np.random.Generator, images: np.ndarray, labels: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, list[Instance]]:
-    """Compose one detection image.
+    """Composes one detection image.
 
     Args:
         rng: everything random comes from it.
@@ -145,7 +145,7 @@ def _place_garment(rng: np.random.Generator, scene: _Scene, image: np.ndarray, l
 def _place_pile(
     rng: np.random.Generator, scene: _Scene, images: np.ndarray, labels: np.ndarray
 ) -> tuple[int, tuple[int, ...]]:
-    """A dense heap of small garments of one class, which COCO annotates as one crowd."""
+    """Draws a dense heap of small garments of one class, which COCO annotates as one crowd."""
     height, width = scene.size
     label = int(labels[rng.integers(len(labels))])
     candidates = np.flatnonzero(labels == label)
@@ -170,7 +170,7 @@ def render_garment_crops(
     seed: int,
     indices: Sequence[int] | np.ndarray | None = None,
 ) -> np.ndarray:
-    """Render single garments for classification, by the code that draws the detection images.
+    """Draws single garments for classification, by the code that draws the detection images.
 
     Each garment is tinted, flipped or not, rotated up to 15 degrees, scaled to 0.55 to 1 of the
     crop and put near the middle of a textured canvas. Crop ``i`` depends on ``images[i]``,
@@ -181,21 +181,18 @@ def render_garment_crops(
         labels: (N,) classes 0..9.
         size: side of a crop in pixels, at least 16.
         seed: not negative.
-        indices: of the crops to draw, for all N.
+        indices: the crops to draw; None: all.
 
     Returns:
-        (N, 3, size, size) uint8, RGB; of ``indices`` alone if they are given.
+        (N, 3, size, size) uint8, RGB, N the number of crops drawn.
 
     Raises:
         ConfigError: a size, seed or shape that cannot be used.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.shape != (len(labels), GARMENT_SIDE, GARMENT_SIDE) or images.dtype != np.uint8:
-        raise ConfigError(
-            "images",
-            f"are {images.dtype} {images.shape} for {len(labels)} labels; "
-            "they must be uint8 (N, 28, 28)",
-        )
+        problem = f"are {images.dtype} {images.shape} for {len(labels)} labels"
+        raise ConfigError("images", f"{problem}; they must be uint8 (N, 28, 28)")
     if size < 16:
         raise ConfigError("size", f"{size} is too small for a garment; use 16 or more")
     if seed < 0:

@@ -7,9 +7,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ logger = logging.getLogger(__name__)
 SEGMENTATIONS = ("polygon", "rle", "mixed")
 
 _FORMAT = 1  # raise it when the same arguments would give other files
-_SPLITS = {"train": 0, "val": 1}  # the number is part of the random stream
-_FIRST_IMAGE_ID = {"train": 1, "val": 1_000_001}  # ids are unique over both splits, as in COCO
+_STREAMS = {"train": 0, "val": 1}  # part of what each image's randomness comes from
+_MOST_IMAGES = 1_000_000
+_FIRST_IMAGE_ID = {"train": 1, "val": 1 + _MOST_IMAGES}  # unique over both splits, as in COCO
 _SHEET_TILES = {"train": 12, "val": 8}
 _DEV_SHARE = 0.8  # of each class's train garments, for the train images of a dev build
 
@@ -48,7 +50,7 @@ def build_mini_coco(
     jobs: int = 1,
     force: bool = False,
 ) -> Path:
-    """Build the data set, or leave a finished build with the same arguments alone.
+    """Builds the data set, or leaves a finished build with the same arguments alone.
 
     Layout: ``annotations/instances_{train,val}.json``, ``{train,val}/<id>.png``,
     ``contact_sheet.png`` and ``build.json``. Categories 1..10 are `CLASS_NAMES`. The train images
@@ -67,8 +69,8 @@ def build_mini_coco(
         seed: 0 or more.
         size: (H, W) of all images in pixels, 64 to 4096 each.
         segmentation: ``"polygon"`` for ordinary instances, as Detectron2's default needs;
-            ``"rle"`` for compressed run lengths (needs pycocotools); ``"mixed"`` for half
-            polygons, a quarter compressed, a quarter uncompressed run lengths.
+            ``"rle"`` for compressed run lengths; ``"mixed"`` for half polygons, a quarter
+            compressed, a quarter uncompressed run lengths.
         dev: for choosing settings: the val images too show garments of Fashion-MNIST's train split,
             the last fifth of each class, and the train images the others. So nothing is chosen on
             garments that results are reported on.
@@ -86,7 +88,7 @@ def build_mini_coco(
     """
     _check_arguments(train, val, seed, size, segmentation, jobs)
     out = Path(out).expanduser().resolve()
-    garments = _dev_garments(fashion_mnist) if dev else _all_garments(fashion_mnist)
+    splits = _dev_splits(fashion_mnist) if dev else _splits(fashion_mnist)
     arguments = {
         "format": _FORMAT,
         "train": train,
@@ -94,7 +96,7 @@ def build_mini_coco(
         "seed": seed,
         "size": list(size),
         "segmentation": segmentation,
-        "garments_sha256": _garments_digest(garments),
+        "garments_sha256": _hash_garments(splits),
         "dev": dev or None,  # not written if it is not one, as before there were dev builds
     }
     if is_finished(out, arguments, force):
@@ -102,10 +104,15 @@ def build_mini_coco(
         return out
     started = time.perf_counter()
     with new_directory(out, replace=force) as folder:
-        for split, count in (("train", train), ("val", val)):
-            painter = _Painter(folder / split, split, seed, tuple(size), garments[split])
-            _write_split(folder, painter, count, segmentation, jobs)
-        draw_contact_sheet(folder, folder / "contact_sheet.png", _SHEET_TILES, size)
+        (folder / "annotations").mkdir()
+        for split, count in zip(splits, (train, val), strict=True):
+            (folder / split.name).mkdir()
+            draw = partial(_draw_image, split, folder, seed, size)
+            content = _describe(split, _draw_all(draw, count, jobs), size, segmentation)
+            text = json.dumps(content, separators=(",", ":")) + "\n"
+            path = folder / "annotations" / f"instances_{split.name}.json"
+            path.write_text(text, encoding="utf-8")
+        draw_contact_sheet(folder, folder / "contact_sheet.png", _SHEET_TILES)
         written = {name: value for name, value in arguments.items() if value is not None}
         write_build_file(folder, written)
     seconds = time.perf_counter() - started
@@ -116,173 +123,136 @@ def build_mini_coco(
 def _check_arguments(
     train: int, val: int, seed: int, size: tuple[int, int], segmentation: str, jobs: int
 ) -> None:
-    for name, value, least in (("train", train, 1), ("val", val, 1), ("seed", seed, 0)):
+    counts = {"train": train, "val": val, "seed": seed, "jobs": jobs}
+    for name, value in counts.items():
+        least = 0 if name == "seed" else 1
         if value < least:
             raise ConfigError(name, f"{value} is out of range; use {least} or more")
-    if jobs < 1:
-        raise ConfigError("jobs", f"{jobs} is out of range; use 1 or more")
-    if max(train, val) >= _FIRST_IMAGE_ID["val"]:
-        raise ConfigError(
-            "train, val", f"{train}, {val} are too many: at most 1000000 images a split"
-        )
+        if name in _STREAMS and value > _MOST_IMAGES:
+            raise ConfigError(name, f"{value} is out of range; use {_MOST_IMAGES} or less")
     if len(size) != 2 or not all(64 <= side <= 4096 for side in size):
         raise ConfigError("size", f"{size!r} is out of range; use (H, W) with 64..4096 pixels each")
     if segmentation not in SEGMENTATIONS:
-        raise ConfigError(
-            "segmentation", f"{segmentation!r} is unknown; use one of {SEGMENTATIONS}"
-        )
+        problem = f"{segmentation!r} is unknown; use one of {SEGMENTATIONS}"
+        raise ConfigError("segmentation", problem)
 
 
 @dataclass(frozen=True)
-class _Garments:
-    """The garments that a split's images show.
+class _Split:
+    """The garments that a split's images show; sent to the processes that draw.
 
     Args:
+        name: ``"train"`` or ``"val"``.
         images: (N, 28, 28) uint8.
         labels: (N,) uint8.
         positions: (N,) in what `load_garments` returned.
     """
 
+    name: str
     images: np.ndarray
     labels: np.ndarray
     positions: np.ndarray
 
-    def take(self, chosen: np.ndarray) -> _Garments:
-        return _Garments(self.images[chosen], self.labels[chosen], self.positions[chosen])
+
+def _splits(fashion_mnist: str | Path | None) -> list[_Split]:
+    loaded = {name: load_garments(name, fashion_mnist) for name in _STREAMS}
+    return [_Split(name, *own, np.arange(len(own[1]))) for name, own in loaded.items()]
 
 
-def _load(split: str, fashion_mnist: str | Path | None) -> _Garments:
-    images, labels = load_garments(split, fashion_mnist)
-    return _Garments(images, labels, np.arange(len(labels)))
-
-
-def _all_garments(fashion_mnist: str | Path | None) -> dict[str, _Garments]:
-    return {split: _load(split, fashion_mnist) for split in _SPLITS}
-
-
-def _dev_garments(fashion_mnist: str | Path | None) -> dict[str, _Garments]:
-    garments = _load("train", fashion_mnist)
-    ours = np.zeros(len(garments.labels), bool)
-    for label in np.unique(garments.labels):
-        members = np.flatnonzero(garments.labels == label)
-        ours[members[: round(_DEV_SHARE * len(members))]] = True
-    if ours.all() or not ours.any():
+def _dev_splits(fashion_mnist: str | Path | None) -> list[_Split]:
+    """Returns the first garments of each class in the train split, and the last of each."""
+    images, labels = load_garments("train", fashion_mnist)
+    in_train = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        in_train[members[: round(_DEV_SHARE * len(members))]] = True
+    if in_train.all() or not in_train.any():
         raise DataError(
-            f"{len(ours)} train garments are too few for a dev build, which splits each class's"
+            f"{len(labels)} train garments are too few for a dev build, which splits each class's"
         )
-    return {"train": garments.take(ours), "val": garments.take(~ours)}
+    positions = {"train": np.flatnonzero(in_train), "val": np.flatnonzero(~in_train)}
+    return [_Split(name, images[own], labels[own], own) for name, own in positions.items()]
 
 
-@dataclass(frozen=True)
-class _Painter:
-    """Draws and saves image ``index`` of a split; called in this process or in others."""
+def _hash_garments(splits: list[_Split]) -> str:
+    digest = hashlib.sha256()
+    for own in splits:
+        digest.update(repr(own.images.shape).encode() + own.images.tobytes() + own.labels.tobytes())
+    return digest.hexdigest()
 
-    folder: Path
-    split: str
-    seed: int
-    size: tuple[int, int]
-    garments: _Garments
 
-    def image_id(self, index: int) -> int:
-        return _FIRST_IMAGE_ID[self.split] + index
+def _draw_all(draw: partial[list[Instance]], count: int, jobs: int) -> Iterator[list[Instance]]:
+    jobs = min(jobs, count)
+    if jobs == 1:
+        yield from map(draw, range(count))
+        return
+    # Not fork: the caller may hold threads (PyTorch's, a data loader's).
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(draw, range(count), chunksize=math.ceil(count / (2 * jobs)))
 
-    def __call__(self, index: int) -> list[Instance]:
-        rng = np.random.default_rng([self.seed, _SPLITS[self.split], index])
-        garments = self.garments
-        image, instances = render_scene(rng, garments.images, garments.labels, self.size)
-        # Noise hardly compresses: level 2 takes a quarter of the default's time, for 5 % more.
-        path = self.folder / _file_name(self.image_id(index))
-        Image.fromarray(image).save(path, compress_level=2)
-        return instances
+
+def _draw_image(
+    split: _Split, folder: Path, seed: int, size: tuple[int, int], index: int
+) -> list[Instance]:
+    """Draws and saves an image, which depends on (seed, split, index) only."""
+    rng = np.random.default_rng([seed, _STREAMS[split.name], index])
+    image, instances = render_scene(rng, split.images, split.labels, size)
+    # Noise hardly compresses: level 2 takes a quarter of the default's time, for 5 % more.
+    path = folder / split.name / _file_name(_FIRST_IMAGE_ID[split.name] + index)
+    Image.fromarray(image).save(path, compress_level=2)
+    return instances
 
 
 def _file_name(image_id: int) -> str:
     return f"{image_id:012d}.png"
 
 
-def _write_split(folder: Path, painter: _Painter, count: int, segmentation: str, jobs: int) -> None:
-    painter.folder.mkdir()
+def _describe(
+    split: _Split, drawn: Iterable[list[Instance]], size: tuple[int, int], segmentation: str
+) -> dict[str, Any]:
+    """Returns the content of the split's annotation file."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index, instances in enumerate(_paint(painter, count, jobs)):
-        image_id = painter.image_id(index)
-        height, width = painter.size
-        images.append(
-            {
-                "id": image_id,
-                "file_name": _file_name(image_id),
-                "width": width,
-                "height": height,
-                "license": 1,
-            }
-        )
+    for image_id, instances in enumerate(drawn, start=_FIRST_IMAGE_ID[split.name]):
+        record = {"id": image_id, "file_name": _file_name(image_id), "width": size[1]}
+        images.append(record | {"height": size[0], "license": 1})
         for instance in instances:
             number = len(annotations) + 1  # pycocotools takes id 0 for "no match"
-            annotations.append(
-                _annotation(instance, number, image_id, segmentation, painter.garments.positions)
-            )
-    content = {
+            ids = split.positions[list(instance.garment_ids)].tolist()
+            annotation = {
+                "id": number,
+                "image_id": image_id,
+                "category_id": instance.label + 1,
+                "iscrowd": int(instance.crowd),
+                "bbox": mask_to_box(instance.mask),
+                "area": int(np.count_nonzero(instance.mask)),
+                "segmentation": _segment(instance, number, segmentation),
+            }
+            garments = {"garment_ids": ids} if instance.crowd else {"garment_id": ids[0]}
+            annotations.append(annotation | garments)
+    licence = {"id": 1, "name": "MIT (Fashion-MNIST, Zalando SE)"}
+    return {
         "info": {
-            "description": f"mini-COCO {painter.split}: Fashion-MNIST garments, gradaug_det",
+            "description": f"mini-COCO {split.name}: Fashion-MNIST garments, gradaug_det",
             "version": str(_FORMAT),
         },
-        "licenses": [
-            {
-                "id": 1,
-                "name": "MIT (Fashion-MNIST, Zalando SE)",
-                "url": "https://github.com/zalandoresearch/fashion-mnist",
-            }
-        ],
+        "licenses": [licence | {"url": "https://github.com/zalandoresearch/fashion-mnist"}],
         "categories": [
-            {"id": label + 1, "name": name, "supercategory": "garment"}
-            for label, name in enumerate(CLASS_NAMES)
+            {"id": label, "name": name, "supercategory": "garment"}
+            for label, name in enumerate(CLASS_NAMES, start=1)
         ],
         "images": images,
         "annotations": annotations,
     }
-    path = folder / "annotations" / f"instances_{painter.split}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
-def _paint(painter: _Painter, count: int, jobs: int) -> Iterator[list[Instance]]:
-    jobs = min(jobs, count)
-    if jobs == 1:
-        yield from map(painter, range(count))
-        return
-    # Not fork: the caller may hold threads (PyTorch's, a data loader's).
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(painter, range(count), chunksize=math.ceil(count / (2 * jobs)))
-
-
-def _annotation(
-    instance: Instance, number: int, image_id: int, segmentation: str, positions: np.ndarray
-) -> dict[str, Any]:
-    kind = segmentation
+def _segment(
+    instance: Instance, number: int, segmentation: str
+) -> list[list[float]] | dict[str, Any]:
     if instance.crowd:
-        kind = "counts"
-    elif segmentation == "mixed":
-        kind = ("polygon", "polygon", "rle", "counts")[number % 4]
-    shape = (
-        mask_to_polygons(instance.mask)
-        if kind == "polygon"
-        else mask_to_rle(instance.mask, compressed=kind == "rle")
-    )
-    ids = positions[list(instance.garment_ids)].tolist()
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": instance.label + 1,
-        "iscrowd": int(instance.crowd),
-        "bbox": mask_to_box(instance.mask),
-        "area": int(np.count_nonzero(instance.mask)),
-        "segmentation": shape,
-        **({"garment_ids": ids} if instance.crowd else {"garment_id": ids[0]}),
-    }
-
-
-def _garments_digest(garments: dict[str, _Garments]) -> str:
-    digest = hashlib.sha256()
-    for own in garments.values():
-        digest.update(repr(own.images.shape).encode() + own.images.tobytes() + own.labels.tobytes())
-    return digest.hexdigest()
+        return mask_to_rle(instance.mask, compressed=False)
+    if segmentation == "mixed":
+        segmentation = ("polygon", "polygon", "rle", "counts")[number % 4]
+    if segmentation == "polygon":
+        return mask_to_polygons(instance.mask)
+    return mask_to_rle(instance.mask, compressed=segmentation == "rle")
