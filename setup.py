@@ -16,6 +16,7 @@ setup(
     packages=find_packages(include=["gradaug_det", "gradaug_det.*"]),
     package_data={
         "gradaug_det": [
+            "check_data/kinds.json",
             "mini_coco/data/*",
             "reports/templates/*",
             "zoo/index.json",

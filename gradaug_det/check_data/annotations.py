@@ -23,41 +23,9 @@ from gradaug_det.check_data.objects import (
     check_kept_objects,
     check_unit,
 )
-from gradaug_det.errors import ConfigError, DataError
-from gradaug_det.utils.files import read_json
 
 _LARGEST_SIDE = 1e6  # pixels
 _NAN = (math.nan,) * 4
-_EXPORT = "labelling tools have formats of their own: export it as COCO"
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """The parsed annotation file, with ``images``, ``annotations`` and ``categories`` as lists.
-
-    Raises:
-        DataError: it is missing, no JSON, no object, or lacks images or categories.
-    """
-    try:
-        content = read_json(path)
-    except FileNotFoundError:
-        raise DataError(f"the annotation file {path} is missing") from None
-    except OSError as error:
-        raise DataError(f"the annotation file {path} cannot be read: {error.strerror}") from None
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{path} holds a JSON {type(content).__name__}, a COCO annotation file is an object; "
-            f"is it a file of predictions? {_EXPORT}"
-        )
-    content.setdefault("annotations", [])
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            problem = (
-                f"a {type(content[key]).__name__}, not a list" if key in content else "missing"
-            )
-            raise DataError(
-                f"{path}: {key!r} is {problem}; is it a COCO annotation file? {_EXPORT}"
-            )
-    return content
 
 
 class Images:
@@ -104,19 +72,9 @@ class Images:
 def check_categories(
     entries: list,
     num_classes: int | None,
-    class_names: Sequence[str] | None,
     findings: Findings,
 ) -> dict[Any, dict[str, Any]]:
-    """The categories with a usable id, by id, in the file's order.
-
-    Raises:
-        ConfigError: ``class_names`` is a text, or has a name twice.
-    """
-    if isinstance(class_names, str):
-        problem = f'is the text "{class_names}", of which each letter would be a class; '
-        raise ConfigError("class_names", f'{problem}write a tuple: ("{class_names}",)')
-    if twice := [name for name, count in Counter(class_names or ()).items() if count > 1]:
-        raise ConfigError("class_names", f'have "{twice[0]}" twice; name each class once')
+    """The categories with a usable id, by id, in the file's order."""
     if not entries:
         findings.add("empty-list", key="categories")
     categories: dict[Any, dict[str, Any]] = {}
@@ -148,14 +106,6 @@ def check_categories(
     if num_classes is not None and len(categories) != num_classes:
         kind = "too-many-categories" if len(categories) > num_classes else "too-few-categories"
         findings.add(kind, categories=len(categories), num_classes=num_classes)
-    missing = [name for name in class_names or () if name not in names]
-    alike = {_spelling(name): name for name in names}
-    for name in missing:
-        findings.add("class-not-in-file", name=name, file_has=alike.get(_spelling(name)))
-    if not missing:
-        numbered = tuple(name for name in names if name in (class_names or ()))
-        if numbered != tuple(class_names or ()):
-            findings.add("class-order-differs", classes=list(class_names), write=repr(numbered))
     return categories
 
 

@@ -17,7 +17,6 @@ from gradaug_det.check_data.annotations import (
     Images,
     check_annotations,
     check_categories,
-    read_document,
 )
 from gradaug_det.check_data.images import (
     File,
@@ -38,6 +37,7 @@ from gradaug_det.check_data.kinds import (
     describe_example,
 )
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.evaluation.coco_data import CocoData
 
 logger = logging.getLogger(__name__)
 FRAMEWORKS = ("Detectron2", "MMDetection")
@@ -59,12 +59,11 @@ __all__ = [
 
 
 def check_coco(
-    annotations: str | Path,
+    annotations: str | Path | CocoData,
     images: str | Path | None,
     *,
     decode: bool = True,
     num_classes: int | None = None,
-    class_names: Sequence[str] | None = None,
     masks: bool = True,
     jobs: int = 1,
     progress: bool = False,
@@ -72,13 +71,12 @@ def check_coco(
     """Check an annotation file in COCO's format, and its images.
 
     Args:
-        annotations: the JSON file.
+        annotations: the JSON file, or what was parsed of it.
         images: the folder that the images' ``file_name`` starts from; None: the annotation file
             alone.
         decode: decode the images; False: read their headers only, which sees wrong sizes and
             missing files, not damaged pixels.
         num_classes: the model's classes, to compare with the categories.
-        class_names: the names that an MMDetection config gives to the classes.
         masks: look at segmentations; False for detectors of boxes.
         jobs: threads that open images.
         progress: show a bar on a terminal.
@@ -94,7 +92,6 @@ def check_coco(
         images,
         lambda _: look,
         num_classes,
-        class_names,
         masks,
         jobs=jobs,
         progress=progress,
@@ -102,12 +99,11 @@ def check_coco(
 
 
 def check_before_training(
-    annotations: str | Path,
+    annotations: str | Path | CocoData,
     images: str | Path | None = None,
     *,
     name: str,
     num_classes: int | None = None,
-    class_names: Sequence[str] | None = None,
     masks: bool | None = True,
     keypoints: int | None = None,
     trains: bool = True,
@@ -127,7 +123,7 @@ def check_before_training(
     same time. Warnings are logged.
 
     Args:
-        annotations, images, num_classes, class_names: see `check_coco`.
+        annotations, images, num_classes: see `check_coco`.
         masks: look at segmentations; True: the detector needs them, None: it may.
         name: what the framework calls the data set.
         handled: kinds of error that the framework at hand copes with; logged as warnings are.
@@ -147,7 +143,6 @@ def check_before_training(
         images,
         lambda count: look_at_header if count <= HEADER_IMAGES else exists,
         num_classes,
-        class_names,
         masks is not False,
         keypoints=False if keypoints is None else keypoints,
         frameworks=FRAMEWORKS if framework is None else (framework,),
@@ -160,7 +155,7 @@ def check_before_training(
         **(refused or {}),
     }
     copes = {*handled, *(() if trains else ("no-objects-left",))}
-    command = f"gradaug-det check-data --annotations {annotations}"
+    command = f"gradaug-det check-data --annotations {result.source}"
     command += f" --images {images}" if images is not None else ""
     errors = [
         finding
@@ -275,11 +270,10 @@ def check_imagefolder(
 
 
 def _check(
-    annotations: str | Path,
+    annotations: str | Path | CocoData,
     images: str | Path | None,
     look: Callable[[int], Look],  # of the number of images
     num_classes: int | None,
-    class_names: Sequence[str] | None,
     masks: bool,
     *,
     keypoints: int | bool | None = None,
@@ -288,14 +282,14 @@ def _check(
     jobs: int = 1,
     progress: bool = False,
 ) -> CheckResult:
-    document = read_document(Path(annotations))
+    data = CocoData.read(annotations)
     if images is not None and not Path(images).is_dir():
         raise DataError(f"the images' folder {images} does not exist")
     findings = Findings()
-    records = Images(document["images"], findings)
-    categories = check_categories(document["categories"], num_classes, class_names, findings)
+    records = Images(data.images, findings)
+    categories = check_categories(data.categories, num_classes, findings)
     instances = check_annotations(
-        document["annotations"],
+        data.annotations,
         records,
         categories,
         findings,
@@ -313,9 +307,9 @@ def _check(
                 files.append(File(Path(images) / record["file_name"], known, frameworks, place))
         _add_images(files, look(len(files)), jobs, progress, findings, Names(Path(images)))
     names = tuple(str(category.get("name")) for category in categories.values())
-    counts = {key: len(document[key]) for key in ("images", "annotations", "categories")}
+    counts = {key: len(getattr(data, key)) for key in ("images", "annotations", "categories")}
     return CheckResult(
-        str(annotations),
+        data.origin,
         None if images is None else str(images),
         counts,
         findings.sorted(),

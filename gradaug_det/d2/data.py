@@ -24,11 +24,11 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from gradaug_det.check_data.agreement import check_kept, check_same_classes
-from gradaug_det.check_data.annotations import read_document
 from gradaug_det.check_data.check import check_before_training
 from gradaug_det.check_data.images import Names
 from gradaug_det.core import processes
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.evaluation.coco_data import CocoData
 
 logger = logging.getLogger("detectron2.gradaug")
 MINI_COCO = {"mini_coco_train": "train", "mini_coco_val": "val"}
@@ -91,7 +91,7 @@ def name_keypoints(name: str) -> None:
     if not re.search(rb'"keypoints"\s*:\s*\[\s*"', file.read_bytes()):
         return
     try:
-        categories = read_document(file)["categories"]
+        categories = CocoData.read(file).categories
     except DataError:
         return  # said by check_datasets
     kinds = [c for c in categories if isinstance(c, dict) and c.get("keypoints")]
@@ -396,7 +396,7 @@ def _check_keypoints(name: str, use: DataUse) -> None:
     name_keypoints(name)  # for files that Detectron2's own functions registered
     names = MetadataCatalog.get(name).get("keypoint_names")
     if not names:
-        read_document(Path(MetadataCatalog.get(name).json_file))  # if it can be read at all
+        CocoData.read(MetadataCatalog.get(name).json_file)  # if it can be read at all
         raise DataError(
             f"dataset {name!r}: its categories do not name keypoints, or not the same; Detectron2 "
             'has one list for all classes: give each category in the file the same "keypoints": '

@@ -23,9 +23,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from gradaug_det.check_data.agreement import check_kept, check_same_classes
-from gradaug_det.check_data.annotations import read_document
 from gradaug_det.check_data.check import CheckResult, check_before_training
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.mmdet.values import walk
 from gradaug_det.utils.seeding import seeded
 
@@ -322,8 +322,8 @@ def _check_scorer(scorer: _Scorer, key: str, part: _Part) -> None:
     """The evaluator's file is another one than the dataset's."""
     other = _Part(scorer.annotations, None, part.classes, scorer.masks, scored=True)
     _check_part(scorer.key, other, part.classes)
-    images = {one["id"]: one.get("file_name") for one in read_document(part.annotations)["images"]}
-    theirs = {one["id"]: one.get("file_name") for one in read_document(other.annotations)["images"]}
+    images = {one["id"]: one.get("file_name") for one in CocoData.read(part.annotations).images}
+    theirs = {one["id"]: one.get("file_name") for one in CocoData.read(other.annotations).images}
     for image, name in images.items():
         if image not in theirs or Path(str(theirs[image])).name != Path(str(name)).name:
             said = f"is {theirs[image]!r}" if image in theirs else "is missing"

@@ -326,8 +326,6 @@ def test_categories_against_the_model(check):
 
     assert_found(check(same, num_classes=9), "too-many-categories", 1, num_classes=9)
     assert_found(check(same, num_classes=80), "too-few-categories", 1, categories=10)
-    names = ["Trouser", "person"]
-    assert_found(check(same, class_names=names), "class-not-in-file", 1, name="person")
 
 
 def one_class(*, boxes=((10, 10, 40, 50),) * 8, sides=(WIDTH, HEIGHT), masks=False, **values):
@@ -551,24 +549,6 @@ def test_keypoints_in_fractions(check_document):
     for annotation in document["annotations"]:
         annotation["keypoints"] = fractions
     assert found(check_document(document))["not-in-pixels"].examples[0]["key"] == "keypoints"
-
-
-def test_classes_of_a_config(check):
-    def same(changed, _):
-        changed["categories"] = changed["categories"][:3]
-        changed["annotations"] = [a for a in changed["annotations"] if a["category_id"] < 4]
-
-    names = ["T-shirt/top", "Trouser", "Pullover"]
-    assert found(check(same, class_names=names)).keys() <= BASELINE
-    assert found(check(same, class_names=names[:2])).keys() <= BASELINE
-    result = check(same, class_names=names[::-1])
-    assert_found(result, "class-order-differs", 1, write=repr(tuple(names)))
-    result = check(same, class_names=["T-shirt/top", "trouser "])
-    assert_found(result, "class-not-in-file", 1, name="trouser ", file_has="Trouser")
-    with pytest.raises(ConfigError, match=r'class_names is the text "bolt", .*: \("bolt",\)'):
-        check(same, class_names="bolt")
-    with pytest.raises(ConfigError, match='class_names have "Trouser" twice'):
-        check(same, class_names=["Trouser", "Trouser"])
 
 
 def test_notes_about_what_is_not_there(check, document):

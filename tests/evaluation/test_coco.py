@@ -252,7 +252,7 @@ def test_unusable_ground_truth_is_named(truth, predictions, tmp_path):
     with pytest.raises(DataError, match="image 5 has no height and width"):
         evaluate_coco({**truth, "images": no_size}, predictions, ["segm"])
     assert evaluate_coco({**truth, "images": no_size}, predictions, ["bbox"])["bbox"]["AP"] > 0
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(DataError, match="is missing"):
         evaluate_coco(tmp_path / "nowhere.json", predictions)
     (tmp_path / "cut.json").write_text('{"images": [')
     with pytest.raises(DataError, match="cut off"):
