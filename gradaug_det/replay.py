@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradaug_det.core.dump import ADAPTERS, Dump, read_dump
+from gradaug_det.core.dump import Dump, read_dump
 from gradaug_det.core.regularizer import sub_network_passes
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.errors import GradAugError
+from gradaug_det.frameworks import load_replay
 from gradaug_det.utils.text import describe_error
 
 
@@ -102,7 +102,7 @@ def replay(
             "training's own with --config (its folder has a copy), or --trust-config if the file "
             "is from your own training"
         )
-    adapter = importlib.import_module(ADAPTERS[dump.framework])
+    adapter = load_replay(dump.framework)
     try:
         network, batch = adapter.restore(dump, config)
     except GradAugError:

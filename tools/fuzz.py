@@ -720,7 +720,7 @@ def _step_state() -> dict[str, Any]:
 def _read_step(folder: Path, path: Path) -> None:
     import torch
 
-    from gradaug_det.core.dump import ADAPTERS
+    from gradaug_det.frameworks import load_replay
     from gradaug_det.replay import replay
     from gradaug_det.utils.checkpoints import load_checkpoint
 
@@ -730,9 +730,8 @@ def _read_step(folder: Path, path: Path) -> None:
         for framework, batch in (("detectron2", content.get("batch")), ("mmdet", other)):
             torch.save(content | {"framework": framework, "batch": batch}, folder / "step.pt")
             _all_or_first(lambda: replay(folder / "step.pt"))
-            module = importlib.import_module(ADAPTERS[framework])
             with contextlib.suppress(Exception):  # replay says so in a sentence
-                module.decode(batch)
+                load_replay(framework).decode(batch)
     replay(path)
 
 

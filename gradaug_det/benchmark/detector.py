@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from gradaug_det.benchmark.changes import Change
 from gradaug_det.core.slimming import Overrides
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
+from gradaug_det.utils.detector_files import DetectorFiles
 
 
 @dataclass(frozen=True)
@@ -27,31 +28,14 @@ class CocoData:
         images: folder of its images.
         name: for readers.
         categories: (id, name) in the order of the ids, which is that of the classes.
+        truth: content of the annotations, from :func:`.coco_data.load_ground_truth`.
     """
 
     annotations: Path
     images: Path
     name: str
     categories: tuple[tuple[int, str], ...]
-
-
-@dataclass(frozen=True)
-class DetectorFiles:
-    """A detector to benchmark.
-
-    Args:
-        config: file of a Detectron2 yaml config or LazyConfig, or of an MMDetection config.
-        weights: checkpoint's path or URL; None leaves the config's own.
-        label: for readers.
-        framework: ``detectron2`` or ``mmdet``; by default what the config's file looks like.
-        overrides: of the config: ``KEY VALUE`` pairs in one flat list for yaml, else ``key=value``.
-    """
-
-    config: Path
-    weights: str | None
-    label: str
-    framework: str | None = None
-    overrides: tuple[str, ...] = ()
+    truth: dict = field(default_factory=dict, repr=False, compare=False)
 
 
 class Detector(Protocol):
@@ -62,6 +46,7 @@ class Detector(Protocol):
         ZooError: the weights cannot be used.
 
     Attributes:
+        files: what it was made of.
         framework: for readers.
         model: the network, in evaluation mode.
         backbone: the part of it that can be slimmed.
@@ -69,6 +54,7 @@ class Detector(Protocol):
         scoring: the config's own settings of its evaluation.
     """
 
+    files: DetectorFiles
     framework: str
     model: nn.Module
     backbone: nn.Module

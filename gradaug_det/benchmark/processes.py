@@ -13,26 +13,38 @@ import torch.distributed as dist
 
 
 @contextmanager
-def processes() -> Iterator[tuple[int, int]]:
-    """Within the block, all processes know each other; yields rank and number of processes.
+def processes() -> Iterator[None]:
+    """Within the block, all processes that ``torchrun`` started know each other.
 
     Objects, not tensors, are exchanged: ``gloo`` serves on every device.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield 0, 1
+        yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     # The first process scores and measures alone, for longer than the usual half hour on COCO.
     dist.init_process_group("gloo", timeout=timedelta(hours=12))
     try:
-        yield dist.get_rank(), dist.get_world_size()
+        yield
     finally:
         dist.destroy_process_group()
 
 
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    return rank() == 0
+
+
 def gather(value: Any) -> list[Any] | None:
-    """Every process's value, by rank, in the first process; None in the others."""
+    """Returns every process's value, by rank, in the first process; None in the others."""
     if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -41,7 +53,7 @@ def gather(value: Any) -> list[Any] | None:
 
 
 def from_first(value: Any) -> Any:
-    """The first process's value, in all processes."""
+    """Returns the first process's value, in all processes."""
     if not dist.is_initialized():
         return value
     values = [value]

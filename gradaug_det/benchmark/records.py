@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from gradaug_det.benchmark.changes import FGSM, Corruption
 from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.coco import Scoring
 
@@ -52,7 +53,7 @@ class WidthResult:
         width: width multiplier; 1 is the full network.
         metrics: on the clean images.
         predictions: COCO results on the clean images (or the path of a JSON list of them).
-        cost: of an image.
+        cost: of an image; None until it is measured.
         corruptions: corruption -> severity (1 to 5) -> task -> AP in per cent.
         fgsm: epsilon (on the 0-255 scale) -> task -> AP in per cent.
     """
@@ -60,9 +61,16 @@ class WidthResult:
     width: float
     metrics: Metrics
     predictions: Sequence[dict] | Path
-    cost: Cost
-    corruptions: Mapping[str, Mapping[int, Mapping[str, float]]] = field(default_factory=dict)
-    fgsm: Mapping[float, Mapping[str, float]] = field(default_factory=dict)
+    cost: Cost | None = None
+    corruptions: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+    fgsm: dict[float, dict[str, float]] = field(default_factory=dict)
+
+    def add(self, change: Corruption | FGSM, aps: dict[str, float]) -> None:
+        """Notes each task's AP in per cent on images that were changed."""
+        if isinstance(change, Corruption):
+            self.corruptions.setdefault(change.kind, {})[change.severity] = aps
+        else:
+            self.fgsm[change.epsilon] = aps
 
     def mpc(self, task: str) -> float | None:
         """Mean performance under corruption: AP over all corruptions and severities measured.

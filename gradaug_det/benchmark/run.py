@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from gradaug_det.benchmark.changes import FGSM, Change, Clean, Corruption
 from gradaug_det.benchmark.cost import at_detector_width, measure_costs
-from gradaug_det.benchmark.detector import CocoData, Detector, DetectorFiles
-from gradaug_det.benchmark.processes import from_first, gather
+from gradaug_det.benchmark.detector import CocoData, Detector
+from gradaug_det.benchmark.processes import from_first, gather, is_first, rank, world_size
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, Metrics, WidthResult
 from gradaug_det.benchmark.store import DetectionStore
 from gradaug_det.check_data.check import check_before_training
 from gradaug_det.core.checks import check_width
 from gradaug_det.errors import ConfigError, DataError
-from gradaug_det.evaluation.coco import Scoring, check_sigmas, evaluate_coco
+from gradaug_det.evaluation.coco import check_sigmas, evaluate_coco
 from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth
 from gradaug_det.utils.environment import describe_environment
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What is measured.
+    """What a benchmark measures.
 
     Args:
         widths: width multipliers in (0, 1].
@@ -71,8 +71,8 @@ class BenchmarkSettings:
             raise ConfigError("--cost-images", f"must be 1 or more, got {self.cost_images}")
         self.changes()
 
-    def changes(self) -> list[Change]:
-        """What is done to the images besides leaving them as they are."""
+    def changes(self) -> list[Corruption | FGSM]:
+        """Returns what is done to the images besides leaving them as they are."""
         return [
             *(Corruption(kind, s) for kind in self.corruptions for s in self.severities),
             *(FGSM(epsilon) for epsilon in self.epsilons),
@@ -80,7 +80,7 @@ class BenchmarkSettings:
 
 
 def load_data(annotations: str | Path, images: str | Path, name: str) -> CocoData:
-    """A dataset in COCO format.
+    """Reads a dataset in COCO format.
 
     Raises:
         DataError: the annotations cannot be scored against, or there is no such folder.
@@ -95,232 +95,182 @@ def load_data(annotations: str | Path, images: str | Path, name: str) -> CocoDat
         annotations, name=name, masks=False, trains=False, handled=("ignore-set",)
     )
     categories = sorted((category["id"], category["name"]) for category in truth["categories"])
-    return CocoData(annotations, images, name, tuple(categories))
-
-
-def load_detector(files: DetectorFiles, data: CocoData, device: str) -> Detector:
-    """Builds a detector with its framework, which is imported only now.
-
-    Raises:
-        ConfigError, ZooError: config or weights cannot be used.
-    """
-    framework = files.framework or guess_framework(files.config)
-    if framework == "detectron2":
-        from gradaug_det.d2.benchmark import Detectron2Detector as Adapter
-    elif framework == "mmdet":
-        from gradaug_det.mmdet.benchmark import MMDetectionDetector as Adapter
-    else:
-        raise ConfigError("--framework", f"must be detectron2 or mmdet, got {framework!r}")
-    return Adapter(files, data, device)
-
-
-def guess_framework(config: Path) -> str:
-    """yaml is Detectron2's; Python is Detectron2's if it imports that, else MMDetection's.
-
-    Raises:
-        ConfigError: the file does not exist or is neither.
-    """
-    if not config.is_file():
-        raise ConfigError("--config", f"names a file that does not exist: {str(config)!r}")
-    if config.suffix in (".yaml", ".yml"):
-        return "detectron2"
-    if config.suffix == ".py":
-        lazy = re.search(r"^(from|import) detectron2\b", config.read_text("utf-8"), re.MULTILINE)
-        return "detectron2" if lazy else "mmdet"
-    raise ConfigError("--config", f"must be a .yaml or .py file, got {str(config)!r}")
-
-
-@dataclass
-class _Run:
-    """One benchmark under way."""
-
-    data: CocoData
-    settings: BenchmarkSettings
-    out: Path
-    rank: int
-    world: int
-    truth: dict = field(init=False)
-    image_ids: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.truth = load_ground_truth(self.data.annotations)
-        ids = sorted(image["id"] for image in self.truth["images"])
-        self.image_ids = ids[: self.settings.limit]
-
-    def detections(self, detector: Detector, folder: Path, width: float, change: Change) -> Any:
-        """COCO results of all images, in the first process; an empty list in the others."""
-        store = DetectionStore(folder / f"width-{width:g}" / change.name, self.rank)
-        done = from_first(store.read() if self.rank == 0 else None)
-        mine = [i for i in self.image_ids if i not in done][self.rank :: self.world]
-        found = store.write(self._detect(detector, width, change, mine))
-        parts = gather(found)
-        if parts is None:
-            return []
-        for part in parts:
-            done.update(part)
-        return [result for image_id in self.image_ids for result in done[image_id]]
-
-    def _detect(
-        self, detector: Detector, width: float, change: Change, image_ids: Sequence[int]
-    ) -> Iterator[tuple[int, list[dict]]]:
-        if not image_ids:
-            return
-        loader = DataLoader(
-            detector.dataset(image_ids, change),
-            batch_size=None,
-            num_workers=self.settings.workers,
-            collate_fn=_as_it_is,  # PyTorch would turn arrays of the frameworks' own into tensors
-        )
-        bar = tqdm(loader, f"width {width:g}, {change.name}", disable=None if self.rank == 0 else 1)
-        for image_id, sample in zip(image_ids, bar, strict=True):
-            with at_detector_width(detector, width):
-                if isinstance(change, FGSM):
-                    sample = detector.attack(sample, change)
-                yield image_id, detector.detect(sample)
-
-    def score(self, results: list[dict], tasks: Sequence[str], scoring: Scoring) -> Metrics:
-        """All of COCO's numbers, as the detector's config has them made."""
-        return evaluate_coco(
-            self.truth,
-            results,
-            tasks,
-            image_ids=self.image_ids,
-            max_detections=scoring.max_detections,
-            sigmas=scoring.sigmas,
-        )
+    return CocoData(annotations, images, name, tuple(categories), truth)
 
 
 def run_benchmark(
-    detectors: Sequence[DetectorFiles],
+    detectors: Sequence[Detector],
     data: CocoData,
     out: str | Path,
     settings: BenchmarkSettings,
     *,
     resume: bool = False,
-    process: tuple[int, int] = (0, 1),
     command: str = "",
 ) -> Benchmark | None:
-    """Detects on all images at all widths and under all changes, and scores.
+    """Detects on all images at all widths and under all changes, scores, and measures costs.
+
+    With several processes (see :func:`gradaug_det.benchmark.processes.processes`) all call it, and
+    each detects on its share of the images.
 
     Args:
+        detectors: each with a label of its own.
+        data: what the detectors were built for.
         out: detections are kept in its folder ``detections``, one line an image.
         resume: go on with what an interrupted run left there; else it is removed.
-        process: rank and number of processes, from
-            :func:`gradaug_det.benchmark.processes.processes`.
         command: for the report.
 
     Returns:
         The records in the first process, None in the others.
 
     Raises:
-        ConfigError, DataError, ZooError: a config, the data or weights cannot be used.
+        ConfigError, DataError: the data do not fit the detectors or cannot be used.
     """
-    rank, world = process
-    run = _Run(data, settings, Path(out), rank, world)
-    store = run.out / "detections"
-    if rank == 0 and not resume:
+    for detector in detectors:
+        _check_keypoints(detector, data)
+    store = Path(out) / "detections"
+    if is_first() and not resume:
         shutil.rmtree(store, ignore_errors=True)
-    built = [load_detector(files, data, settings.device) for files in detectors]
-    for detector in built:
-        if "keypoints" in (detector.scoring.tasks or ()):
-            check_scorable([], run.truth, "keypoints")
-            check_sigmas(
-                run.truth,
-                detector.scoring.sigmas,
-                "TEST.KEYPOINT_OKS_SIGMAS (in a LazyConfig the evaluator's kpt_oks_sigmas)",
-            )
     from_first(None)  # nobody writes before the old detections are gone
-    found = []
-    for files, detector in zip(detectors, built, strict=True):
-        logger.info("%s (%s)", files.label, detector.framework)
-        folder = store / _folder_name(files, detector, data)
-        results = {
-            width: run.detections(detector, folder, width, Clean()) for width in settings.widths
-        }
-        # Once for a detector: a change under which it finds nothing says nothing about its masks.
-        tasks = detector.scoring.tasks_of([r for of_width in results.values() for r in of_width])
-        largest = max(settings.widths)
-        changed = {}
-        for change in settings.changes():
-            detections = run.detections(detector, folder, largest, change)
-            if rank == 0:
-                changed[change] = {
-                    task: metrics["AP"]
-                    for task, metrics in run.score(detections, tasks, detector.scoring).items()
-                }
-        found.append((results, changed, tasks))
-    if rank:
+    image_ids = sorted(image["id"] for image in data.truth["images"])[: settings.limit]
+    results = [_evaluate(detector, data, image_ids, store, settings) for detector in detectors]
+    if not is_first():
         return None
-    measured = run.image_ids[: settings.cost_images]
-    samples = [
-        [dataset[position] for position in range(len(measured))]
-        for dataset in (detector.dataset(measured, Clean()) for detector in built)
-    ]
-    logger.info("costs, on %d images", len(samples[0]))
-    costs = measure_costs(built, settings.widths, samples, repeats=settings.repeats)
+    _fill_in_costs(results, detectors, image_ids, settings)
     return Benchmark(
         title=f"Benchmark on {data.name}",
-        detectors=[
-            DetectorResult(
-                label=files.label,
-                framework=detector.framework,
-                config=files.config.name,
-                weights=_shown(files.weights),
-                scoring=detector.scoring,
-                widths=[
-                    WidthResult(
-                        width=width,
-                        metrics=run.score(results[width], tasks, detector.scoring),
-                        predictions=results[width],
-                        cost=cost,
-                        **(_robustness(changed) if width == max(settings.widths) else {}),
-                    )
-                    for width, cost in zip(settings.widths, of_detector, strict=True)
-                ],
-            )
-            for files, detector, (results, changed, tasks), of_detector in zip(
-                detectors, built, found, costs, strict=True
-            )
-        ],
+        detectors=results,
         gt_json=data.annotations,
         dataset=data.name,
         image_root=data.images,
-        image_ids=run.image_ids if settings.limit else None,
+        image_ids=image_ids if settings.limit else None,
         environment=describe_environment(),
         command=command,
     )
 
 
-def _as_it_is(sample: Any) -> Any:
+def _check_keypoints(detector: Detector, data: CocoData) -> None:
+    if "keypoints" in (detector.scoring.tasks or ()):
+        check_scorable([], data.truth, "keypoints")
+        check_sigmas(
+            data.truth,
+            detector.scoring.sigmas,
+            "TEST.KEYPOINT_OKS_SIGMAS (in a LazyConfig the evaluator's kpt_oks_sigmas)",
+        )
+
+
+def _evaluate(
+    detector: Detector,
+    data: CocoData,
+    image_ids: Sequence[int],
+    store: Path,
+    settings: BenchmarkSettings,
+) -> DetectorResult:
+    """Detects and scores; costs are still to be measured. Empty but in the first process."""
+    files, scoring = detector.files, detector.scoring
+    logger.info("%s (%s)", files.label, detector.framework)
+    folder = store / _folder_name(detector, data)
+
+    def detect(width: float, change: Change) -> list[dict]:
+        return _detect(detector, image_ids, folder, width, change, settings.workers)
+
+    def score(found: list[dict]) -> Metrics:
+        limits = {"max_detections": scoring.max_detections, "sigmas": scoring.sigmas}
+        return evaluate_coco(data.truth, found, tasks, image_ids=image_ids, **limits)
+
+    clean = {width: detect(width, Clean()) for width in settings.widths}
+    # Once for a detector: a change under which it finds nothing says nothing about its masks.
+    tasks = scoring.tasks_of([result for found in clean.values() for result in found])
+    widths = {
+        width: WidthResult(width, score(found) if is_first() else {}, found)
+        for width, found in clean.items()
+    }
+    widest = widths[max(widths)]
+    for change in settings.changes():
+        # One change after the other: on COCO, all of their detections would not fit into memory.
+        found = detect(widest.width, change)
+        if is_first():
+            aps = {task: metrics["AP"] for task, metrics in score(found).items()}
+            widest.add(change, aps)
+    weights = _shorten(files.weights)
+    return DetectorResult(
+        files.label, detector.framework, files.config.name, weights, [*widths.values()], scoring
+    )
+
+
+def _detect(
+    detector: Detector,
+    image_ids: Sequence[int],
+    folder: Path,
+    width: float,
+    change: Change,
+    workers: int,
+) -> list[dict]:
+    """COCO results of all images, in the first process; an empty list in the others."""
+    store = DetectionStore(folder / f"width-{width:g}" / change.name, rank())
+    done = from_first(store.read() if is_first() else None)
+    mine = [image_id for image_id in image_ids if image_id not in done][rank() :: world_size()]
+    written = store.write(_detect_each(detector, mine, width, change, workers))
+    parts = gather(written)
+    if parts is None:
+        return []
+    for part in parts:
+        done |= part
+    return [result for image_id in image_ids for result in done[image_id]]
+
+
+def _detect_each(
+    detector: Detector, image_ids: Sequence[int], width: float, change: Change, workers: int
+) -> Iterator[tuple[int, list[dict]]]:
+    if not image_ids:
+        return
+    loader = DataLoader(
+        detector.dataset(image_ids, change),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,  # PyTorch would turn arrays of the frameworks' own into tensors
+    )
+    bar = tqdm(loader, f"width {width:g}, {change.name}", disable=None if is_first() else True)
+    for image_id, sample in zip(image_ids, bar, strict=True):
+        with at_detector_width(detector, width):
+            if isinstance(change, FGSM):
+                sample = detector.attack(sample, change)
+            yield image_id, detector.detect(sample)
+
+
+def _fill_in_costs(
+    results: Sequence[DetectorResult],
+    detectors: Sequence[Detector],
+    image_ids: Sequence[int],
+    settings: BenchmarkSettings,
+) -> None:
+    chosen = image_ids[: settings.cost_images]
+    logger.info("costs, on %d images", len(chosen))
+    datasets = [detector.dataset(chosen, Clean()) for detector in detectors]
+    samples = [[dataset[i] for i in range(len(chosen))] for dataset in datasets]
+    costs = measure_costs(detectors, settings.widths, samples, repeats=settings.repeats)
+    for result, of_detector in zip(results, costs, strict=True):
+        for at_width, cost in zip(result.widths, of_detector, strict=True):
+            at_width.cost = cost
+
+
+def _unchanged(sample: Any) -> Any:
     return sample
 
 
-def _robustness(changed: dict[Change, dict[str, float]]) -> dict[str, dict]:
-    corruptions: dict[str, dict[int, dict[str, float]]] = {}
-    fgsm = {}
-    for change, found in changed.items():
-        if isinstance(change, Corruption):
-            corruptions.setdefault(change.kind, {})[change.severity] = found
-        elif isinstance(change, FGSM):
-            fgsm[change.epsilon] = found
-    return {"corruptions": corruptions, "fgsm": fgsm}
-
-
-def _folder_name(files: DetectorFiles, detector: Detector, data: CocoData) -> str:
-    """Of what the detections depend on: others' are never taken for this detector's."""
+def _folder_name(detector: Detector, data: CocoData) -> str:
+    """A digest of all that detections depend on: another detector's are never taken for these."""
     digest = hashlib.sha256(detector.description().encode())
     for name, tensor in sorted(detector.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(data.annotations.read_bytes())
     digest.update(str(data.images.resolve()).encode())
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", files.label).strip("-").lower()
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", detector.files.label).strip("-").lower()
     return f"{slug}-{digest.hexdigest()[:16]}"
 
 
-def _shown(weights: str | None) -> str:
+def _shorten(weights: str | None) -> str:
+    """Reports name no local folders."""
     if weights is None:
         return "the config's"
-    if "://" in weights:
-        return weights
-    return "/".join(Path(weights).parts[-2:])
+    return weights if "://" in weights else "/".join(Path(weights).parts[-2:])

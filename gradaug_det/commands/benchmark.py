@@ -9,7 +9,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradaug_det.benchmark.detector import DetectorFiles
+import torch
+
 from gradaug_det.benchmark.processes import processes
 from gradaug_det.benchmark.report import write_benchmark
 from gradaug_det.benchmark.run import (
@@ -19,6 +20,8 @@ from gradaug_det.benchmark.run import (
 )
 from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.corruptions import SEVERITIES, corruption_names
+from gradaug_det.frameworks import FRAMEWORKS, load_detector
+from gradaug_det.utils.detector_files import DetectorFiles
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", nargs="+", metavar="FILE", help="checkpoints or URLs; default: the config's"
     )
     detectors.add_argument("--label", nargs="+", metavar="TEXT", help="of each, for readers")
-    detectors.add_argument("--framework", choices=["detectron2", "mmdet"], help="if not obvious")
+    detectors.add_argument("--framework", choices=list(FRAMEWORKS), help="if not obvious")
     detectors.add_argument(
         "--opts",
         nargs="+",
@@ -82,34 +85,50 @@ def run(args: argparse.Namespace) -> int:
     # PyTorch's profiler, which counts memory, reports a missing GPU as an error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     data = load_data(*_dataset(args))
-    settings = BenchmarkSettings(
-        widths=tuple(args.widths),
-        corruptions=_corruptions(args.corruptions),
-        severities=tuple(args.severities),
-        epsilons=tuple(args.fgsm),
-        limit=args.limit,
-        cost_images=args.cost_images,
-        repeats=args.repeats,
-        workers=args.workers,
-        device=args.device or _best_device(),
-    )
-    with processes() as process:
+    settings = _settings(args)
+    with processes():
+        detectors = [load_detector(files, data, settings.device) for files in detector_files(args)]
         benchmark = run_benchmark(
-            detector_files(args),
-            data,
-            args.out,
-            settings,
-            resume=args.resume,
-            process=process,
-            command=_command(args),
+            detectors, data, args.out, settings, resume=args.resume, command=_command(args)
         )
         if benchmark is not None:
             logger.info("report: %s", write_benchmark(args.out, benchmark))
     return 0
 
 
+def _settings(args: argparse.Namespace) -> BenchmarkSettings:
+    corruptions = args.corruptions
+    if corruptions is not None:
+        corruptions = corruptions or corruption_names()
+    return BenchmarkSettings(
+        widths=tuple(args.widths),
+        corruptions=tuple(corruptions or ()),
+        severities=tuple(args.severities),
+        epsilons=tuple(args.fgsm),
+        limit=args.limit,
+        cost_images=args.cost_images,
+        repeats=args.repeats,
+        workers=args.workers,
+        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+
+
+def _dataset(args: argparse.Namespace) -> tuple[Path, Path, str]:
+    """Returns annotations, images and a name for readers."""
+    if args.coco and not (args.annotations or args.images):
+        annotations = args.coco / "annotations" / f"instances_{args.split}.json"
+        return annotations, args.coco / args.split, f"{args.coco.name} {args.split}"
+    if args.annotations and args.images and not args.coco:
+        return args.annotations, args.images, args.annotations.stem
+    raise ConfigError(
+        "--coco",
+        "FOLDER (with annotations/instances_SPLIT.json and SPLIT/ in it), or else both "
+        "--annotations FILE and --images FOLDER must be given",
+    )
+
+
 def detector_files(args: argparse.Namespace) -> list[DetectorFiles]:
-    """One detector for each of ``--weights``, or for each ``--config`` without them.
+    """Returns a detector for each of ``--weights``, or for each ``--config`` without them.
 
     Raises:
         ConfigError: the numbers of configs, weights and labels do not fit together.
@@ -132,81 +151,45 @@ def detector_files(args: argparse.Namespace) -> list[DetectorFiles]:
 
 
 def _labels(configs: Sequence[Path], weights: Sequence[str | None]) -> list[str]:
-    """Names of config and weights; with as much of their folders as tells them apart.
+    """Returns names of config and weights.
 
     Raises:
         ConfigError: the same files are given twice.
     """
-    files = [
-        (_parts(str(c)), _parts(w) if w else None) for c, w in zip(configs, weights, strict=True)
-    ]
-    for position, (config, weight) in enumerate(zip(configs, weights, strict=True)):
-        if files.index(files[position]) < position:
-            option, given = ("--config", str(config)) if weight is None else ("--weights", weight)
+    columns = [[_parts(str(config)) for config in configs]]
+    if weights[0] is not None:
+        columns.append([_parts(weight) for weight in weights])
+    detectors = list(zip(*columns, strict=True))
+    for position, files in enumerate(detectors):
+        if files in detectors[:position]:
+            given = weights[position] or str(configs[position])
+            option = "--config" if weights[position] is None else "--weights"
             raise ConfigError(
                 option, f"has {given!r} twice; leave one out, or tell them apart with --label"
             )
-
-    def labels(of: Sequence[int], alike: bool) -> list[str]:
-        columns = [[files[i][column] for i in of] for column in (0, 1)]
-        named = [_shortest(column) if alike else _stems(column) for column in columns if column[0]]
-        return [", ".join(row) for row in zip(*named, strict=True)]
-
-    found = labels(range(len(files)), alike=False)
-    for label in set(found):
-        same = [i for i, other in enumerate(found) if other == label]
-        if len(same) > 1:
-            for i, longer in zip(same, labels(same, alike=True), strict=True):
-                found[i] = longer
-    return found
+    return [", ".join(names) for names in zip(*map(_shortest_names, columns), strict=True)]
 
 
 def _parts(file: str) -> tuple[str, ...]:
-    """Of a path from the root on, or of a URL."""
+    """Splits a path, from the root on, or a URL."""
     if "://" in file:
         return tuple(filter(None, file.split("/")))
     return Path(os.path.normpath(Path(file).absolute())).parts
 
 
-def _stems(files: Sequence[tuple[str, ...]]) -> list[str]:
-    return [Path(parts[-1]).stem for parts in files]
-
-
-def _shortest(files: Sequence[tuple[str, ...]]) -> list[str]:
-    """The last parts of each, as few as tell different files apart, with the suffix if need be."""
-    stems = [(*parts[:-1], stem) for parts, stem in zip(files, _stems(files), strict=True)]
-    ends: list[str] = []
-    for named in (stems, files):
-        for length in range(1, max(map(len, files)) + 1):
-            ends = ["/".join(parts[-length:]) for parts in named]
-            if len(set(ends)) == len(set(files)):
-                return ends
-    return ends
-
-
-def _dataset(args: argparse.Namespace) -> tuple[Path, Path, str]:
-    if args.coco and not (args.annotations or args.images):
-        annotations = args.coco / "annotations" / f"instances_{args.split}.json"
-        return annotations, args.coco / args.split, f"{args.coco.name} {args.split}"
-    if args.annotations and args.images and not args.coco:
-        return args.annotations, args.images, args.annotations.stem
-    raise ConfigError(
-        "--coco",
-        "FOLDER (with annotations/instances_SPLIT.json and SPLIT/ in it), or else both "
-        "--annotations FILE and --images FOLDER must be given",
-    )
-
-
-def _corruptions(given: list[str] | None) -> tuple[str, ...]:
-    if given is None:
-        return ()
-    return tuple(given or corruption_names())
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _shortest_names(files: Sequence[tuple[str, ...]]) -> list[str]:
+    """Returns each file's stem with as many folders, or else the suffix, as tell them apart."""
+    lengths = range(1, max(map(len, files)) + 1)
+    # Names of all files, longer from level to level; the last ones have the suffix too.
+    levels = [
+        {parts: "/".join([*parts[:-1], last(parts[-1])][-length:]) for parts in files}
+        for last in (lambda name: Path(name).stem, str)
+        for length in lengths
+    ]
+    return [
+        next(names[parts] for names in levels if list(names.values()).count(names[parts]) == 1)
+        for parts in files
+    ]
 
 
 def _command(args: argparse.Namespace) -> str:

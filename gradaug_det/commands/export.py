@@ -6,9 +6,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.errors import ConfigError
 from gradaug_det.export.run import IMAGES, Calibration, export_detector
+from gradaug_det.utils.detector_files import DetectorFiles
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,6 @@ from gradaug_det.errors import GradAugError, NonFiniteLossError
 from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.utils.files import atomic_path, explain_write_errors
 
-ADAPTERS = {"detectron2": "gradaug_det.d2.replay", "mmdet": "gradaug_det.mmdet.replay"}
-"""Module of each framework."""
 FORMAT = 1
 FOLDER = "nonfinite"
 """In the training's output folder."""
@@ -75,7 +73,7 @@ def read_dump(path: str | Path) -> Dump:
     """
     content = load_checkpoint(path)
     try:
-        if content.pop("format") != FORMAT or content["framework"] not in ADAPTERS:
+        if content.pop("format") != FORMAT:
             raise ValueError
         subs = [
             SubNetwork(**{**sub, "transform": BatchTransform(**sub["transform"])})
@@ -85,6 +83,7 @@ def read_dump(path: str | Path) -> Dump:
             check_number("scale", sub.transform.scale, high=4.0, above=0.0)  # or it fills memory
         dump = Dump(subs=subs, **content)
         for value, kinds in (
+            (dump.framework, str),
             (dump.config, (str, type(None))),
             (dump.options, dict),
             (dump.rng, Tensor),

@@ -21,7 +21,6 @@ from torch.utils.data import Dataset
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
 from gradaug_det.benchmark.detector import (
     CocoData,
-    DetectorFiles,
     category_id,
     check_num_classes,
     training_losses,
@@ -36,6 +35,7 @@ from gradaug_det.d2.evaluation import scoring
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.d2.train import load_config, load_lazy_config
 from gradaug_det.errors import ConfigError
+from gradaug_det.utils.detector_files import DetectorFiles
 
 
 class Detectron2Detector:
@@ -44,7 +44,7 @@ class Detectron2Detector:
     framework = "Detectron2"
 
     def __init__(self, files: DetectorFiles, data: CocoData, device: str) -> None:
-        self.data = data
+        self.files, self.data = files, data
         check_device("--device", device)
         load = _load_lazy if files.config.suffix == ".py" else _load_yaml
         cfg, self.model, self.mapper, self.divisor, self._description = load(files, device)

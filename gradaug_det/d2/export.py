@@ -14,7 +14,6 @@ from detectron2.modeling import build_model
 from detectron2.modeling.backbone import FPN, ResNet
 from torch import Tensor, nn
 
-from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.export_config import lazy_config
@@ -24,6 +23,7 @@ from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.export.calibration import in_batches
 from gradaug_det.export.programs import Traceable
 from gradaug_det.export.widths import scaled
+from gradaug_det.utils.detector_files import DetectorFiles
 
 _NAME = "MODEL.BACKBONE.NAME"
 # The registered builders of a ResNet under an FPN -> Detectron2's own.

@@ -13,8 +13,6 @@ import pooch
 import torch
 from torch import nn
 
-from gradaug_det.benchmark.detector import DetectorFiles
-from gradaug_det.benchmark.run import guess_framework
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.errors import ConfigError
 from gradaug_det.export.calibration import find_images, has_statistics, recalibrate
@@ -22,6 +20,8 @@ from gradaug_det.export.exporter import Exporter
 from gradaug_det.export.programs import check_format, make_program
 from gradaug_det.export.slicing import check_same, find_readers, load_narrow, narrow_state
 from gradaug_det.export.widths import share_of_channels
+from gradaug_det.frameworks import load_exporter
+from gradaug_det.utils.detector_files import DetectorFiles
 from gradaug_det.utils.environment import describe_environment
 from gradaug_det.utils.files import atomic_path
 
@@ -56,24 +56,6 @@ class Exported:
     weights: Path
     program: Path | None
     record: dict[str, Any]
-
-
-def load_exporter(files: DetectorFiles) -> Exporter:
-    """The detector with its framework, which is imported only now.
-
-    Raises:
-        ConfigError, ZooError: config or weights cannot be used.
-    """
-    if files.weights is None:
-        raise ConfigError("--weights", "is missing: the checkpoint of a trained detector")
-    framework = files.framework or guess_framework(files.config)
-    if framework == "detectron2":
-        from gradaug_det.d2.export import Detectron2Exporter as Adapter
-    elif framework == "mmdet":
-        from gradaug_det.mmdet.export import MMDetectionExporter as Adapter
-    else:
-        raise ConfigError("--framework", f"must be detectron2 or mmdet, got {framework!r}")
-    return Adapter(files)
 
 
 def export_detector(

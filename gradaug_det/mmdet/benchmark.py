@@ -21,7 +21,6 @@ from torch.utils.data import Dataset, Subset
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
 from gradaug_det.benchmark.detector import (
     CocoData,
-    DetectorFiles,
     category_id,
     check_num_classes,
     training_losses,
@@ -33,6 +32,7 @@ from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.data import coco_metrics, coco_part, leaves
 from gradaug_det.mmdet.train import load_config
+from gradaug_det.utils.detector_files import DetectorFiles
 
 
 class MMDetectionDetector:
@@ -41,7 +41,7 @@ class MMDetectionDetector:
     framework = "MMDetection"
 
     def __init__(self, files: DetectorFiles, data: CocoData, device: str) -> None:
-        self.data, self.device = data, device
+        self.files, self.data, self.device = files, data, device
         self.config = load_config(files.config, options(files.overrides))
         init_default_scope("mmdet")
         weights = files.weights or self.config.get("load_from")

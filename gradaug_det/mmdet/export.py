@@ -19,7 +19,6 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.errors import ZooError
 from gradaug_det.export.calibration import in_batches
 from gradaug_det.export.programs import Traceable
@@ -28,6 +27,7 @@ from gradaug_det.mmdet.benchmark import options
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.export_config import plain_config
 from gradaug_det.mmdet.train import load_config
+from gradaug_det.utils.detector_files import DetectorFiles
 
 
 class MMDetectionExporter:

@@ -18,11 +18,10 @@ from mmengine.runner import Runner
 
 from gradaug_det.benchmark.changes import FGSM, Clean, Corruption
 from gradaug_det.benchmark.cost import at_detector_width, count_parameters, measure_costs
-from gradaug_det.benchmark.detector import DetectorFiles, training_losses
+from gradaug_det.benchmark.detector import training_losses
 from gradaug_det.benchmark.run import (
     BenchmarkSettings,
     load_data,
-    load_detector,
     run_benchmark,
 )
 from gradaug_det.commands.cli import main
@@ -30,7 +29,9 @@ from gradaug_det.core.slimming import slim_plan
 from gradaug_det.d2.data import register_coco
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import evaluate_coco
+from gradaug_det.frameworks import load_detector
 from gradaug_det.mini_coco import build_mini_coco
+from gradaug_det.utils.detector_files import DetectorFiles
 from tests.cross.helpers import ROOT, configs, detectors
 
 FRAMEWORKS = ("detectron2", "mmdet")
@@ -57,6 +58,10 @@ def files(world, framework):
     return DetectorFiles(ROOT / config, str(world[0] / f"{framework}.pth"), framework)
 
 
+def benchmark(files, data, out, settings, **more):
+    return run_benchmark([load_detector(files, data, "cpu")], data, out, settings, **more)
+
+
 @pytest.fixture(scope="module")
 def measured(world):
     """Framework -> the result of a detector at two widths."""
@@ -69,7 +74,7 @@ def measured(world):
         repeats=1,
     )
     return {
-        name: run_benchmark([files(world, name)], world[1], world[0] / name, settings).detectors[0]
+        name: benchmark(files(world, name), world[1], world[0] / name, settings).detectors[0]
         for name in FRAMEWORKS
     }
 
@@ -186,7 +191,7 @@ def test_an_interrupted_run_goes_on(world, measured):
     # Killed while writing the fourth image.
     store.write_text("".join(lines[:3]) + lines[3][:40])
     settings = BenchmarkSettings(cost_images=1, repeats=0)
-    again = run_benchmark([files(world, "detectron2")], world[1], out, settings, resume=True)
+    again = benchmark(files(world, "detectron2"), world[1], out, settings, resume=True)
     after = store.read_text().splitlines(keepends=True)
     assert after[:3] == lines[:3] and sorted(after[4:]) == sorted(lines[3:])
     old, new = measured["detectron2"].widths[0], again.detectors[0].widths[0]
@@ -196,14 +201,14 @@ def test_an_interrupted_run_goes_on(world, measured):
 
 def test_other_weights_are_detected_anew(world, tmp_path):
     settings = BenchmarkSettings(limit=1, cost_images=1, repeats=0)
-    first = run_benchmark([files(world, "detectron2")], world[1], tmp_path, settings)
+    first = benchmark(files(world, "detectron2"), world[1], tmp_path, settings)
     state = torch.load(world[0] / "detectron2.pth", weights_only=True)["model"]
     state["roi_heads.box_predictor.cls_score.bias"] += torch.linspace(-3, 3, 11)
     torch.save({"model": state}, tmp_path / "detectron2.pth")
     other = DetectorFiles(
         files(world, "detectron2").config, str(tmp_path / "detectron2.pth"), "detectron2"
     )
-    second = run_benchmark([other], world[1], tmp_path, settings, resume=True)
+    second = benchmark(other, world[1], tmp_path, settings, resume=True)
     assert first.detectors[0].widths[0].predictions != second.detectors[0].widths[0].predictions
     assert len(list((tmp_path / "detections").iterdir())) == 2
 
@@ -369,7 +374,7 @@ def test_a_lazy_config(world, tmp_path):
     settings = BenchmarkSettings(
         widths=(1.0, 0.9), epsilons=(1.0,), limit=1, cost_images=1, repeats=0
     )
-    full, narrow = run_benchmark([lazy], world[1], tmp_path, settings).detectors[0].widths
+    full, narrow = benchmark(lazy, world[1], tmp_path, settings).detectors[0].widths
     assert narrow.cost.parameters < full.cost.parameters
     assert full.fgsm[1.0].keys() == full.metrics.keys()
 
@@ -384,7 +389,7 @@ def test_nothing_found_under_a_change_on_data_without_masks(world, tmp_path):
     opts = ("MODEL.MASK_ON", "False", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.999")
     detector = replace(files(world, "detectron2"), overrides=opts)
     settings = BenchmarkSettings(epsilons=(1.0,), limit=2, cost_images=1, repeats=0)
-    result = run_benchmark([detector], data, tmp_path, settings).detectors[0].widths[0]
+    result = benchmark(detector, data, tmp_path, settings).detectors[0].widths[0]
     assert result.predictions == [] and result.metrics["bbox"]["AP"] == 0
     assert set(result.metrics) == set(result.fgsm[1.0]) == {"bbox"}
 

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from gradaug_det.benchmark.run import BenchmarkSettings, guess_framework, load_data
+from gradaug_det.benchmark.run import BenchmarkSettings, load_data
 from gradaug_det.commands import benchmark as command
 from gradaug_det.commands.cli import main
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.frameworks import guess_framework
 
 
 def parsed(*arguments):

@@ -10,9 +10,9 @@ import torch
 
 from gradaug_det.benchmark.changes import Clean
 from gradaug_det.benchmark.cost import at_detector_width
-from gradaug_det.benchmark.detector import DetectorFiles
-from gradaug_det.benchmark.run import load_detector
 from gradaug_det.core.slimming import slim_plan
+from gradaug_det.frameworks import load_detector
+from gradaug_det.utils.detector_files import DetectorFiles
 
 WIDTH = 0.875
 # What a plain environment runs, without gradaug_det in it.

@@ -12,7 +12,6 @@ from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
-from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.benchmark.run import BenchmarkSettings, run_benchmark
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2.backbone import slimmable_part
@@ -23,6 +22,8 @@ from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.export.calibration import find_images
 from gradaug_det.export.programs import FORMATS
 from gradaug_det.export.run import Calibration, export_detector
+from gradaug_det.frameworks import load_detector
+from gradaug_det.utils.detector_files import DetectorFiles
 from tests.cross.helpers import ROOT
 from tests.d2.helpers import calibrate
 from tests.export.conftest import CONFIGS
@@ -117,9 +118,11 @@ def test_detections_and_ap_are_the_sliced_networks(mini, data):
 def test_benchmark_measures_it(mini, data, tmp_path):
     source, exported = mini
     settings = BenchmarkSettings(limit=1, cost_images=1, repeats=0, epsilons=(1.0,))
-    result = run_benchmark([exported_files(exported)], data, tmp_path, settings).detectors[0]
+    result = run_benchmark(
+        [load_detector(exported_files(exported), data, "cpu")], data, tmp_path, settings
+    ).detectors[0]
     sliced = run_benchmark(
-        [source],
+        [load_detector(source, data, "cpu")],
         data,
         tmp_path,
         BenchmarkSettings(widths=(WIDTH,), limit=1, cost_images=1, repeats=0),

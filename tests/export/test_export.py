@@ -10,7 +10,6 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 from torchvision.models import resnet18, resnet50, resnext50_32x4d
 
-from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.commands.cli import main
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.errors import ConfigError, DataError, UnslimmableError
@@ -19,6 +18,7 @@ from gradaug_det.export.programs import FORMATS, Traceable, make_program
 from gradaug_det.export.run import export_detector
 from gradaug_det.export.slicing import check_same, find_readers
 from gradaug_det.export.widths import expressible_widths, scaled, share_of_channels
+from gradaug_det.utils.detector_files import DetectorFiles
 from tests.export.conftest import CONFIGS
 
 

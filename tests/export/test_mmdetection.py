@@ -9,7 +9,6 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from gradaug_det.benchmark.detector import DetectorFiles
 from gradaug_det.benchmark.run import BenchmarkSettings, run_benchmark
 from gradaug_det.core.slimming import at_width
 from gradaug_det.errors import ConfigError, ZooError
@@ -17,7 +16,9 @@ from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.export.calibration import find_images
 from gradaug_det.export.programs import FORMATS
 from gradaug_det.export.run import Calibration, export_detector
+from gradaug_det.frameworks import load_detector
 from gradaug_det.mmdet.export import MMDetectionExporter
+from gradaug_det.utils.detector_files import DetectorFiles
 from tests.export.conftest import CONFIGS
 from tests.export.helpers import (
     WIDTH,
@@ -104,7 +105,9 @@ def test_detections_and_ap_are_the_sliced_networks(mini, data):
 def test_benchmark_measures_it(mini, data, tmp_path):
     _, exported = mini
     settings = BenchmarkSettings(limit=1, cost_images=1, repeats=0)
-    (result,) = run_benchmark([exported_files(exported)], data, tmp_path, settings).detectors
+    (result,) = run_benchmark(
+        [load_detector(exported_files(exported), data, "cpu")], data, tmp_path, settings
+    ).detectors
     assert result.widths[0].cost.parameters == exported.record["parameters"]["exported"]
 
 

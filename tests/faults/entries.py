@@ -23,19 +23,20 @@ from mmengine.registry import HOOKS
 from mmengine.runner import load_checkpoint as mmengine_load
 
 import gradaug_det.mmdet
-from gradaug_det.benchmark.detector import DetectorFiles
-from gradaug_det.benchmark.run import load_data, load_detector
+from gradaug_det.benchmark.run import load_data
 from gradaug_det.commands import cli
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.data import check_datasets, register_coco
 from gradaug_det.d2.train import load_config, load_lazy_config
 from gradaug_det.errors import GradAugError
+from gradaug_det.frameworks import load_detector
 from gradaug_det.mmdet import train as mm_train
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.data import check_data as check_data_mmdet
 from gradaug_det.mmdet.values import check_values
 from gradaug_det.pretrain.data import StatelessBatches, load_images, train_loader, val_loader
 from gradaug_det.pretrain.recipe import load_recipe
+from gradaug_det.utils.detector_files import DetectorFiles
 from gradaug_det.zoo.export import convert_file
 from tests.d2.dataset import SIZE
 from tests.d2.helpers import tiny_cfg

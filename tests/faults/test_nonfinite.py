@@ -210,7 +210,7 @@ def test_nothing_in_a_file_runs_unasked(tmp_path, capsys):
 @pytest.mark.parametrize(
     "change",
     [
-        *({"framework": "os"}, {"subs": 3}, {"subs": [{}]}, {"rng": 1}, {"config": ["x"]}),
+        *({"framework": 3}, {"subs": 3}, {"subs": [{}]}, {"rng": 1}, {"config": ["x"]}),
         *({"more": 1}, {"subs": [{"index": 0, "width": 1.0, "transform": {"scale": 1e4}}]}),
     ],
 )
@@ -218,6 +218,12 @@ def test_steps_of_other_kinds_are_refused(tmp_path, change):
     torch.save(step("detectron2", "") | change, tmp_path / "x.pt")
     with pytest.raises(GradAugError, match="is not a step that a training left"):
         read_dump(tmp_path / "x.pt")
+
+
+def test_a_step_of_no_framework_is_refused(tmp_path, capsys):
+    torch.save(step("os", ""), tmp_path / "x.pt")
+    assert cli.main(["replay", str(tmp_path / "x.pt")]) == 2
+    assert "'os', not of detectron2 or mmdet" in capsys.readouterr().err
 
 
 def test_a_scaler_looks_at_gradients_itself():
