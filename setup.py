@@ -17,6 +17,7 @@ setup(
     package_data={
         "gradaug_det": [
             "check_data/kinds.json",
+            "d2/templates/*",
             "mini_coco/data/*",
             "reports/templates/*",
             "zoo/index.json",
