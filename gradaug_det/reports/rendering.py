@@ -36,7 +36,7 @@ def templates(*folders: Path) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number_text
+    environment.filters |= {"number": number_text, "signed": signed}
     return environment
 
 

@@ -104,7 +104,7 @@ def run_demo(
             "The model zoo's two ResNet-18 were pretrained on the same kind of garments under one "
             "budget, without and with GradAug. From both, Mask R-CNN is fine-tuned plainly; from "
             "the second also with GradAug's sub-networks in each step. All three see the same "
-            "batches."
+            "batches. With one seed, nobody can tell how much of a difference is chance."
         ),
     )
     index = write_report(report_folder, report)

@@ -10,10 +10,10 @@ from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.coco import IOU_TYPES, TASK_NAMES
 from gradaug_det.mini_coco import build_mini_coco
 from gradaug_det.utils.environment import describe_environment
-from studies.report.comparison import Method, group_methods
+from studies.report.comparison import group_methods
 from studies.report.records import Report, RunRecord
 from studies.report.report import write_report
-from studies.report.statistics import Agreement, agreement, agreement_sentence
+from studies.report.statistics import Agreement, agreement
 from studies.runner.finetuning import Training, run_trainings
 from studies.runner.frameworks import FRAMEWORKS, FineTuning
 
@@ -97,7 +97,7 @@ def compare_frameworks(
         environment=describe_environment(),
         commands=[training.shell_line(out, "output/frameworks") for training in trainings],
         dataset="mini-COCO val",
-        findings=framework_findings(runs),
+        agreements=framework_agreements(runs),
         introduction=(
             f"The same fine-tuning in both frameworks, {len(settings.seeds)} seeds each, from one "
             f"backbone: same sizes, schedule, gradient clipping, samplers and thresholds. What "
@@ -131,8 +131,8 @@ def comparison_trainings(out: Path, data: Path, settings: FrameworkComparison) -
     ]
 
 
-def framework_findings(runs: list[RunRecord]) -> list[str]:
-    """What the seeds say about the frameworks and about GradAug, one sentence a comparison.
+def framework_agreements(runs: list[RunRecord]) -> dict[str, Agreement]:
+    """Compares the frameworks, and GradAug with plain fine-tuning, over seeds.
 
     Args:
         runs: of all methods of :func:`comparison_trainings`, at least two seeds each.
@@ -154,12 +154,10 @@ def framework_findings(runs: list[RunRecord]) -> list[str]:
         )
         for framework in FRAMEWORKS.values()
     ]
-    return [
-        agreement_sentence(f"{what}, {TASK_NAMES[task]} AP", _agreement(one, other, task))
+    return {
+        f"{what}, {TASK_NAMES[task]} AP": agreement(
+            one.values(task, "AP"), other.values(task, "AP")
+        )
         for what, one, other in pairs
         for task in IOU_TYPES
-    ]
-
-
-def _agreement(one: Method, other: Method, task: str) -> Agreement:
-    return agreement(one.values(task, "AP"), other.values(task, "AP"))
+    }

@@ -30,9 +30,9 @@ class Method:
         return _mean(run.seconds_per_iteration for run in self.runs)
 
     def values(self, task: str, metric: str) -> list[float]:
-        """The metric of each seed, without those where it does not exist (NaN)."""
-        found = (run.metrics.get(task, {}).get(metric, math.nan) for run in self.runs)
-        return [value for value in found if math.isfinite(value)]
+        """The metric of each seed, without those where it does not exist (NaN, in JSON None)."""
+        found = (run.metrics.get(task, {}).get(metric) for run in self.runs)
+        return [value for value in found if value is not None and math.isfinite(value)]
 
     def mean(self, task: str, metric: str) -> float | None:
         """Mean over the seeds in per cent; None where no seed has the metric."""

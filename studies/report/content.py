@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gradaug_det.evaluation.coco import CATEGORY_PREFIX, TASK_NAMES
 from gradaug_det.reports.rendering import MISSING, number_text, plain, signed
-from studies.report.comparison import TABLE_METRICS, Method, difference, step_time_ratio
-from studies.report.records import Report
-from studies.report.wording import summarise
+from studies.report.comparison import (
+    TABLE_METRICS,
+    Method,
+    difference,
+    group_methods,
+    step_time_ratio,
+)
+from studies.report.records import Report, RunRecord
 
-SCHEMA_VERSION = 1  # of report.json; raised when a key changes its meaning or goes away
+SCHEMA_VERSION = 2  # of report.json; raised when a key changes its meaning or goes away
 
 
 def report_content(report: Report, ground_truth: dict, methods: Sequence[Method]) -> dict:
@@ -32,7 +38,6 @@ def report_content(report: Report, ground_truth: dict, methods: Sequence[Method]
             "schema_version": SCHEMA_VERSION,
             "title": report.title,
             "introduction": report.introduction,
-            "summary": [*report.findings, *summarise(list(methods))],
             "dataset": {
                 "name": report.dataset,
                 "annotation_file": Path(report.gt_json).name
@@ -45,6 +50,9 @@ def report_content(report: Report, ground_truth: dict, methods: Sequence[Method]
             "baseline": baseline.name,
             "methods": [_method_content(method) for method in methods],
             "comparisons": [_comparison_content(method, baseline) for method in methods[1:]],
+            "agreements": [
+                {"what": what, **asdict(found)} for what, found in report.agreements.items()
+            ],
             "runs": [
                 {**asdict(run), "seconds_per_iteration": run.seconds_per_iteration}
                 for run in report.runs
@@ -54,6 +62,13 @@ def report_content(report: Report, ground_truth: dict, methods: Sequence[Method]
             "environment": report.environment,
         }
     )
+
+
+def methods_of(content: Mapping[str, Any]) -> list[Method]:
+    """Returns the methods that a ``report.json`` holds, the baseline first."""
+    known = RunRecord.__dataclass_fields__
+    runs = [RunRecord(**{k: v for k, v in r.items() if k in known}) for r in content["runs"]]
+    return group_methods(runs, content["baseline"])
 
 
 def _method_content(method: Method) -> dict:

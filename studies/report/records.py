@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from gradaug_det.errors import ConfigError
+from studies.report.statistics import Agreement
 
 Metrics = dict[str, dict[str, float]]
 
@@ -76,7 +77,7 @@ class Report:
         num_pictures: validation images to show.
         dataset: name of the validation set, for readers.
         introduction: a sentence or two on what was compared and why, for readers.
-        findings: paragraphs that stand before the summary, e.g. of a study's own statistics.
+        agreements: differences over seeds, by what is subtracted from what.
         score_threshold: detections scoring less are not drawn.
 
     Raises:
@@ -93,7 +94,7 @@ class Report:
     num_pictures: int = 6
     dataset: str = ""
     introduction: str = ""
-    findings: Sequence[str] = ()
+    agreements: Mapping[str, Agreement] = field(default_factory=dict)
     score_threshold: float = 0.5
 
     def __post_init__(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gradaug_det.evaluation.coco import TASK_NAMES
 from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth, load_predictions
@@ -26,6 +27,7 @@ from gradaug_det.utils.environment import machine_line
 from studies.report.comparison import Method, group_methods
 from studies.report.content import (
     category_bars,
+    methods_of,
     report_content,
     table_rows,
 )
@@ -58,31 +60,41 @@ def write_report(out_dir: str | Path, report: Report) -> Path:
     content = report_content(report, ground_truth, methods)
     content["pictures"]["image_ids"] = [image["id"] for image in images]
 
-    environment = templates(TEMPLATES)
-    view = {
-        **content,
-        "machine": machine_line(report.environment),
-        "table": table_rows(methods),
+    html_view = {
+        **_tables(content),
         "colours": {
             method.name: METHOD_COLOURS[position % len(METHOD_COLOURS)]
             for position, method in enumerate(methods)
         },
         "bars": category_bars(methods),
-        "tasks": TASK_NAMES,
-        "several_seeds": any(len(method.runs) > 1 for method in methods),
-    }
-    html_view = {
-        **view,
         "plots": embedded(training_plots(methods)),
         "picture_rows": _picture_rows(report, ground_truth, methods, images),
     }
     files = {
         "report.json": json_text(content),
-        "report.md": environment.get_template("report.md.j2").render(view),
-        "index.html": environment.get_template("report.html.j2").render(html_view),
+        "report.md": report_markdown(content),
+        "index.html": templates(TEMPLATES).get_template("report.html.j2").render(html_view),
     }
     write_files(out_dir, files)
     return Path(out_dir) / "index.html"
+
+
+def report_markdown(content: Mapping[str, Any]) -> str:
+    """Returns the ``report.md`` of what a ``report.json`` holds."""
+    return templates(TEMPLATES).get_template("report.md.j2").render(_tables(content))
+
+
+def _tables(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what both templates show: the content and its tables as text."""
+    methods = methods_of(content)
+    return {
+        "agreements": [],  # reports of before there were any
+        **content,
+        "machine": machine_line(content["environment"]),
+        "table": table_rows(methods),
+        "tasks": TASK_NAMES,
+        "several_seeds": any(len(method.runs) > 1 for method in methods),
+    }
 
 
 def _picture_rows(

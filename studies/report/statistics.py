@@ -1,4 +1,4 @@
-"""Whether two methods that ought to be the same give the same AP, as far as seeds can tell."""
+"""The difference of two methods' AP, and how sure seeds make it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from gradaug_det.errors import ConfigError
-from gradaug_det.reports.rendering import signed
 
 CONFIDENCE = 0.95
 
@@ -27,16 +26,6 @@ class Agreement:
     pooled: float
     low: float
     high: float
-
-    @property
-    def within_spread(self) -> bool:
-        """Whether the difference is not larger than the pooled standard deviation."""
-        return abs(self.difference) <= self.pooled
-
-    @property
-    def compatible_with_none(self) -> bool:
-        """Whether Welch's interval contains a difference of 0."""
-        return self.low <= 0 <= self.high
 
 
 def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
@@ -62,23 +51,3 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
         interval = stats.ttest_ind(first, second, equal_var=False).confidence_interval(CONFIDENCE)
         low, high = float(interval.low), float(interval.high)
     return Agreement(difference, pooled, low, high)
-
-
-def agreement_sentence(what: str, result: Agreement) -> str:
-    """The result in words.
-
-    Args:
-        what: the two and the metric, e.g. ``"Plain: Detectron2 minus MMDetection, box AP"``.
-    """
-    numbers = (
-        f"{what}: {signed(result.difference)} points; pooled standard deviation over seeds "
-        f"{result.pooled:.2f}; Welch's 95 % interval {signed(result.low)} to {signed(result.high)}."
-    )
-    if result.within_spread and result.compatible_with_none:
-        return f"{numbers} The difference is within the seeds' spread."
-    if result.compatible_with_none:
-        return (
-            f"{numbers} The difference is larger than the seeds' standard deviation, but the "
-            "interval contains 0: these seeds do not show that they differ."
-        )
-    return f"{numbers} The interval does not contain 0: they differ by more than the seeds do."

@@ -1,4 +1,4 @@
-"""The comparison of frameworks: which trainings, and what is said about them."""
+"""The comparison of frameworks: which trainings, and what is compared."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from gradaug_det.errors import ConfigError
 from studies.frameworks.study import (
     FrameworkComparison,
     comparison_trainings,
-    framework_findings,
+    framework_agreements,
 )
 from studies.report.records import RunRecord
 from studies.runner.frameworks import FRAMEWORKS
@@ -48,7 +48,7 @@ def test_the_commands_name_seed_weights_and_schedule(tmp_path):
     assert "custom_hooks" not in by_name["mmdet-plain-seed3"]
 
 
-def test_findings_compare_the_frameworks_and_the_methods():
+def test_differences_compare_the_frameworks_and_the_methods():
     def run(framework, method, seed, ap):
         metrics = {task: {"AP": ap} for task in ("bbox", "segm")}
         name = f"{framework}-{method}"
@@ -61,25 +61,17 @@ def test_findings_compare_the_frameworks_and_the_methods():
         for method, aps in values.items()
         for seed, ap in enumerate(aps)
     ]
-    findings = framework_findings(runs)
-    assert len(findings) == 8
-    equal, verdict = "0.00 points", "The difference is within the seeds' spread."
-    for start, sentence in zip(
-        (
-            f"Plain, Detectron2 minus MMDetection, box AP: {equal}",
-            f"Plain, Detectron2 minus MMDetection, mask AP: {equal}",
-            f"GradAug, Detectron2 minus MMDetection, box AP: {equal}",
-            f"GradAug, Detectron2 minus MMDetection, mask AP: {equal}",
-            "Detectron2, GradAug minus plain, box AP: +2.50 points",
-            "Detectron2, GradAug minus plain, mask AP: +2.50 points",
-            "MMDetection, GradAug minus plain, box AP: +2.50 points",
-            "MMDetection, GradAug minus plain, mask AP: +2.50 points",
-        ),
-        findings,
-        strict=True,
-    ):
-        assert sentence.startswith(start)
-        assert sentence.endswith(verdict) == (equal in start)
+    found = framework_agreements(runs)
+    assert {what: agreed.difference for what, agreed in found.items()} == {
+        "Plain, Detectron2 minus MMDetection, box AP": 0,
+        "Plain, Detectron2 minus MMDetection, mask AP": 0,
+        "GradAug, Detectron2 minus MMDetection, box AP": 0,
+        "GradAug, Detectron2 minus MMDetection, mask AP": 0,
+        "Detectron2, GradAug minus plain, box AP": 2.5,
+        "Detectron2, GradAug minus plain, mask AP": 2.5,
+        "MMDetection, GradAug minus plain, box AP": 2.5,
+        "MMDetection, GradAug minus plain, mask AP": 2.5,
+    }
 
 
 @pytest.mark.parametrize("seeds", [(1,), (1, 1, 2)])

@@ -1,16 +1,17 @@
-"""The committed report is what its runs say: findings are recomputed from its numbers."""
+"""The committed report is what its runs say: differences are recomputed from its numbers."""
 
 import json
 from pathlib import Path
 
-from studies.frameworks.study import METHODS, framework_findings
+from gradaug_det.reports.rendering import signed
+from studies.frameworks.study import METHODS, framework_agreements
 from studies.report.records import RunRecord
 from studies.runner.frameworks import FRAMEWORKS
 
 FOLDER = Path(__file__).parents[2] / "studies" / "frameworks" / "results"
 
 
-def test_findings_are_those_of_the_runs():
+def test_differences_are_those_of_the_runs():
     content = json.loads((FOLDER / "report.json").read_text())
     runs = [
         RunRecord(
@@ -26,9 +27,12 @@ def test_findings_are_those_of_the_runs():
     ]
     assert {run.method for run in runs} == {f"{f}-{m}" for f in FRAMEWORKS for m in METHODS}
     assert all(sum(r.method == run.method for r in runs) >= 3 for run in runs)
-    findings = framework_findings(runs)
-    assert len(findings) == 8
+    agreements = framework_agreements(runs)
+    assert len(agreements) == 8
     text = (FOLDER / "report.md").read_text()
-    for sentence in findings:
-        assert sentence in text
+    for what, found in agreements.items():
+        assert (
+            f"{what}: {signed(found.difference)} points; pooled standard deviation over seeds "
+            f"{found.pooled:.2f}; Welch's 95 % interval {signed(found.low)} to {signed(found.high)}"
+        ) in text
     assert len({(run.iterations, run.config.split("/")[0]) for run in runs}) == 1
