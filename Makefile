@@ -10,7 +10,7 @@ COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --no-emit-in
 	--no-annotate --quiet --override requirements/overrides.txt $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs study study-zoo compare-frameworks lint env-demo env-test lock clean
+.PHONY: help demo test docs study-zoo compare-frameworks lint env-demo env-test lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
@@ -26,9 +26,6 @@ test: env-test  ## lint, then run all tests (the first time compiles MMCV: 15 to
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
-
-study: env-demo  ## train what is missing of the study of table 3 (hours), write its tables
-	$(PY) -W ignore -m studies.table3_mini $(ARGS)
 
 study-zoo: env-demo  ## train what is missing of the mini zoo's study (hours), write its tables
 	$(PY) -W ignore -m studies.mini_zoo $(ARGS)
