@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,6 @@ class Training:
             settings.
         data: the mini-COCO; its folder must be called ``mini_coco``.
         notes: for readers of the report.
-        depends_on: what else decides the result, e.g. a hash of the weights' content: a training
-            that was finished with another value is not taken.
     """
 
     name: str
@@ -54,7 +52,6 @@ class Training:
     folder: Path
     data: Path
     notes: str = ""
-    depends_on: str = ""
 
     def shell_line(self, out: Path, shown: str) -> str:
         """The command as one can type it in the project's folder, ``out`` spelled ``shown``."""
@@ -72,8 +69,6 @@ def run_trainings(
     *,
     jobs: int = 1,
     threads: int | None = None,
-    keep_going: bool = False,
-    on_result: Callable[[Training, RunRecord], None] | None = None,
 ) -> list[RunRecord]:
     """Trains what is not done yet and scores all.
 
@@ -82,16 +77,13 @@ def run_trainings(
         root: the project's folder, with ``tools`` and ``configs``.
         jobs: trainings at a time.
         threads: of each training; None leaves PyTorch's default, one a core.
-        keep_going: start the others although one failed.
-        on_result: called as soon as a training is scored, not at the end of the queue, by the
-            thread that waited for it.
 
     Returns:
         The runs' records, in the order of ``trainings``.
 
     Raises:
         GradAugError: a training failed; names its log. Those that run go on to their end, no other
-            is started (but see ``keep_going``).
+            is started.
     """
     stop = threading.Event()
 
@@ -101,14 +93,10 @@ def run_trainings(
         try:
             seconds = _finish(training, root, threads)
             with _SCORING:
-                record = _record(training, seconds)
-            if on_result:
-                on_result(training, record)
-            return record
+                return _record(training, seconds)
         except BaseException as error:
             logger.error("    %s: %s", training.name, error)
-            if not (keep_going and isinstance(error, GradAugError)):
-                stop.set()
+            stop.set()
             raise
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -117,13 +105,6 @@ def run_trainings(
             wait(futures)
         finally:  # also after Ctrl-C here
             stop.set()
-    errors = [error for future in futures if (error := future.exception())]
-    if len(errors) > 1 and keep_going:
-        raise GradAugError(
-            f"{len(errors)} of {len(trainings)} trainings failed; the first: {errors[0]}"
-        ) from errors[0]
-    if errors:
-        raise errors[0]
     return [future.result() for future in futures]
 
 
@@ -134,7 +115,6 @@ def _finish(training: Training, root: Path, threads: int | None) -> float:
     done = training.folder / "done.json"
     # Without the script's path: moving the environment does not change a result.
     settings = [*command[1:], str(training.data), _configs(training, root)]
-    settings += [training.depends_on] if training.depends_on else []
     key = hashlib.sha256("\0".join(settings).encode()).hexdigest()
     state = json.loads(done.read_text()) if done.is_file() else {}
     if state.get("key") == key and state.get("finished"):

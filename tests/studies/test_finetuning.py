@@ -5,7 +5,6 @@ The "framework" here is a script of a few lines: the real ones are in tests/stud
 
 import json
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,43 +172,3 @@ def test_two_at_a_time(training, tmp_path):
 def test_the_shell_line_has_no_local_path(training, tmp_path):
     line = training("a b").shell_line(tmp_path, "output/x")
     assert line == ("SCRIPT_DATA=output/x/datasets python train.py 'output/x/runs/a b' 4 ''")
-
-
-def test_others_run_after_a_failure_if_they_may(training, tmp_path):
-    trainings = [training("a", "fail"), training("b"), training("c", "fail"), training("d")]
-    seen = []
-    with pytest.raises(GradAugError, match=r"2 of 4 trainings failed; the first: .*'a' ended with"):
-        run_trainings(
-            trainings,
-            tmp_path,
-            keep_going=True,
-            on_result=lambda training, record: seen.append((training.name, record.iterations)),
-        )
-    assert seen == [("b", 4), ("d", 4)]
-
-
-def test_a_result_is_handed_over_before_the_next_training_starts(training, tmp_path):
-    one, two = training("a"), training("b")
-    begun = []
-    run_trainings([one, two], tmp_path, on_result=lambda *_: begun.append(two.folder.exists()))
-    assert begun == [False, True]
-
-
-def test_an_error_while_a_result_is_handed_over_stops_the_queue(training, tmp_path):
-    def fail(*_):
-        raise OSError("disk full")
-
-    one, two = training("a"), training("b")
-    with pytest.raises(OSError, match="disk full"):
-        run_trainings([one, two], tmp_path, keep_going=True, on_result=fail)
-    assert not two.folder.exists()
-
-
-def test_what_else_a_training_depends_on_starts_it_anew(training, tmp_path):
-    one = replace(training("a"), depends_on="weights 1")
-    run_trainings([one], tmp_path)
-    run_trainings([one], tmp_path)
-    assert log(one).count("started") == 1
-    (one.folder / "checkpoint").touch()
-    run_trainings([replace(one, depends_on="weights 2")], tmp_path)
-    assert log(one).count("resumed False") == 1 and "resumed True" not in log(one)
