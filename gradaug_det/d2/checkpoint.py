@@ -106,7 +106,8 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         useless = bool(other) or 2 * len(found.unexpected_keys) > len(given)
         if names and (not taken or (few and useless)):
             part = body.rstrip(".") or "the detector"
-            first = given[0] if given else "nothing"
+            first = given[0][:200] if given else "nothing"
+            first = first if first.isprintable() else repr(first)  # it is the file's own
             raise ZooError(
                 f"{len(taken)} of the {len(names)} tensors of {part} were taken from "
                 f"{self._file}: it has {first}, ..., the detector {names[0]}, ...; is it another "

@@ -94,13 +94,15 @@ def test_weights_of_which_nothing_fits_are_refused(tmp_path):
         "pycls": {"model_state": body},
         "a head": {"model": {"roi_heads.box_predictor.cls_score.bias": torch.zeros(4)}},
         "another network": {"model": {k: v[None] for k, v in model.state_dict().items()}},
+        "a terminal's codes": {"model": {"\x1b[31m": torch.zeros(4)}},
     }
     for name, content in contents.items():
         path = tmp_path / f"{name}.pth"
         torch.save(content, path)
         sentence = rf"0 of the 20 tensors of backbone.bottom_up .*{name}.*gradaug-det zoo convert"
-        with pytest.raises(ZooError, match=sentence):
+        with pytest.raises(ZooError, match=sentence) as error:
             SafeCheckpointer(model).load(str(path), checkpointables=[])
+        assert str(error.value).isprintable()
     for name in ("torchvision", "MoCo", "MMDetection", "timm", "DDP"):
         out = convert_file(
             tmp_path / f"{name}.pth", tmp_path / "out.pth", "detectron2", framework="torchvision"
