@@ -1,4 +1,4 @@
-"""What tools/fuzz.py and the corpus found once, as small as it gets."""
+"""What fuzzing and the corpus found once, as small as it gets."""
 
 import json
 import os

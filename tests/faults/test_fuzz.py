@@ -1,30 +1,33 @@
-"""tools/fuzz.py: each target a little, and a planted bug, a hang and a death are found."""
+"""tests/faults/fuzzing: each target a little, and a planted bug, a hang and a death are found."""
 
 import json
 import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 
 from gradaug_det.errors import ConfigError, ZooError
+from tests.faults.fuzzing import watch
+from tests.faults.fuzzing.outcome import sentence_problem
+from tests.faults.fuzzing.reader import Canary
+from tests.faults.fuzzing.report import Report, table, write
+from tests.faults.fuzzing.targets import TARGETS
 from tests.properties import FIXED
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-import fuzz
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "faults"
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", fuzz.TARGETS)
+@pytest.mark.parametrize("name", TARGETS)
 def test_a_few_inputs_of_each_target(tmp_path, name):
     """The same ones everywhere: an error of the package with a sentence, or a result."""
-    inputs, seen = fuzz.TARGETS[name].inputs(tmp_path), []
+    inputs, seen = TARGETS[name].inputs(tmp_path), []
     (tmp_path / "input").mkdir()
 
     @settings(FIXED, max_examples=8)
@@ -33,9 +36,9 @@ def test_a_few_inputs_of_each_target(tmp_path, name):
         path = tmp_path / "input" / drawn[0]
         path.write_bytes(drawn[1])
         try:
-            fuzz.TARGETS[name].read(tmp_path, path)
+            TARGETS[name].read(tmp_path, path)
         except Exception as error:
-            assert fuzz.sentence_problem(error) is None, error
+            assert sentence_problem(error) is None, error
         seen.append(drawn)
 
     attempt()
@@ -43,13 +46,13 @@ def test_a_few_inputs_of_each_target(tmp_path, name):
 
 
 def test_what_is_a_good_answer():
-    assert fuzz.sentence_problem(ConfigError("key", "must be a number, got 'x'")) is None
+    assert sentence_problem(ConfigError("key", "must be a number, got 'x'")) is None
     for bad, problem in (
         (KeyError("name"), "none of the package's errors"),
         (ZooError("no"), "is no sentence"),
         (ZooError("the file has \x1b[31m in it"), "that a terminal would obey"),
     ):
-        assert problem in fuzz.sentence_problem(bad)
+        assert problem in sentence_problem(bad)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_what_is_a_good_answer():
 def test_what_runs_is_noticed_and_stopped(tmp_path, act):
     folder = tmp_path / "own"
     folder.mkdir()
-    canary = fuzz.Canary(folder)
+    canary = Canary(folder)
     canary.on = True
     (folder / "x").write_text("x")
     (tmp_path / "own" / "y").mkdir()
@@ -78,10 +81,10 @@ def test_what_runs_is_noticed_and_stopped(tmp_path, act):
 
 PLANTED = """
 import sys, time
-sys.path.insert(0, {tools!r})
-import fuzz
+sys.path.insert(0, {root!r})
+from tests.faults.fuzzing.__main__ import main
+from tests.faults.fuzzing.targets import TARGETS, Target
 
-fuzz.INPUT_SECONDS = 1.0
 calls = []
 
 def read(folder, path):
@@ -91,10 +94,8 @@ def read(folder, path):
     if len(calls) == 5:
         {action}
 
-target = fuzz.TARGETS["zoo-index"]
-fuzz.TARGETS["zoo-index"] = fuzz.Target("planted", target.inputs, read)
-fuzz.__file__ = __file__
-sys.exit(fuzz.main())
+TARGETS["zoo-index"] = Target("planted", TARGETS["zoo-index"].inputs, read)
+sys.exit(main())
 """
 
 
@@ -105,25 +106,24 @@ sys.exit(fuzz.main())
 )
 def test_planted_faults_are_found(tmp_path, monkeypatch, action, reason):
     script = tmp_path / "planted.py"
-    script.write_text(PLANTED.format(tools=str(ROOT / "tools"), action=action))
-    monkeypatch.setattr(fuzz, "__file__", str(script))
-    monkeypatch.setattr(fuzz, "INPUT_SECONDS", 1.0)
-    report = fuzz.Report("zoo-index", 1, 0)
+    script.write_text(PLANTED.format(root=str(ROOT), action=action))
+    monkeypatch.setattr(watch, "READER", [sys.executable, str(script)])
+    monkeypatch.setattr(watch, "INPUT_SECONDS", 1.0)
+    report = Report("zoo-index", 1, 0)
     folder = tmp_path / "work"
     folder.mkdir()
-    until = fuzz.time.monotonic() + 60
-    ended = fuzz._follow(report, folder, 0, until, tmp_path / "keep")
+    ended = watch.follow(report, folder, 0, time.monotonic() + 60, tmp_path / "keep")
     assert reason in ended
     assert [finding["at"].split(":")[0] for finding in report.findings] == ["planted.py"]
     assert "KeyError" in report.findings[0]["finding"]
     assert (tmp_path / "keep" / "zoo-index" / "0" / "index.json").is_file()
-    fuzz.write(report, tmp_path / "docs")
+    write(report, tmp_path / "docs")
     assert "| zoo-index |" in (tmp_path / "docs" / "fuzzing.md").read_text()
 
 
 def test_the_committed_table_is_of_the_committed_files():
-    assert (DOCS / "fuzzing.md").read_text("utf-8") == fuzz.table(DOCS / "fuzzing")
+    assert (DOCS / "fuzzing.md").read_text("utf-8") == table(DOCS / "fuzzing")
     found = {p.stem: json.loads(p.read_text()) for p in (DOCS / "fuzzing").glob("*.json")}
-    assert found.keys() == fuzz.TARGETS.keys()
+    assert found.keys() == TARGETS.keys()
     for values in found.values():
         assert values["seconds"] >= 600 and values["findings"] == []
