@@ -148,7 +148,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _write(args: argparse.Namespace, source: Path, **more: Any) -> None:
-    from gradaug_det.zoo.export import convert_file
+    from gradaug_det.zoo.convert import convert_file
 
     path = convert_file(
         source,

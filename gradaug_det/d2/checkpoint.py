@@ -47,7 +47,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
     def get_checkpoint_file(self) -> str:
         """Raises GradAugError if the checkpoint that ``last_checkpoint`` names is not there, or not
         whole."""
-        if "://" in self.save_dir:
+        if self._is_remote:
             return super().get_checkpoint_file() if super().has_checkpoint() else ""
         return last_checkpoint(self.save_dir) or ""
 
@@ -56,8 +56,8 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         checkpoint."""
         if not self.save_dir or not self.save_to_disk:
             return
-        if "://" in self.save_dir:
-            super().save(name, **kwargs)  # of the storage's own kind, which we know nothing of
+        if self._is_remote:
+            super().save(name, **kwargs)
             return
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
@@ -67,12 +67,16 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        if "://" in self.save_dir:
+        if self._is_remote:
             super().tag_last_checkpoint(last_filename_basename)
             return
         path = Path(self.save_dir) / "last_checkpoint"
         with explain_write_errors("the note of", path), atomic_path(path) as temporary:
             temporary.write_text(last_filename_basename)
+
+    @property
+    def _is_remote(self) -> bool:
+        return "://" in self.save_dir  # a storage that writes in its own way
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # Here, because Detectron2's main branch takes what follows the ? for its own.
@@ -94,7 +98,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
     def _load_model(self, checkpoint: Any) -> Any:
         """Raises ZooError if nothing, or next to nothing, of the backbone was in the file."""
         given = sorted(map(str, checkpoint["model"]))
-        body = _body(self.model)
+        body = _find_body(self.model)
         # Not buffers: of old files, FrozenBatchNorm2d makes up its own.
         names = [name for name, _ in self.model.named_parameters() if name.startswith(body)]
         found = super()._load_model(checkpoint)
@@ -118,38 +122,31 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         return found
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        """The content of a checkpoint of any kind as DetectionCheckpointer returns it."""
         self._file = filename
-        if filename.endswith(".pkl"):
-            return _with_author(load_checkpoint(filename))
-        if filename.endswith(".pyth"):  # which Detectron2 would read with PyTorch itself
-            return _of_pycls(load_checkpoint(filename))
-        loaded = super()._load_file(filename)
-        for key in ("state_dict", "model_state_dict", "model_state"):  # other libraries' wrapping
-            if isinstance(loaded["model"].get(key), dict):
-                return {"model": loaded["model"][key]}
-        return loaded
+        if not filename.endswith((".pkl", ".pyth")):
+            loaded = super()._load_file(filename)
+            for key in ("state_dict", "model_state_dict", "model_state"):  # other libraries'
+                if isinstance(loaded["model"].get(key), dict):
+                    return {"model": loaded["model"][key]}
+            return loaded
+        # Detectron2 would run what is in a pickle, and read the other with PyTorch itself.
+        data = load_checkpoint(filename)
+        if "model" in data and "__author__" in data:
+            return data  # of its model zoo
+        is_pycls = filename.endswith(".pyth")
+        blobs = data["model_state"] if is_pycls else data.get("blobs", data)
+        unused = "num_batches_tracked" if is_pycls else "_momentum"
+        model = {name: value for name, value in blobs.items() if not name.endswith(unused)}
+        author = "pycls" if is_pycls else "Caffe2"
+        return {"model": model, "__author__": author, "matching_heuristics": True}
 
 
-def _body(model: nn.Module) -> str:
-    """How the names of the part begin that starting weights are for: all but necks and heads."""
-    backbones = [n for n, _ in model.named_modules() if n.rpartition(".")[2] == "backbone"]
-    for name in backbones[:1]:
-        parts = dict(model.get_submodule(name).named_children())
-        inner = next((part for part in ("bottom_up", "net") if part in parts), None)
-        return f"{name}.{inner}." if inner else f"{name}."
-    return ""
-
-
-def _with_author(data: dict[str, Any]) -> dict[str, Any]:
-    """A pickle's content as DetectionCheckpointer returns it: Detectron2's own, or Detectron's."""
-    if "model" in data and "__author__" in data:
-        return data
-    blobs = data.get("blobs", data)
-    model = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}
-    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _of_pycls(data: dict[str, Any]) -> dict[str, Any]:
-    """A .pyth file's content as DetectionCheckpointer returns it."""
-    model = {k: v for k, v in data["model_state"].items() if not k.endswith("num_batches_tracked")}
-    return {"model": model, "__author__": "pycls", "matching_heuristics": True}
+def _find_body(model: nn.Module) -> str:
+    """The prefix of the part that starting weights are for: all but necks and heads."""
+    names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "backbone"]
+    if not names:
+        return ""
+    parts = dict(model.get_submodule(names[0]).named_children())
+    inner = next((f"{part}." for part in ("bottom_up", "net") if part in parts), "")
+    return f"{names[0]}.{inner}"

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from gradaug_det.d2.zoo import zoo_url
 from gradaug_det.errors import ConfigError
-from gradaug_det.zoo.preprocessing import Needs, Setting, differing, disagreement
+from gradaug_det.zoo.info import BackboneInfo
+from gradaug_det.zoo.preprocessing import Setting, check_settings, fix_settings
 
 logger = logging.getLogger("detectron2.gradaug")
 _FIX = "tools/train_net.py --fix-preprocessing"
@@ -29,98 +30,81 @@ def check_preprocessing(cfg: CfgNode | DictConfig) -> None:
             names every such key with both values.
         ZooError: the zoo has no such backbone.
     """
-    key, text = _weights(cfg)
-    url = zoo_url(text)
-    if url is None:
-        return
-    wrong = differing(_settings(cfg, Needs.of(url)))
-    if wrong:
-        raise disagreement(key, url, wrong, _FIX)
+    key, text = _find_weights(cfg)
+    if url := zoo_url(text):
+        check_settings(key, url, _list_settings(cfg), _FIX)
 
 
 def fix_preprocessing(cfg: CfgNode | DictConfig) -> list[Setting]:
-    """Sets the keys that :func:`check_preprocessing` would name.
-
-    Returns:
-        What was changed; it is logged, too.
+    """Sets the keys that :func:`check_preprocessing` would name; logs and returns them.
 
     Raises:
         ConfigError: Detectron2 has no such network.
     """
-    url = zoo_url(_weights(cfg)[1])
-    if url is None:
-        return []
-    wrong = differing(_settings(cfg, Needs.of(url)))
-    for setting in wrong:
-        *parents, last = setting.key.split(".")
-        node: Any = cfg
-        for parent in parents:
-            node = node[parent]
-        if setting.wanted is None:
-            del node[last]
-        else:
-            node[last] = setting.wanted
-        logger.warning("%s: %s -> %s", setting.key, setting.given, setting.wanted)
-    return wrong
+    return fix_settings(cfg, _list_settings(cfg), logger)
 
 
-def _weights(cfg: CfgNode | DictConfig) -> tuple[str, object]:
+def _find_weights(cfg: CfgNode | DictConfig) -> tuple[str, object]:
     if isinstance(cfg, CfgNode):
         return "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS
     return "train.init_checkpoint", OmegaConf.select(cfg, "train.init_checkpoint")
 
 
-def _settings(cfg: CfgNode | DictConfig, needs: Needs) -> list[Setting]:
-    if needs.deep_stem:
+def _list_settings(cfg: CfgNode | DictConfig) -> list[Setting]:
+    key, text = _find_weights(cfg)
+    url = zoo_url(text)
+    if url is None:
+        return []
+    info = url.read_info()
+    if info.stem == "deep":
         raise ConfigError(
-            _weights(cfg)[0],
+            key,
             "is a backbone with a deep stem, which Detectron2's ResNet does not have; take another "
             "(`gradaug-det zoo list`), or MMDetection",
         )
-    return list((_yaml_settings if isinstance(cfg, CfgNode) else _lazy_settings)(cfg, needs))
+    return list(_yaml(cfg, info) if isinstance(cfg, CfgNode) else _lazy(cfg, info))
 
 
-def _yaml_settings(cfg: CfgNode, needs: Needs) -> Iterator[Setting]:
-    resnets = cfg.MODEL.RESNETS
-    yield Setting("INPUT.FORMAT", cfg.INPUT.FORMAT, needs.order)
-    yield Setting("MODEL.PIXEL_MEAN", cfg.MODEL.PIXEL_MEAN, needs.mean)
-    yield Setting("MODEL.PIXEL_STD", cfg.MODEL.PIXEL_STD, needs.std)
-    for key, wanted in (
-        ("DEPTH", needs.depth),
-        ("RES2_OUT_CHANNELS", 64 * needs.expansion),
-        ("NUM_GROUPS", needs.groups),
-        ("WIDTH_PER_GROUP", needs.group_width),
-    ):
-        yield Setting(f"MODEL.RESNETS.{key}", resnets[key], wanted)
-    if needs.stride_in is not None:
-        wanted = needs.stride_in == "1x1"
-        yield Setting("MODEL.RESNETS.STRIDE_IN_1X1", resnets.STRIDE_IN_1X1, wanted)
+def _yaml(cfg: CfgNode, info: BackboneInfo) -> Iterator[Setting]:
+    wanted = {
+        "INPUT.FORMAT": info.channel_order,
+        "MODEL.PIXEL_MEAN": list(info.pixel_mean),
+        "MODEL.PIXEL_STD": list(info.pixel_std),
+        "MODEL.RESNETS.DEPTH": info.depth,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 64 * (4 if info.is_bottleneck else 1),
+        "MODEL.RESNETS.NUM_GROUPS": info.groups[0],
+        "MODEL.RESNETS.WIDTH_PER_GROUP": info.groups[1],
+    }
+    if info.is_bottleneck:
+        wanted["MODEL.RESNETS.STRIDE_IN_1X1"] = info.stride_in == "1x1"
+    for key, value in wanted.items():
+        node: Any = cfg
+        for part in key.split("."):
+            node = node[part]
+        yield Setting(key, node, value)
 
 
-def _lazy_settings(cfg: DictConfig, needs: Needs) -> Iterator[Setting]:
+def _lazy(cfg: DictConfig, info: BackboneInfo) -> Iterator[Setting]:
     """The keys of Detectron2's own lazy models; those that a config does not have are its own."""
-    for key in (
-        "model.input_format",
-        "dataloader.train.mapper.image_format",
-        "dataloader.test.mapper.image_format",
-    ):
-        if OmegaConf.select(cfg, key) is not None:
-            yield Setting(key, OmegaConf.select(cfg, key), needs.order)
-    for name, wanted in (("mean", needs.mean), ("std", needs.std)):
-        key = f"model.pixel_{name}"
-        yield Setting(key, _plain(OmegaConf.select(cfg, key)), wanted)
+
+    def read(key: str) -> Any:
+        value = OmegaConf.select(cfg, key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+    mappers = [f"dataloader.{split}.mapper.image_format" for split in ("train", "test")]
+    for key in ("model.input_format", *mappers):
+        if read(key) is not None:
+            yield Setting(key, read(key), info.channel_order)
+    yield Setting("model.pixel_mean", read("model.pixel_mean"), list(info.pixel_mean))
+    yield Setting("model.pixel_std", read("model.pixel_std"), list(info.pixel_std))
     bottom_up = "bottom_up." if OmegaConf.select(cfg, "model.backbone.bottom_up") else ""
     stages = f"model.backbone.{bottom_up}stages"
-    if OmegaConf.select(cfg, f"{stages}.depth") is None:
+    if read(f"{stages}.depth") is None:
         logger.warning("%s.depth is not in the config: the network is not checked", stages)
         return
-    yield Setting(f"{stages}.depth", OmegaConf.select(cfg, f"{stages}.depth"), needs.depth)
-    given = OmegaConf.select(cfg, f"{stages}.stride_in_1x1")
+    yield Setting(f"{stages}.depth", read(f"{stages}.depth"), info.depth)
+    given = read(f"{stages}.stride_in_1x1")
     # Basic blocks know no such argument; bottlenecks have it False if it is not given.
-    wanted = None if needs.stride_in is None else needs.stride_in == "1x1"
+    wanted = info.stride_in == "1x1" if info.is_bottleneck else None
     if given is not None or wanted:
         yield Setting(f"{stages}.stride_in_1x1", given, wanted)
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

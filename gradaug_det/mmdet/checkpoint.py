@@ -51,7 +51,6 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     """A checkpoint of this machine, for MMEngine's CheckpointLoader.
 
     Args:
-        filename: its path.
         map_location: not used: tensors are on the CPU, and are copied to where they belong.
 
     Raises:
@@ -71,16 +70,11 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
 def load_from_url(
     url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True
 ) -> dict[str, Any]:
-    """A checkpoint of the web, kept where ``torch.hub.load_state_dict_from_url`` keeps it.
+    """:func:`load_from_local` of the web, in place of ``torch.hub.load_state_dict_from_url``.
 
     Args:
-        url: of the file.
-        model_dir: the folder to keep it in.
-        map_location: not used, see :func:`load_from_local`.
+        model_dir: the folder to keep the file in; None: PyTorch's own.
         progress: show how far the download is.
-
-    Raises:
-        ZooError: as of :func:`load_from_local`.
     """
     folder = Path(model_dir or Path(torch.hub.get_dir()) / "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)

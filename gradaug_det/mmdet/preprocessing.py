@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 
 from gradaug_det.errors import ConfigError
 from gradaug_det.mmdet.zoo import zoo_url
-from gradaug_det.zoo.preprocessing import Needs, Setting, differing, disagreement
+from gradaug_det.zoo.info import BackboneInfo
+from gradaug_det.zoo.preprocessing import Setting, check_settings, fix_settings
 from gradaug_det.zoo.url import ZooURL
 
 _FIX = "gradaug_det.mmdet.train.build_runner(..., fix_preprocessing=True)"
@@ -29,32 +29,19 @@ def check_preprocessing(config: Config) -> None:
             names every such key with both values. Or a backbone is given as a whole detector.
         ZooError: the zoo has no such backbone.
     """
-    url = _backbone_url(config)
-    wrong = differing(list(_settings(config.model, Needs.of(url)))) if url else []
-    if wrong:
-        raise disagreement(_KEY, url, wrong, _FIX)
+    if url := _find_url(config):
+        check_settings(_KEY, url, _list_settings(config.model, url.read_info()), _FIX)
 
 
 def fix_preprocessing(config: Config) -> list[Setting]:
-    """Sets the keys that :func:`check_preprocessing` would name.
-
-    Returns:
-        What was changed; it is logged, too.
-    """
-    url = _backbone_url(config)
-    wrong = differing(list(_settings(config.model, Needs.of(url)))) if url else []
-    for setting in wrong:
-        *parents, last = setting.key.split(".")
-        node: Any = config
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = setting.wanted
-        message = f"{setting.key}: {setting.given} -> {setting.wanted}"
-        print_log(message, logger="current", level=logging.WARNING)
-    return wrong
+    """Sets the keys that :func:`check_preprocessing` would name; logs and returns them."""
+    if not (url := _find_url(config)):
+        return []
+    settings = list(_list_settings(config.model, url.read_info()))
+    return fix_settings(config, settings, MMLogger.get_current_instance())
 
 
-def _backbone_url(config: Config) -> ZooURL | None:
+def _find_url(config: Config) -> ZooURL | None:
     load_from = config.get("load_from")
     if zoo_url(load_from) is not None:
         raise ConfigError(
@@ -67,54 +54,49 @@ def _backbone_url(config: Config) -> ZooURL | None:
     if not isinstance(backbone, Mapping):
         return None
     given = backbone.get("init_cfg") or []
-    for init in given if isinstance(given, (list, tuple)) else [given]:
-        url = zoo_url(init.get("checkpoint")) if isinstance(init, Mapping) else None
-        if url is not None:
-            return url
-    return zoo_url(backbone.get("pretrained"))
+    initial = given if isinstance(given, (list, tuple)) else [given]
+    values = [init.get("checkpoint") for init in initial if isinstance(init, Mapping)]
+    urls = map(zoo_url, [*values, backbone.get("pretrained")])
+    return next((url for url in urls if url is not None), None)
 
 
-def _settings(model: Mapping[str, Any], needs: Needs) -> Iterator[Setting]:
-    images = model.get("data_preprocessor") or {}
-    key = "model.data_preprocessor"
+def _list_settings(model: Mapping[str, Any], info: BackboneInfo) -> Iterator[Setting]:
+    key, images = "model.data_preprocessor", model.get("data_preprocessor") or {}
     # Files are read as BGR; both flags reverse that.
     flag = "rgb_to_bgr" if images.get("rgb_to_bgr") else "bgr_to_rgb"
-    yield Setting(f"{key}.{flag}", bool(images.get(flag, False)), needs.order == "RGB")
-    yield Setting(f"{key}.mean", images.get("mean"), needs.mean)
-    yield Setting(f"{key}.std", images.get("std"), needs.std)
-    yield from _network_settings(model["backbone"], needs)
+    yield Setting(f"{key}.{flag}", bool(images.get(flag, False)), info.channel_order == "RGB")
+    yield Setting(f"{key}.mean", images.get("mean"), list(info.pixel_mean))
+    yield Setting(f"{key}.std", images.get("std"), list(info.pixel_std))
+
+    key, backbone = "model.backbone", model["backbone"]
+    yield Setting(f"{key}.depth", backbone.get("depth"), info.depth)
+    if info.is_bottleneck:
+        style = "caffe" if info.stride_in == "1x1" else "pytorch"
+        yield Setting(f"{key}.style", backbone.get("style", "pytorch"), style)
+    kind = backbone.get("type")
+    name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    if match := _RESNET.fullmatch(name):
+        yield Setting(f"{key}.type", name, match[1] + _name_class(info))
+    if backbone.get("deep_stem") and info.stem != "deep":
+        yield Setting(f"{key}.deep_stem", True, False)
+    if info.groups[0] > 1:
+        yield Setting(f"{key}.groups", backbone.get("groups", 1), info.groups[0])
+        yield Setting(f"{key}.base_width", backbone.get("base_width", 4), info.groups[1])
+
     neck = model.get("neck")
     channels = neck.get("in_channels") if isinstance(neck, Mapping) else None
     if isinstance(channels, (list, tuple)):
-        stages = model["backbone"].get("out_indices", (0, 1, 2, 3))
-        wanted = [64 * needs.expansion * 2**stage for stage in stages]
+        stages = backbone.get("out_indices", (0, 1, 2, 3))
+        wanted = [64 * (4 if info.is_bottleneck else 1) * 2**stage for stage in stages]
         yield Setting("model.neck.in_channels", list(channels), wanted)
 
 
-def _network_settings(backbone: Mapping[str, Any], needs: Needs) -> Iterator[Setting]:
-    key = "model.backbone"
-    given = backbone.get("type")
-    name = given if isinstance(given, str) else getattr(given, "__name__", str(given))
-    yield Setting(f"{key}.depth", backbone.get("depth"), needs.depth)
-    if needs.stride_in is not None:
-        style = "caffe" if needs.stride_in == "1x1" else "pytorch"
-        yield Setting(f"{key}.style", backbone.get("style", "pytorch"), style)
-    match = _RESNET.fullmatch(name)
-    if match:
-        yield Setting(f"{key}.type", name, match[1] + _kind(needs))
-    if backbone.get("deep_stem") and not needs.deep_stem:
-        yield Setting(f"{key}.deep_stem", True, False)
-    if needs.groups > 1:
-        yield Setting(f"{key}.groups", backbone.get("groups", 1), needs.groups)
-        yield Setting(f"{key}.base_width", backbone.get("base_width", 4), needs.group_width)
-
-
-def _kind(needs: Needs) -> str:
-    if needs.groups == 1 and needs.group_width != 64:
+def _name_class(info: BackboneInfo) -> str:
+    if info.groups == (1, 128):
         raise ConfigError(
             _KEY,
             "is a wide ResNet, which MMDetection does not have; take another "
             "(`gradaug-det zoo list`), or Detectron2",
         )
     # Deep stems of the zoo are those of a ResNet-D, which MMDetection calls V1d.
-    return "ResNeXt" if needs.groups > 1 else "ResNetV1d" if needs.deep_stem else "ResNet"
+    return "ResNeXt" if info.groups[0] > 1 else "ResNetV1d" if info.stem == "deep" else "ResNet"

@@ -9,12 +9,10 @@ from torch import Tensor
 
 from gradaug_det.zoo.url import SCHEME, ZooURL, parse_url
 
-USUAL_ORDER = "RGB"  # data_preprocessor=dict(bgr_to_rgb=True)
-
 
 def zoo_url(text: object) -> ZooURL | None:
     """The zoo's URL in a config's value; None if it is none. Raises ConfigError if it is wrong."""
-    return parse_url(text, USUAL_ORDER)
+    return parse_url(text, "RGB")  # data_preprocessor=dict(bgr_to_rgb=True)
 
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
@@ -30,6 +28,4 @@ def load_from_gradaug(filename: str, map_location: Any = None) -> dict[str, dict
         ZooError: there is no such backbone or its file cannot be used.
     """
     state = zoo_url(filename).load("mmdet")
-    if map_location is not None:
-        state = {name: tensor.to(map_location) for name, tensor in state.items()}
-    return {"state_dict": state}
+    return {"state_dict": {name: tensor.to(map_location) for name, tensor in state.items()}}

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,11 +53,8 @@ def save_backbone(
     saved = {name: t.detach().to("cpu", dtype).contiguous() for name, t in state.items()}
     _check_finite(saved, f"a value that is not finite in {dtype}; give dtype=torch.float32")
     text = json.dumps(info.to_dict(), allow_nan=False)
-    require(
-        len(text) <= MAX_METADATA_CHARS,
-        f"the description must have at most {MAX_METADATA_CHARS} characters; shorten recipe",
-        len(text),
-    )
+    rule = f"the description must have at most {MAX_METADATA_CHARS} characters; shorten recipe"
+    require(len(text) <= MAX_METADATA_CHARS, rule, len(text))
     with atomic_path(path) as temporary:
         # One key: safetensors writes several in no fixed order, and files should be reproducible.
         save_file(saved, temporary, metadata={METADATA_KEY: text})
@@ -96,35 +94,35 @@ def read_backbone(path: str | Path) -> tuple[dict[str, Tensor], BackboneInfo]:
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], info: BackboneInfo) -> None:
     """Compare names and shapes with torchvision's own network of that architecture.
 
-    ``fc`` may be absent and may have any number of classes. torchvision has no deep stem: there
-    the stem and the shortcuts, which a ResNet-D has otherwise, are not compared.
+    ``fc`` may be absent and may have any number of classes. A deep stem, and the shortcuts of such
+    a network, are not compared.
 
     Raises:
         ZooError: a tensor is missing, unknown or has another shape.
     """
-    expected = _torchvision_shapes(info.architecture)
-    if info.stem == "deep":
-        expected = {name: s for name, s in expected.items() if not _differs_in_deep(name)}
-        shapes = {name: s for name, s in shapes.items() if not _differs_in_deep(name)}
-    if not any(name.startswith("fc.") for name in shapes):
-        expected = {name: s for name, s in expected.items() if not name.startswith("fc.")}
+    shapes = _without_deep(shapes, info)
+    expected = _without_deep(_torchvision_shapes(info.architecture), info)
     classes = shapes.get("fc.bias", (0,))[:1]
-    missing = [name for name in expected if name not in shapes]
-    if missing:
+    has_classifier = any(name.startswith("fc.") for name in shapes)
+    wanted = {
+        name: (*classes, *shape[1:]) if name.startswith("fc.") else shape
+        for name, shape in expected.items()
+        if has_classifier or not name.startswith("fc.")
+    }
+    if missing := [name for name in wanted if name not in shapes]:
         raise ZooError(
             f"{len(missing)} tensors of {info.architecture} are missing, such as {missing[0]!r}; "
             "the names must be torchvision's"
         )
     for name, shape in shapes.items():
-        if name not in expected:
+        if name not in wanted:
             raise ZooError(
                 f"the tensor {to_printable(name)} is not one of {info.architecture}; "
                 "the names must be torchvision's"
             )
-        wanted = (*classes, *expected[name][1:]) if name.startswith("fc.") else expected[name]
-        if tuple(shape) != wanted:
+        if tuple(shape) != wanted[name]:
             raise ZooError(
-                f"{name} has shape {tuple(shape)}, {info.architecture}'s is {wanted}; "
+                f"{name} has shape {tuple(shape)}, {info.architecture}'s is {wanted[name]}; "
                 "correct the architecture in the description or take another file"
             )
 
@@ -155,13 +153,12 @@ def _info(file: safe_open) -> BackboneInfo:
     if len(text) > MAX_METADATA_CHARS:
         raise ZooError(f"metadata of {len(text)} characters; at most {MAX_METADATA_CHARS}")
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ZooError(f"metadata {METADATA_KEY!r} is not JSON ({error}); {_WAY_OUT}") from None
-    try:
-        return BackboneInfo.from_dict(data)
+        return BackboneInfo.from_dict(json.loads(text))
     except ZooError as error:
-        raise ZooError(f"metadata {METADATA_KEY!r}: {error}; {_WAY_OUT}") from None
+        problem = f": {error}"
+    except (ValueError, RecursionError) as error:
+        problem = f" is not JSON ({error})"
+    raise ZooError(f"metadata {METADATA_KEY!r}{problem}; {_WAY_OUT}")
 
 
 @cache
@@ -177,8 +174,12 @@ def _is_counter(name: str) -> bool:
     return name.endswith(".num_batches_tracked")
 
 
-def _differs_in_deep(name: str) -> bool:
-    return name.startswith(("conv1.", "bn1.")) or ".downsample." in name
+def _without_deep(shapes: Mapping[str, Any], info: BackboneInfo) -> Mapping[str, Any]:
+    # torchvision has neither a deep stem nor the shortcuts that a ResNet-D has with it.
+    if info.stem != "deep":
+        return shapes
+    starts = ("conv1.", "bn1.")
+    return {n: s for n, s in shapes.items() if not (n.startswith(starts) or ".downsample." in n)}
 
 
 def _check_finite(state: Mapping[str, Tensor], problem: str) -> None:

@@ -9,33 +9,33 @@ of the input.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gradaug_det.errors import ConfigError, ZooError
+from gradaug_det.utils.checkpoints import load_checkpoint
+from gradaug_det.utils.files import atomic_path
 from gradaug_det.utils.text import to_printable
-from gradaug_det.zoo.naming import NAMINGS, Naming, channel_order, naming
+from gradaug_det.zoo.backbone import read_backbone, save_backbone
+from gradaug_det.zoo.info import SOURCES, BackboneInfo
+from gradaug_det.zoo.naming import NAMINGS, Naming, check_order, find_naming
 
 STAGES = (1, 2, 3, 4)
 _PREFIXES = ("", "backbone.bottom_up.", "backbone.", "encoder_q.", "base_encoder.")
+_STATISTICS = ("running_mean", "running_var")
+_LEAVES = ("weight", "bias", *_STATISTICS, "num_batches_tracked")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Of a ResNet, what decides its tensors' names.
+class _Layout(NamedTuple):
+    """The properties of a ResNet that decide its tensors' names."""
 
-    Args:
-        blocks: of each of the four stages.
-        convolutions: of a block: 2 (basic) or 3 (bottleneck).
-        deep_stem, pooled_shortcut: see Naming.
-    """
-
-    blocks: tuple[int, ...]
-    convolutions: int
+    blocks: tuple[int, ...]  # of each of the four stages
+    convolutions: int  # of a block: 2 (basic) or 3 (bottleneck)
     deep_stem: bool
     pooled_shortcut: bool
 
@@ -71,43 +71,28 @@ def convert(
         ZooError: the state is not a ResNet's of the source; names the first tensor that is
             missing, unknown or of a wrong shape.
     """
-    old, new = naming("source", source), naming("target", target)
-    orders = (
-        channel_order("source_format", source_format or old.order),
-        channel_order("target_format", target_format or new.order),
-    )
+    old, new = find_naming("source", source), find_naming("target", target)
+    given_order = check_order("source_format", source_format or old.order)
+    wanted_order = check_order("target_format", target_format or new.order)
     for side in (old, new):
         if classifier and side.classifier is None:
             problem = f"must be False: {side.title}'s ResNet has no classifier"
             raise ConfigError("classifier", problem)
-    state = strip_wrapping(state, old)
-    modules = _renaming(_layout(state, old), old, new)
+    state = _strip_wrapping(state, old)
+    modules = _pair_modules(state, old, new)
     _check(state, list(modules), old, classifier)
     result = {}
     for module, renamed in modules.items():
         if module == old.classifier and not classifier:
             continue
-        for leaf in _leaves(module, state):
-            if leaf == "num_batches_tracked" and not new.counts_batches:
-                continue
-            result[f"{prefix}{renamed}.{leaf}"] = torch.as_tensor(state[f"{module}.{leaf}"])
-    if orders[0] != orders[1]:
-        first = f"{prefix}{next(iter(modules.values()))}.weight"
+        for leaf in _LEAVES:
+            counter = leaf == "num_batches_tracked" and not new.counts_batches
+            if f"{module}.{leaf}" in state and not counter:
+                result[f"{prefix}{renamed}.{leaf}"] = torch.as_tensor(state[f"{module}.{leaf}"])
+    if given_order != wanted_order:
+        first = next(iter(result))
         result[first] = result[first].flip(1)
     return result
-
-
-def authors_to_torchvision(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors of the authors' ResNet under torchvision's names, the classifier included.
-
-    Args:
-        state: as the authors' training saves it: maybe in ``model`` or ``state_dict``, maybe with
-            ``module.`` before the names.
-
-    Raises:
-        ZooError: a name is not one of the authors'.
-    """
-    return rename(state, "authors", "torchvision")
 
 
 def rename(state: Mapping[str, Any], source: str, target: str) -> dict[str, Any]:
@@ -120,60 +105,144 @@ def rename(state: Mapping[str, Any], source: str, target: str) -> dict[str, Any]
         ConfigError: as :func:`convert` does.
         ZooError: a name is not one of the source's.
     """
-    old, new = naming("source", source), naming("target", target)
-    state = strip_wrapping(state, old)
-    modules = _renaming(_layout(state, old), old, new)
+    old, new = find_naming("source", source), find_naming("target", target)
+    state = _strip_wrapping(state, old)
+    modules = _pair_modules(state, old, new)
     result = {}
     for name, value in state.items():
         module, _, leaf = name.rpartition(".")
         if module not in modules:
-            raise ZooError(
-                f"the checkpoint is not a ResNet of {old.title}: {to_printable(name)} is unknown"
-            )
+            raise _not_a_resnet(old, f"{to_printable(name)} is unknown")
         if modules[module] and (leaf != "num_batches_tracked" or new.counts_batches):
             result[f"{modules[module]}.{leaf}"] = value
     return result
 
 
-def strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, Any]:
-    """The backbone's tensors of a checkpoint, without what trainings put around them.
+def convert_file(
+    source: str | Path,
+    out: str | Path,
+    target: str,
+    *,
+    framework: str | None = None,
+    source_format: str | None = None,
+    target_format: str | None = None,
+    classifier: bool = False,
+    info: BackboneInfo | None = None,
+) -> Path:
+    """Write the weights in a file under another framework's names.
+
+    Args:
+        source: a backbone file, or any checkpoint (see ``load_checkpoint``).
+        out: ``.safetensors``, or ``.pth`` for ``torch.save``'s format; for Detectron2 that is a
+            dict which its checkpointer matches to any detector.
+        target: one of TARGETS.
+        framework: whose names the source has, one of SOURCES; a backbone file knows it itself.
+        source_format, target_format: "RGB" or "BGR"; by default a backbone file's own, else the
+            framework's usual order.
+        classifier: whether to keep the classifier.
+        info: describes the result: writes a backbone file, ready for a zoo.
 
     Raises:
-        ZooError: there is no tensor of the stem under any known prefix.
+        ConfigError, ZooError: an argument is wrong, or the source is not what it should be.
     """
+    source, out = Path(source), Path(out)
+    if out.suffix not in (".safetensors", ".pth"):
+        raise ConfigError("OUT", f"must end in .safetensors or .pth, got '{out.name}'")
+    if info is not None:
+        if target != "torchvision" or out.suffix != ".safetensors":
+            raise ConfigError(
+                "--info", "makes a backbone file: --to torchvision and an OUT in .safetensors"
+            )
+        target_format = target_format or info.channel_order
+        if target_format != info.channel_order:
+            raise ConfigError("--format", f"must be {info.channel_order}, as --info says")
+    if framework is not None:
+        state = load_checkpoint(source)
+    elif source.suffix == ".safetensors":
+        try:
+            state, described = read_backbone(source)
+        except ZooError as error:
+            raise ZooError(f"{error}; if it is a framework's, say whose with --from") from None
+        framework = described.framework
+        source_format = source_format or described.channel_order
+    else:
+        raise ConfigError(
+            "--from",
+            f"must name the framework whose checkpoint {source} is: {', '.join(SOURCES)} (only "
+            "backbone files, .safetensors, know it themselves)",
+        )
+    weights = convert(
+        state,
+        framework,
+        target,
+        source_format=source_format,
+        target_format=target_format,
+        classifier=classifier,
+    )
+    if info is not None:
+        return save_backbone(out, weights, info)
+    # Tensors of a checkpoint may share memory, which safetensors refuses.
+    weights = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
+    with atomic_path(out) as temporary:
+        if out.suffix == ".safetensors":
+            save_file(weights, temporary, metadata={"format": "pt"})
+        else:
+            torch.save(for_detectron2(weights) if target == "detectron2" else weights, temporary)
+    return out
+
+
+def for_detectron2(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A checkpoint whose names Detectron2 matches by their ends: ``res2.0.conv1.weight`` fills
+    ``backbone.bottom_up.res2...`` and ``backbone.res2...``."""
+    return {"model": weights, "__author__": "gradaug_det", "matching_heuristics": True}
+
+
+# ---- names ------------------------------------------------------------------------------------
+
+
+def _strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, Any]:
+    """The backbone's tensors of a checkpoint, without what trainings put around them."""
     state = checkpoint
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
     for name in state:
         if not isinstance(name, str):
-            raise ZooError(
-                f"the checkpoint is not a ResNet of {source.title}: its entries need names, one "
-                f"has {to_printable(name)}"
-            )
+            problem = f"its entries need names, one has {to_printable(name)}"
+            raise _not_a_resnet(source, problem)
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    stems = [source.stem[0]] + ([source.deep_stem[0]] if source.deep_stem else [])
+    stems = [stem[0] for stem in (source.stem, source.deep_stem) if stem]
     for prefix in _PREFIXES:
         if any(f"{prefix}{stem}.weight" in state for stem in stems):
             return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-    first = next(iter(state), None)
-    raise ZooError(
-        f"the checkpoint is not a ResNet of {source.title}: '{source.stem[0]}.weight' is missing"
-        + ("; it is empty" if first is None else f"; its first entry is {to_printable(first)}")
-    )
+    first = f"its first entry is {to_printable(next(iter(state)))}" if state else "it is empty"
+    raise _not_a_resnet(source, f"'{stems[0]}.weight' is missing; {first}")
 
 
-# ---- layout and names -------------------------------------------------------------------------
+def _pair_modules(state: Mapping[str, Any], old: Naming, new: Naming) -> dict[str, str]:
+    """The source's name of each module with tensors, in the order of the network -> the target's;
+    the last one is the classifier.
+
+    Raises:
+        ConfigError: the target has no ResNet of this layout.
+    """
+    layout = _read_layout(state, old)
+    for part, wanted in (("deep_stem", "deep stem"), ("pooled_shortcut", "pooled shortcut")):
+        if getattr(layout, part) and getattr(new, part) is None:
+            able = " and ".join(n.title for n in NAMINGS.values() if getattr(n, part))
+            raise ConfigError(
+                "target", f"cannot be {new.title}: its ResNet has no {wanted}; {able} have one"
+            )
+    return dict(zip(_list_modules(layout, old), _list_modules(layout, new), strict=True))
 
 
-def _layout(state: Mapping[str, Any], source: Naming) -> Layout:
-    """Reads the layout from the names of the blocks' first convolutions and shortcuts."""
-    first, third = (_body(source, n)[0] for n in (1, 3))
+def _read_layout(state: Mapping[str, Any], source: Naming) -> _Layout:
+    """The layout, by the names of the blocks' convolutions and shortcuts."""
 
     def has(stage: int, block: int, index: int, part: str) -> bool:
-        name = _block(source, stage, block, index)
-        return f"{name}.{part}.weight" in state
+        return f"{_name_block(source, stage, block, index)}.{part}.weight" in state
 
+    first, third = (_name_layer(source, n)[0] for n in (1, 3))
     blocks: list[int] = []
     index = 1
     for stage in STAGES:
@@ -183,113 +252,99 @@ def _layout(state: Mapping[str, Any], source: Naming) -> Layout:
                 break  # blocks are counted through: a stage begins where the shape changes
             count, index = count + 1, index + 1
         if not count:
-            name = f"{_block(source, stage, 0, index)}.{first}.weight"
-            raise ZooError(f"the checkpoint is not a ResNet of {source.title}: '{name}' is missing")
+            name = f"{_name_block(source, stage, 0, index)}.{first}.weight"
+            raise _not_a_resnet(source, f"'{name}' is missing")
         blocks.append(count)
-    bottleneck = has(1, 0, 1, third)
-    pooled = source.pooled_shortcut
-    return Layout(
+    pooled, deep = source.pooled_shortcut, source.deep_stem
+    return _Layout(
         tuple(blocks),
-        3 if bottleneck else 2,
-        bool(source.deep_stem) and f"{source.deep_stem[0]}.weight" in state,
-        bool(pooled) and f"{_block(source, 2, 0, 0)}.{pooled[1]}.weight" in state,
+        3 if has(1, 0, 1, third) else 2,
+        bool(deep) and f"{deep[0]}.weight" in state,
+        bool(pooled) and has(2, 0, blocks[0] + 1, pooled[1]),
     )
 
 
-def _block(names: Naming, stage: int, block: int, index: int) -> str:
-    return names.block.format(stage=stage, res=stage + 1, block=block, index=index)
-
-
-def _body(names: Naming, n: int) -> tuple[str, str]:
-    return tuple(p.format(n=n, conv=3 * n - 3, norm=3 * n - 2) for p in names.body)
-
-
-def _modules(layout: Layout, names: Naming) -> Iterator[str]:
-    """The modules with tensors, in the order of the network: convolution, norm, ..., classifier.
-
-    Raises:
-        ConfigError: the framework has no ResNet of this layout.
-    """
-    for part, wanted in (("deep_stem", "deep stem"), ("pooled_shortcut", "pooled shortcut")):
-        if getattr(layout, part) and getattr(names, part) is None:
-            able = " and ".join(n.title for n in NAMINGS.values() if getattr(n, part))
-            raise ConfigError(
-                "target", f"cannot be {names.title}: its ResNet has no {wanted}; {able} have one"
-            )
+def _list_modules(layout: _Layout, names: Naming) -> Iterator[str]:
+    """Convolution, norm, convolution, norm, ..., classifier: the same places in any framework."""
     yield from names.deep_stem if layout.deep_stem else names.stem
     index = 0
     for stage, count in zip(STAGES, layout.blocks, strict=True):
         for block in range(count):
             index += 1
-            prefix = _block(names, stage, block, index)
-            for n in range(layout.convolutions):
-                yield from (f"{prefix}.{part}" for part in _body(names, n + 1))
+            parts = [p for n in range(layout.convolutions) for p in _name_layer(names, n + 1)]
             # Basic blocks of the first stage keep the stem's shape.
             if block == 0 and (stage > 1 or layout.convolutions == 3):
-                parts = names.pooled_shortcut if layout.pooled_shortcut else names.shortcut
-                yield from (f"{prefix}.{part}" for part in parts)
+                parts += names.pooled_shortcut if layout.pooled_shortcut else names.shortcut
+            yield from (f"{_name_block(names, stage, block, index)}.{part}" for part in parts)
     yield names.classifier or ""
 
 
-def _renaming(layout: Layout, old: Naming, new: Naming) -> dict[str, str]:
-    return dict(zip(_modules(layout, old), _modules(layout, new), strict=True))
+def _name_block(names: Naming, stage: int, block: int, index: int) -> str:
+    return names.block.format(stage=stage, res=stage + 1, block=block, index=index)
+
+
+def _name_layer(names: Naming, n: int) -> tuple[str, ...]:
+    return tuple(part.format(n=n, conv=3 * n - 3, norm=3 * n - 2) for part in names.body)
 
 
 # ---- checks -----------------------------------------------------------------------------------
 
-_STATISTICS = ("running_mean", "running_var")
 
-
-def _is_numbers(value: Any) -> bool:
-    """Whether it is a tensor or an array that is there, with values that can be copied."""
-    if isinstance(value, Tensor):
-        return value.layout is torch.strided and value.device.type != "meta"
-    if not isinstance(value, np.ndarray | np.generic):
-        return False
-    return value.dtype.kind in "biuf" and value.dtype.isnative and value.dtype.itemsize <= 8
-
-
-def _leaves(module: str, state: Mapping[str, Any]) -> list[str]:
-    leaves = ("weight", "bias", *_STATISTICS, "num_batches_tracked")
-    return [leaf for leaf in leaves if f"{module}.{leaf}" in state]
+def _not_a_resnet(source: Naming, problem: str) -> ZooError:
+    return ZooError(f"the checkpoint is not a ResNet of {source.title}: {problem}")
 
 
 def _check(state: Mapping[str, Any], modules: list[str], source: Naming, classifier: bool) -> None:
     """Raises ZooError for the first tensor that is missing, unknown or of a wrong shape."""
-    what = f"the checkpoint is not a ResNet of {source.title}: "
     *modules, last = modules
-    known = {f"{last}.{leaf}" for leaf in ("weight", "bias")}
-    needed = [sorted(known)] if classifier else []
     # GroupNorm has no statistics; a network has one kind of norm.
-    statistics = _STATISTICS if f"{modules[1]}.running_mean" in state else ()
-    for conv, norm in zip(modules[::2], modules[1::2], strict=True):
-        needed.append([f"{conv}.weight", *(f"{norm}.{x}" for x in ("weight", "bias", *statistics))])
-        known |= {*needed[-1], f"{norm}.num_batches_tracked"}
-    for names in needed:
-        for name in names:
-            if name not in state:
-                raise ZooError(f"{what}'{name}' is missing")
-    unknown = next((name for name in state if name not in known), None)
-    if unknown is not None:
-        raise ZooError(f"{what}{to_printable(unknown)} is unknown")
+    leaves = ("weight", "bias", *_STATISTICS)[: 4 if f"{modules[1]}.running_mean" in state else 2]
+    layers = [
+        [f"{conv}.weight", *(f"{norm}.{leaf}" for leaf in leaves)]
+        for conv, norm in zip(modules[::2], modules[1::2], strict=True)
+    ]
+    head = [f"{last}.bias", f"{last}.weight"]
+    needed = [name for names in ([head] if classifier else []) + layers for name in names]
+    counters = [f"{norm}.num_batches_tracked" for norm in modules[1::2]]
+    for name in needed:
+        if name not in state:
+            raise _not_a_resnet(source, f"'{name}' is missing")
+    known = {*needed, *head, *counters}
+    for name in state:
+        if name not in known:
+            raise _not_a_resnet(source, f"{to_printable(name)} is unknown")
     for name, value in state.items():
-        if not _is_numbers(value):
-            raise ZooError(f"{what}'{name}' is a {type(value).__name__}, not a tensor of numbers")
-        if isinstance(value, Tensor) and value.nbytes > value.untyped_storage().nbytes():
-            # A stride of 0 makes a tensor of any size from one number.
-            raise ZooError(f"{what}'{name}' repeats its numbers to shape {tuple(value.shape)}")
-        if name.endswith(".num_batches_tracked") and tuple(value.shape) not in ((), (1,)):
-            raise ZooError(f"{what}'{name}' has shape {tuple(value.shape)}, it is one number")
-    for first, *others in needed[int(classifier) :]:
+        if problem := _find_problem(name, value):
+            raise _not_a_resnet(source, f"'{name}' {problem}")
+    for first, *others in layers:
         shape = tuple(state[first].shape)
         if len(shape) != 4:
-            raise ZooError(f"{what}'{first}' has shape {shape}, which is not a convolution's")
+            problem = f"'{first}' has shape {shape}, which is not a convolution's"
+            raise _not_a_resnet(source, problem)
         for name in others:
             if tuple(state[name].shape) != shape[:1]:
-                raise ZooError(
-                    f"{what}'{name}' has shape {tuple(state[name].shape)} after a convolution "
-                    f"with {shape[0]} channels"
+                problem = (
+                    f"'{name}' has shape {tuple(state[name].shape)} after a convolution with "
+                    f"{shape[0]} channels"
                 )
-    channels = state[f"{modules[0]}.weight"].shape[1]
+                raise _not_a_resnet(source, problem)
+    channels = state[layers[0][0]].shape[1]
     if channels != 3:
-        raise ZooError(f"{what}'{modules[0]}.weight' takes {channels} channels, not 3")
+        raise _not_a_resnet(source, f"'{layers[0][0]}' takes {channels} channels, not 3")
+
+
+def _find_problem(name: str, value: Any) -> str | None:
+    """The reason why a value's numbers cannot be copied."""
+    if isinstance(value, Tensor):
+        is_numbers = value.layout is torch.strided and value.device.type != "meta"
+    else:
+        kind = value.dtype if isinstance(value, np.ndarray | np.generic) else np.dtype(object)
+        is_numbers = kind.kind in "biuf" and kind.isnative and kind.itemsize <= 8
+    if not is_numbers:
+        return f"is a {type(value).__name__}, not a tensor of numbers"
+    if isinstance(value, Tensor) and value.nbytes > value.untyped_storage().nbytes():
+        # A stride of 0 makes a tensor of any size from one number.
+        return f"repeats its numbers to shape {tuple(value.shape)}"
+    if name.endswith(".num_batches_tracked") and tuple(value.shape) not in ((), (1,)):
+        return f"has shape {tuple(value.shape)}, it is one number"
+    return None

@@ -156,6 +156,22 @@ class BackboneInfo:
                 raise ZooError(f"{key} must hold JSON values only: {error}") from None
         vars(self).update(changed)
 
+    @property
+    def is_bottleneck(self) -> bool:
+        return self.depth >= 50
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """The groups of a bottleneck's 3x3 convolution, and each one's width (64 in a ResNet)."""
+        if match := re.fullmatch(r"resnext\d+_(\d+)x(\d+)d", self.architecture):
+            return int(match[1]), int(match[2])
+        return 1, 128 if self.architecture.startswith("wide_") else 64
+
+    @property
+    def framework(self) -> str:
+        """Whose names the tensors have: torchvision has no deep stem."""
+        return "timm" if self.stem == "deep" else "torchvision"
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}

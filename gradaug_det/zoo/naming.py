@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from gradaug_det.errors import ConfigError
 
@@ -39,29 +38,28 @@ class Naming:
     counts_batches: bool = True
 
 
-_BLOCKS: dict[str, Any] = {
-    "stem": ("conv1", "bn1"),
-    "block": "layer{stage}.{block}",
-    "body": ("conv{n}", "bn{n}"),
-    "shortcut": ("downsample.0", "downsample.1"),
-}
+_TORCHVISION = Naming(
+    "torchvision",
+    "RGB",
+    stem=("conv1", "bn1"),
+    block="layer{stage}.{block}",
+    body=("conv{n}", "bn{n}"),
+    shortcut=("downsample.0", "downsample.1"),
+    classifier="fc",
+)
+_RESNET_D = replace(_TORCHVISION, pooled_shortcut=("downsample.1", "downsample.2"))
 NAMINGS = {
-    "torchvision": Naming("torchvision", "RGB", **_BLOCKS, classifier="fc"),
-    "timm": Naming(
-        "timm",
-        "RGB",
-        **_BLOCKS,
-        classifier="fc",
+    "torchvision": _TORCHVISION,
+    "timm": replace(
+        _RESNET_D,
+        title="timm",
         deep_stem=("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"),
-        pooled_shortcut=("downsample.1", "downsample.2"),
     ),
-    "mmdet": Naming(
-        "MMDetection",
-        "RGB",
-        **_BLOCKS,
+    "mmdet": replace(
+        _RESNET_D,
+        title="MMDetection",
         classifier=None,
         deep_stem=("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
-        pooled_shortcut=("downsample.1", "downsample.2"),
     ),
     "detectron2": Naming(
         "Detectron2",
@@ -86,14 +84,14 @@ NAMINGS = {
 }
 
 
-def naming(key: str, framework: str) -> Naming:
+def find_naming(key: str, framework: str) -> Naming:
     """The naming of a framework; raises ConfigError, which names ``key``, for an unknown one."""
     if framework not in NAMINGS:
         raise ConfigError(key, f"must be one of {', '.join(NAMINGS)}, got {framework!r}")
     return NAMINGS[framework]
 
 
-def channel_order(key: str, order: str) -> str:
+def check_order(key: str, order: str) -> str:
     """``order`` if it is "RGB" or "BGR"; raises ConfigError, which names ``key``, if not."""
     if order not in ("RGB", "BGR"):
         raise ConfigError(key, f"must be RGB or BGR, got {order!r}")

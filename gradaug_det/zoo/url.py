@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -15,7 +15,7 @@ from gradaug_det.zoo.convert import convert
 from gradaug_det.zoo.fetch import fetch
 from gradaug_det.zoo.index import find
 from gradaug_det.zoo.info import BackboneInfo
-from gradaug_det.zoo.naming import channel_order
+from gradaug_det.zoo.naming import check_order
 
 SCHEME = "gradaug://"
 
@@ -35,16 +35,28 @@ class ZooURL:
     name: str
     order: str
 
-    def path(self) -> Path:
+    @property
+    def is_file(self) -> bool:
+        return self.name.endswith(".safetensors")
+
+    def fetch(self) -> Path:
         """The verified file on this machine, downloaded if need be. Raises ZooError."""
-        if not self._is_file():
+        if not self.is_file:
             return fetch(self.name)
-        read_info(self.name)  # is it such a file?
+        read_info(self.name)  # refuses what is no backbone file
         return Path(self.name)
 
-    def info(self) -> BackboneInfo:
-        """What the backbone is, without a download. Raises ZooError."""
-        return read_info(self.name) if self._is_file() else find(self.name).info
+    def read_info(self) -> BackboneInfo:
+        """The description of the weights as they are delivered, without a download.
+
+        Raises:
+            ZooError: there is no such backbone.
+        """
+        info = read_info(self.name) if self.is_file else find(self.name).info
+        if info.channel_order == self.order:
+            return info
+        mean, std = info.pixel_mean[::-1], info.pixel_std[::-1]
+        return replace(info, channel_order=self.order, pixel_mean=mean, pixel_std=std)
 
     def load(self, target: str) -> dict[str, Tensor]:
         """The weights under a framework's names (see ``convert``), without the classifier.
@@ -53,15 +65,9 @@ class ZooURL:
             ZooError: there is no such backbone or its file cannot be used.
             ConfigError: the framework has no such network.
         """
-        state, info = read_backbone(self.path())
-        # torchvision has no deep stem; such files have timm's names.
-        source = "timm" if info.stem == "deep" else "torchvision"
-        return convert(
-            state, source, target, source_format=info.channel_order, target_format=self.order
-        )
-
-    def _is_file(self) -> bool:
-        return self.name.endswith(".safetensors")
+        state, info = read_backbone(self.fetch())
+        orders = {"source_format": info.channel_order, "target_format": self.order}
+        return convert(state, info.framework, target, **orders)
 
 
 def parse_url(text: object, usual_order: str) -> ZooURL | None:
@@ -83,7 +89,7 @@ def parse_url(text: object, usual_order: str) -> ZooURL | None:
         if key != "format":
             problem = f"has an unknown key {key!r} after the ?; allowed is format=RGB or format=BGR"
             raise ConfigError(text, problem)
-        order = channel_order(f"format in {text}", value)
+        order = check_order(f"format in {text}", value)
     return ZooURL(text, name, order)
 
 
@@ -94,10 +100,10 @@ def refuse_bare_backbone(path: str | Path) -> None:
         return
     try:
         with safe_open(path, framework="pt") as file:
-            ours = METADATA_KEY in (file.metadata() or {})
+            is_backbone = METADATA_KEY in (file.metadata() or {})
     except SafetensorError:
         return  # whoever reads it says so
-    if ours:
+    if is_backbone:
         raise ZooError(
             f"{path} is a backbone under torchvision's names; write {SCHEME}{path} to have it "
             "converted and the config compared with it"

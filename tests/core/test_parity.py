@@ -20,7 +20,7 @@ from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.pretrain.classifier import Classifier
-from gradaug_det.zoo.convert import authors_to_torchvision
+from gradaug_det.zoo.convert import rename
 
 FOLDER = Path(__file__).parents[1] / "data" / "reference"
 META = json.loads((FOLDER / "authors_resnet50.json").read_text())
@@ -41,7 +41,7 @@ def recorded_tensor(name, shape):
 
 
 # torchvision's tensor names -> the authors'.
-THEIRS = authors_to_torchvision({e["name"]: e["name"] for e in META["state_dict"]})
+THEIRS = rename({e["name"]: e["name"] for e in META["state_dict"]}, "authors", "torchvision")
 OURS = {theirs: ours for ours, theirs in THEIRS.items()}
 
 
@@ -64,7 +64,7 @@ def image():
 def network(state):
     model = resnet50().double()
     doubles = {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
-    model.load_state_dict(authors_to_torchvision(doubles))
+    model.load_state_dict(rename(doubles, "authors", "torchvision"))
     return model.train()
 
 

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from gradaug_det.d2 import GradAugHook
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.export import convert_file
+from gradaug_det.zoo.convert import convert_file
 
 from .helpers import tiny_batch, tiny_cfg, tiny_model, train
 

@@ -37,7 +37,7 @@ from gradaug_det.mmdet.values import check_values
 from gradaug_det.pretrain.data import StatelessBatches, load_images, train_loader, val_loader
 from gradaug_det.pretrain.recipe import load_recipe
 from gradaug_det.utils.detector_files import DetectorFiles
-from gradaug_det.zoo.export import convert_file
+from gradaug_det.zoo.convert import convert_file
 from tests.d2.dataset import SIZE
 from tests.d2.helpers import tiny_cfg
 from tests.mmdet.helpers import tiny_model as mm_tiny_model

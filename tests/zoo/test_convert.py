@@ -18,7 +18,7 @@ from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from gradaug_det.errors import ConfigError, ZooError
-from gradaug_det.zoo.convert import authors_to_torchvision, convert, rename
+from gradaug_det.zoo.convert import convert, rename
 
 AUTHORS = Path(__file__).parents[1] / "data" / "reference" / "authors_resnet50.json"
 STAGES = ("res2", "res3", "res4", "res5")
@@ -262,13 +262,13 @@ def test_authors_checkpoints(key):
     recorded = json.loads(AUTHORS.read_text())["state_dict"]
     tensors = {e["name"]: torch.full(e["shape"], i + 0.5) for i, e in enumerate(recorded)}
     saved = {key: {f"module.{name}": tensor for name, tensor in tensors.items()}, "last_epoch": 1}
-    state = authors_to_torchvision(saved)
+    state = rename(saved, "authors", "torchvision")
     torchvision.models.resnet50().load_state_dict(state, strict=True)
     assert_same(convert(saved, "authors", "torchvision", classifier=True), state)
     assert_same(convert(state, "torchvision", "authors", classifier=True), tensors)
     detectron2_resnet(50).load_state_dict(convert(saved, "authors", "detectron2"), strict=True)
     with pytest.raises(ZooError, match=r"not a ResNet of the authors' code: 'features.17.x' is"):
-        authors_to_torchvision({**tensors, "features.17.x": 0})
+        rename({**tensors, "features.17.x": 0}, "authors", "torchvision")
 
 
 def test_renaming_of_incomplete_states():
