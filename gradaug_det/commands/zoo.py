@@ -19,11 +19,13 @@ from gradaug_det.zoo.fetch import fetch
 from gradaug_det.zoo.index import Entry, find, load_index
 from gradaug_det.zoo.info import SOURCES, TARGETS, BackboneInfo
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _NAME = "an entry's name, or the path of a backbone file (.safetensors)"
+_ORDERS = ("RGB", "BGR")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's actions and their arguments."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
 
     def action(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Any:
@@ -31,29 +33,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         subparser.set_defaults(action=run)
         return subparser.add_argument
 
+    def add_output(add: Callable[..., Any]) -> None:
+        add("out", type=Path, metavar="OUT", help=".safetensors or .pth")
+        add("--to", dest="target", choices=TARGETS, required=True)
+        add("--format", choices=_ORDERS, help="channel order; default: the framework's usual")
+        add("--classifier", action="store_true", help="keep the classifier")
+
     add = action("list", _list, "the backbones that there are")
     add("--json", action="store_true")
-    add = action("info", _info, "what a backbone is and what its input must look like")
+    add = action("info", _describe, "what a backbone is and what its input must look like")
     add("name", metavar="NAME", help=_NAME)
     add("--json", action="store_true")
     add = action("download", _download, "bring backbones to this machine, verified")
     add("names", nargs="+", metavar="NAME")
-    add(
-        "--allow-unverified",
-        action="store_true",
-        help="accept a file for which no sha256 was published; shows what arrived",
-    )
+    text = "accept a file for which no sha256 was published; shows what arrived"
+    add("--allow-unverified", action="store_true", help=text)
     add = action("verify", _verify, "check files: sha256, description, shapes, no NaN")
     add("names", nargs="+", metavar="NAME", help=_NAME)
     add = action("convert", _convert, "write a checkpoint under another framework's names")
     add("source", type=Path, metavar="IN", help="a backbone file, or a checkpoint (--from)")
-    _add_output(add)
+    add_output(add)
     add("--from", dest="framework", choices=SOURCES, help="whose names IN has")
-    add("--source-format", choices=("RGB", "BGR"), help="channel order that IN expects")
+    add("--source-format", choices=_ORDERS, help="channel order that IN expects")
     add("--info", type=Path, metavar="JSON", help="describe OUT by this: makes a backbone file")
     add = action("export", _export, "write a backbone of the zoo for a framework")
     add("name", metavar="NAME")
-    _add_output(add)
+    add_output(add)
     add = action("add", _add, "add a backbone file to an index, or replace it there")
     add("file", type=Path, metavar="FILE")
     add("--description", required=True, help="one line")
@@ -62,14 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--claimed", action="store_true", help="its metrics were not measured by this project")
 
 
-def _add_output(add: Callable[..., Any]) -> None:
-    add("out", type=Path, metavar="OUT", help=".safetensors or .pth")
-    add("--to", dest="target", choices=TARGETS, required=True)
-    add("--format", choices=("RGB", "BGR"), help="channel order; default: the framework's usual")
-    add("--classifier", action="store_true", help="keep the classifier")
-
-
 def run(args: argparse.Namespace) -> int:
+    """Runs the action that was asked for."""
     args.action(args)
     return 0
 
@@ -77,60 +76,53 @@ def run(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> None:
     entries = load_index().entries.values()
     if args.json:
-        _log.info("%s", json.dumps([_described(entry) for entry in entries], indent=2))
+        logger.info("%s", json.dumps([_flatten(entry) for entry in entries], indent=2))
         return
     rows = [("NAME", "ARCHITECTURE", "MB", "TOP-1", "WHERE")]
-    rows += [
-        (
-            entry.name,
-            entry.info.architecture,
-            f"{entry.size / 1e6:.1f}" if entry.size else "?",
-            f"{entry.info.metrics.get('top1', float('nan')):.2f}" + "*" * (not entry.measured),
-            "here" if local_path(entry).is_file() else entry.kind,
-        )
-        for entry in entries
-    ]
+    for entry in entries:
+        size = f"{entry.size / 1e6:.1f}" if entry.size else "?"
+        top1 = f"{entry.info.metrics.get('top1', float('nan')):.2f}" + "*" * (not entry.measured)
+        where = "here" if local_path(entry).is_file() else entry.kind
+        rows.append((entry.name, entry.info.architecture, size, top1, where))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        _log.info("%s", "  ".join(cells).rstrip())
+        logger.info("%s", "  ".join(cells).rstrip())
     if not all(entry.measured for entry in entries):
-        _log.info("* its authors' claim, not measured here")
+        logger.info("* its authors' claim, not measured here")
 
 
-def _info(args: argparse.Namespace) -> None:
+def _describe(args: argparse.Namespace) -> None:
     if args.name.endswith(".safetensors"):
         from gradaug_det.zoo.backbone import read_info
 
-        described = read_info(args.name).to_dict()
+        values = read_info(args.name).to_dict()
     else:
-        described = _described(find(args.name))
+        values = _flatten(find(args.name))
     if args.json:
-        _log.info("%s", json.dumps(described, indent=2))
+        logger.info("%s", json.dumps(values, indent=2))
         return
-    for key, value in described.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        _log.info("%-14s %s", key, text)
+    for key, value in values.items():
+        logger.info("%-14s %s", key, value if isinstance(value, str) else json.dumps(value))
 
 
-def _described(entry: Entry) -> dict[str, Any]:
+def _flatten(entry: Entry) -> dict[str, Any]:
     """The entry as one flat object, with where its file is on this machine or null."""
     values = entry.to_dict()
-    info = values.pop("info")
     path = local_path(entry)
-    return info | values | {"path": str(path) if path.is_file() else None}
+    return values.pop("info") | values | {"path": str(path) if path.is_file() else None}
 
 
 def _download(args: argparse.Namespace) -> None:
     for name in args.names:
-        _log.info("%s", fetch(name, allow_unverified=args.allow_unverified))
+        logger.info("%s", fetch(name, allow_unverified=args.allow_unverified))
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from gradaug_det.zoo.verify import verify
+    from gradaug_det.zoo.publish import verify
 
     for name in args.names:
-        _log.info("%s", verify(name))
+        logger.info("%s", verify(name))
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -150,25 +142,13 @@ def _export(args: argparse.Namespace) -> None:
 def _write(args: argparse.Namespace, source: Path, **more: Any) -> None:
     from gradaug_det.zoo.convert import convert_file
 
-    path = convert_file(
-        source,
-        args.out,
-        args.target,
-        target_format=args.format,
-        classifier=args.classifier,
-        **more,
-    )
-    _log.info("%s", path)
+    more |= {"target_format": args.format, "classifier": args.classifier}
+    logger.info("%s", convert_file(source, args.out, args.target, **more))
 
 
 def _add(args: argparse.Namespace) -> None:
     from gradaug_det.zoo.publish import add_file
 
-    entry = add_file(
-        args.file,
-        args.description,
-        index=args.index,
-        kind=args.kind,
-        measured=not args.claimed,
-    )
-    _log.info("%s: %d bytes, sha256 %s", entry.name, entry.size, entry.sha256)
+    options = {"index": args.index, "kind": args.kind, "measured": not args.claimed}
+    entry = add_file(args.file, args.description, **options)
+    logger.info("%s: %d bytes, sha256 %s", entry.name, entry.size, entry.sha256)

@@ -1,20 +1,58 @@
-"""Writes the index, and what MODEL_ZOO.md shows of it."""
+"""Checks backbone files, adds them to an index, and writes what MODEL_ZOO.md shows of it."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import pooch
-
+from gradaug_det.errors import ZooError
 from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.backbone import read_backbone
-from gradaug_det.zoo.index import Entry, load_index
-from gradaug_det.zoo.info import check_fields, one_of
+from gradaug_det.zoo.download import compute_sha256, is_file_of, local_path
+from gradaug_det.zoo.index import Entry, find, load_index
+from gradaug_det.zoo.info import CHECKPOINT_KEY, check_fields, one_of
 
 _COLUMNS = "| name | architecture | MB | top-1 | other metrics | sha256 | licence |"
+
+
+def verify(name: str) -> str:
+    """Check an entry's file on this machine, or a backbone file that is in no index.
+
+    Args:
+        name: of an entry, or the path of a ``.safetensors`` file.
+
+    Returns:
+        One line of what was found good.
+
+    Raises:
+        ZooError: the file is missing, or has another sha256 or description than the index says, or
+            lacks tensors, or has shapes that are not the architecture's, or NaN.
+    """
+    entry = None if name.endswith(".safetensors") else find(name)
+    path = Path(name) if entry is None else local_path(entry)
+    if entry is not None and not path.is_file():
+        raise ZooError(
+            f"{name} is not on this machine ({path} is missing): `gradaug-det zoo download {name}`"
+        )
+    # A file that was converted on this machine is in no index: its checkpoint is.
+    is_indexed = entry is not None and path.name == entry.file
+    if is_indexed and not is_file_of(entry, path):
+        raise ZooError(
+            f"{path} is not the index's file ({entry.size} bytes, sha256 {entry.sha256}); remove "
+            f"it and run `gradaug-det zoo download {name}`"
+        )
+    state, info = read_backbone(path)
+    recipe = {key: value for key, value in info.recipe.items() if key != CHECKPOINT_KEY}
+    if entry is not None and replace(info, recipe=recipe) != entry.info:
+        raise ZooError(f"{path} describes itself otherwise than the index describes {name}")
+    origin = "as in the index" if is_indexed and entry.sha256 else "no index has it to compare"
+    return (
+        f"{path}: good: {len(state)} tensors of {info.architecture}, all finite, "
+        f"sha256 {compute_sha256(path)} ({origin})"
+    )
 
 
 def add_file(
@@ -51,7 +89,7 @@ def add_file(
         file=f"{info.name}.safetensors",
         kind=kind,
         size=file.stat().st_size,
-        sha256=pooch.file_hash(str(file)),
+        sha256=compute_sha256(file),
         gdrive_id=None,
         measured=measured,
         info=info,

@@ -22,8 +22,8 @@ from safetensors.torch import save
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.pretrain.recipe import Recipe
 from gradaug_det.zoo.index import load_index
+from gradaug_det.zoo.publish import verify
 from gradaug_det.zoo.url import parse_url
-from gradaug_det.zoo.verify import verify
 from tests.d2.dataset import SIZE, annotation, crowd, write_coco
 from tests.faults import entries
 from tests.faults.expected import EXPECTED

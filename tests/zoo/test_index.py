@@ -6,7 +6,7 @@ import pytest
 
 from gradaug_det.errors import ZooError
 from gradaug_det.zoo.index import INDEX, find, load_index
-from gradaug_det.zoo.verify import verify
+from gradaug_det.zoo.publish import verify
 from tests.zoo.helpers import make_info
 
 
