@@ -17,7 +17,7 @@ from gradaug_det.d2.zoo import zoo_url
 from gradaug_det.errors import GradAugError, ZooError
 from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.utils.files import atomic_path, explain_write_errors, remove_partial_files
-from gradaug_det.utils.text import describe_error
+from gradaug_det.utils.text import describe_error, to_printable
 from gradaug_det.zoo.url import refuse_bare_backbone
 
 
@@ -110,8 +110,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         useless = bool(other) or 2 * len(found.unexpected_keys) > len(given)
         if names and (not taken or (few and useless)):
             part = body.rstrip(".") or "the detector"
-            first = given[0][:200] if given else "nothing"
-            first = first if first.isprintable() else repr(first)  # it is the file's own
+            first = to_printable(given[0]) if given else "nothing"
             raise ZooError(
                 f"{len(taken)} of the {len(names)} tensors of {part} were taken from "
                 f"{self._file}: it has {first}, ..., the detector {names[0]}, ...; is it another "

@@ -288,7 +288,7 @@ def _doubled(depth: int) -> tuple:
 
 def read_checkpoint(folder: Path, path: Path) -> None:
     from gradaug_det.utils.checkpoints import load_checkpoint
-    from gradaug_det.zoo.export import convert_file
+    from gradaug_det.zoo.convert import convert_file
 
     framework, target = path.stem.split("-")
     raise_first_error(

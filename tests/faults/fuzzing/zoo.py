@@ -106,9 +106,9 @@ def backbone_inputs(folder: Path) -> st.SearchStrategy[Input]:
 def read_backbone_file(folder: Path, path: Path) -> None:
     from gradaug_det.utils.checkpoints import load_checkpoint
     from gradaug_det.zoo.backbone import read_backbone, read_info
-    from gradaug_det.zoo.export import convert_file
+    from gradaug_det.zoo.convert import convert_file
+    from gradaug_det.zoo.publish import verify
     from gradaug_det.zoo.url import parse_url, refuse_bare_backbone
-    from gradaug_det.zoo.verify import verify
 
     if path.suffix == ".json":
         header, path = path.read_bytes(), folder / "whole.safetensors"
