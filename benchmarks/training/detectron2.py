@@ -25,8 +25,8 @@ from benchmarks.training.scenes import Scene, polygons, random_scenes
 from benchmarks.training.workload import Variant, Workload
 from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.d2.batch import Batch
+from gradaug_det.d2.config import load_config
 from gradaug_det.d2.hook import GradAugHook
-from gradaug_det.d2.train import load_config
 from gradaug_det.export.calibration import recalibrate
 
 _CONFIGS = {False: "mask_rcnn_R_50_FPN_1x_plain.yaml", True: "mini_mask_rcnn_R_18_FPN_plain.yaml"}

@@ -24,8 +24,8 @@ from benchmarks.training.scenes import Scene, polygons, random_scenes
 from benchmarks.training.workload import Variant, Workload
 from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.export.calibration import recalibrate
+from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.hook import GradAugHook
-from gradaug_det.mmdet.train import load_config
 
 _CONFIGS = {False: "mask-rcnn_r50_fpn_1x_coco_plain.py", True: "mini_mask-rcnn_r18_fpn_plain.py"}
 _numbers = count()

@@ -29,11 +29,10 @@ from gradaug_det.core.slimming import no_traces
 from gradaug_det.d2.backbone import slimmable_part
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.checks import check_detector, check_device
-from gradaug_det.d2.config import gradaug_options
+from gradaug_det.d2.config import gradaug_options, load_config, load_lazy_config
 from gradaug_det.d2.data import register_coco
 from gradaug_det.d2.evaluation import scoring
 from gradaug_det.d2.preprocessing import check_preprocessing
-from gradaug_det.d2.train import load_config, load_lazy_config
 from gradaug_det.errors import ConfigError
 from gradaug_det.utils.detector_files import DetectorFiles
 

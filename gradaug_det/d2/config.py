@@ -1,11 +1,14 @@
-"""The ``GRADAUG`` keys of a Detectron2 config."""
+"""The ``GRADAUG`` keys of a Detectron2 config, and how config files are read."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg
+from detectron2.config import LazyConfig, get_cfg
+from yaml import YAMLError
 
 from gradaug_det.core.checks import check_bool, check_integer
 from gradaug_det.core.options import GradAugOptions
@@ -124,3 +127,69 @@ def _check_node(node: CN, defaults: CN, prefix: str) -> None:
                     wanted = "names in quotation marks" if text else "numbers"
                     problem = f"must hold {wanted} alone, got {element!r} in {value!r}"
                     raise ConfigError(key, problem)
+
+
+def load_config(file: str | Path, overrides: list[str] = ()) -> CN:
+    """A Detectron2 yaml config with GradAug's keys, overridden and validated.
+
+    Args:
+        file: a yaml file; its ``_BASE_`` is followed.
+        overrides: ``KEY VALUE`` pairs in one flat list.
+
+    Raises:
+        ConfigError: names the key, its value and the values allowed.
+    """
+    cfg = get_cfg()
+    add_gradaug_config(cfg)
+    if not Path(file).is_file():
+        raise ConfigError("--config-file", f"names a file that does not exist: {file}")
+    if len(overrides) % 2:
+        raise ConfigError("overrides", f"must be KEY VALUE pairs, got {' '.join(overrides)!r}")
+    try:
+        cfg.merge_from_file(str(file), allow_unsafe=False)
+        for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+            if key.startswith("GRADAUG.") and key.removeprefix("GRADAUG.") not in cfg.GRADAUG:
+                cfg.GRADAUG[key.removeprefix("GRADAUG.")] = value  # named by gradaug_options
+            else:
+                cfg.merge_from_list([key, value])
+    except ConfigError:
+        raise
+    except Exception as error:  # yacs and PyYAML raise almost anything for a wrong file
+        problem = f"or an override cannot be used: {_reason(error)}"
+        raise type_mismatch(str(error)) or ConfigError(str(file), problem) from None
+    check_values(cfg)
+    gradaug_options(cfg)
+    return cfg
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    if isinstance(error, (KeyError, ValueError, AssertionError)):
+        return text
+    if isinstance(error, YAMLError):
+        return f"it is not valid yaml: {text}"
+    if isinstance(error, RecursionError):
+        return "files name each other as _BASE_ in a circle"
+    if isinstance(error, (AttributeError, TypeError)):
+        return f"a mapping of keys is expected where something else stands ({text})"
+    return f"{type(error).__name__}: {text}"
+
+
+def load_lazy_config(file: str | Path, overrides: list[str] = ()) -> Any:
+    """A LazyConfig with ``key=value`` overrides.
+
+    Raises:
+        ConfigError: the file or an override cannot be used.
+    """
+    if not Path(file).is_file():
+        raise ConfigError("--config-file", f"names a file that does not exist: {file}")
+    try:
+        cfg = LazyConfig.load(str(file))
+    except Exception as error:  # a config is a program
+        problem = f"cannot be run: {type(error).__name__}: {error}"
+        raise ConfigError(str(file), problem) from error
+    try:
+        return LazyConfig.apply_overrides(cfg, list(overrides))
+    except Exception as error:  # of Hydra's parser and OmegaConf
+        problem = f"cannot be used with {file}: {' '.join(str(error).split())}"
+        raise ConfigError("overrides", problem) from None

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.checkpoint import SafeCheckpointer
+from gradaug_det.d2.config import load_config
 from gradaug_det.d2.export_config import lazy_config
 from gradaug_det.d2.export_trace import traceable_detector
-from gradaug_det.d2.train import load_config
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.export.calibration import in_batches
 from gradaug_det.export.programs import Traceable

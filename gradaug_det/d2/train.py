@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import weakref
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, instantiate
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -22,16 +21,10 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_
 from detectron2.utils import comm
 from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
-from yaml import YAMLError
 
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.checks import check_batch, check_detector, check_device, check_operators
-from gradaug_det.d2.config import (
-    add_gradaug_config,
-    check_values,
-    gradaug_options,
-    type_mismatch,
-)
+from gradaug_det.d2.config import gradaug_options, load_config, load_lazy_config
 from gradaug_det.d2.data import check_datasets, check_own_records, register_coco, register_mini_coco
 from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.evaluation import build_evaluator, lazy_evaluator
@@ -86,72 +79,6 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # not in a checkpoint of 0.6's DefaultTrainer
             self._trainer.load_state_dict(state_dict["_trainer"])
-
-
-def load_config(file: str | Path, overrides: list[str] = ()) -> CfgNode:
-    """A Detectron2 yaml config with GradAug's keys, overridden and validated.
-
-    Args:
-        file: a yaml file; its ``_BASE_`` is followed.
-        overrides: ``KEY VALUE`` pairs in one flat list.
-
-    Raises:
-        ConfigError: names the key, its value and the values allowed.
-    """
-    cfg = get_cfg()
-    add_gradaug_config(cfg)
-    if not Path(file).is_file():
-        raise ConfigError("--config-file", f"names a file that does not exist: {file}")
-    if len(overrides) % 2:
-        raise ConfigError("overrides", f"must be KEY VALUE pairs, got {' '.join(overrides)!r}")
-    try:
-        cfg.merge_from_file(str(file), allow_unsafe=False)
-        for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-            if key.startswith("GRADAUG.") and key.removeprefix("GRADAUG.") not in cfg.GRADAUG:
-                cfg.GRADAUG[key.removeprefix("GRADAUG.")] = value  # named by gradaug_options
-            else:
-                cfg.merge_from_list([key, value])
-    except ConfigError:
-        raise
-    except Exception as error:  # yacs and PyYAML raise almost anything for a wrong file
-        problem = f"or an override cannot be used: {_reason(error)}"
-        raise type_mismatch(str(error)) or ConfigError(str(file), problem) from None
-    check_values(cfg)
-    gradaug_options(cfg)
-    return cfg
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-    if isinstance(error, (KeyError, ValueError, AssertionError)):
-        return text
-    if isinstance(error, YAMLError):
-        return f"it is not valid yaml: {text}"
-    if isinstance(error, RecursionError):
-        return "files name each other as _BASE_ in a circle"
-    if isinstance(error, (AttributeError, TypeError)):
-        return f"a mapping of keys is expected where something else stands ({text})"
-    return f"{type(error).__name__}: {text}"
-
-
-def load_lazy_config(file: str | Path, overrides: list[str] = ()) -> Any:
-    """A LazyConfig with ``key=value`` overrides.
-
-    Raises:
-        ConfigError: the file or an override cannot be used.
-    """
-    if not Path(file).is_file():
-        raise ConfigError("--config-file", f"names a file that does not exist: {file}")
-    try:
-        cfg = LazyConfig.load(str(file))
-    except Exception as error:  # a config is a program
-        problem = f"cannot be run: {type(error).__name__}: {error}"
-        raise ConfigError(str(file), problem) from error
-    try:
-        return LazyConfig.apply_overrides(cfg, list(overrides))
-    except Exception as error:  # of Hydra's parser and OmegaConf
-        problem = f"cannot be used with {file}: {' '.join(str(error).split())}"
-        raise ConfigError("overrides", problem) from None
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

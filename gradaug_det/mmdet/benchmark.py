@@ -30,8 +30,8 @@ from gradaug_det.core.slimming import Overrides, no_traces
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.mmdet.checkpoint import load_files_safely
+from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.data import coco_metrics, coco_part, leaves
-from gradaug_det.mmdet.train import load_config
 from gradaug_det.utils.detector_files import DetectorFiles
 
 

@@ -25,8 +25,8 @@ from gradaug_det.export.programs import Traceable
 from gradaug_det.mmdet.backbone import detector_backbone
 from gradaug_det.mmdet.benchmark import options
 from gradaug_det.mmdet.checkpoint import load_files_safely
+from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.export_config import plain_config
-from gradaug_det.mmdet.train import load_config
 from gradaug_det.utils.detector_files import DetectorFiles
 
 

@@ -12,42 +12,16 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from mmengine.config import Config
 from mmengine.runner import BaseLoop, Runner
 
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.mmdet import preprocessing
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.checks import TrainingChecks
+from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.resume import ExactResumeHook
 from gradaug_det.mmdet.values import check_values
 from gradaug_det.utils.files import check_writable
-
-
-def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """An MMEngine config file with values replaced.
-
-    Args:
-        file: a config file; what it inherits (``_base_``) is followed.
-        overrides: dotted key -> value, as in MMDetection's ``--cfg-options``, e.g.
-            ``{"train_cfg.max_iters": 100, "custom_hooks.0.min_width": 0.8}``.
-
-    Raises:
-        ConfigError: the file does not exist, or an override does not fit it.
-    """
-    if not Path(file).is_file():
-        raise ConfigError("config", f"names a file that does not exist: {file}")
-    try:
-        config = Config.fromfile(file)
-    except Exception as error:  # a config is a program
-        problem = f"cannot be read: {file}: {type(error).__name__}: {error}"
-        raise ConfigError("config", problem) from error
-    try:
-        config.merge_from_dict(dict(overrides or {}))
-    except (KeyError, TypeError, AssertionError) as error:
-        message = error.args[0] if error.args else error
-        raise ConfigError("overrides", f"cannot be used with {file}: {message}") from None
-    return config
 
 
 @contextmanager
@@ -96,7 +70,7 @@ def build_runner(
     """The runner of a config, ready to ``train()``.
 
     Args:
-        file, overrides: see :func:`load_config`.
+        file, overrides: see :func:`gradaug_det.mmdet.config.load_config`.
         work_dir: where logs and checkpoints go.
         resume: go on from the latest checkpoint in ``work_dir``, if there is one.
         fix_preprocessing: set what a ``gradaug://`` backbone needs and the config has otherwise

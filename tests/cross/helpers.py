@@ -8,8 +8,8 @@ from detectron2.modeling import build_model
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
-from gradaug_det.d2.train import load_config as load_d2
-from gradaug_det.mmdet.train import load_config as load_mm
+from gradaug_det.d2.config import load_config as load_d2
+from gradaug_det.mmdet.config import load_config as load_mm
 from gradaug_det.zoo.convert import convert
 from studies.runner.frameworks import FRAMEWORKS
 from tests.mmdet.helpers import calibrate_backbone

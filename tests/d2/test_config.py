@@ -10,7 +10,7 @@ from detectron2.config import get_cfg
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.d2 import GradAugHook, add_gradaug_config, gradaug_options
 from gradaug_det.d2.checks import check_batch, check_device, check_gpus, check_operators
-from gradaug_det.d2.train import load_config
+from gradaug_det.d2.config import load_config
 from gradaug_det.errors import ConfigError, UnslimmableError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "detectron2"

@@ -15,8 +15,8 @@ from detectron2.modeling import build_model
 from gradaug_det.benchmark.run import BenchmarkSettings, run_benchmark
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2.backbone import slimmable_part
+from gradaug_det.d2.config import load_config
 from gradaug_det.d2.export import Detectron2Exporter
-from gradaug_det.d2.train import load_config
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.export.calibration import find_images

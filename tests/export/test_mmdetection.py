@@ -66,7 +66,7 @@ def files(checkpoint, *opts):
 def random_checkpoint(path, *opts):
     """The checkpoint of another detector with random weights; and the detector."""
     from gradaug_det.mmdet.benchmark import options
-    from gradaug_det.mmdet.train import load_config
+    from gradaug_det.mmdet.config import load_config
 
     init_default_scope("mmdet")
     torch.manual_seed(0)

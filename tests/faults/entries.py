@@ -26,12 +26,12 @@ import gradaug_det.mmdet
 from gradaug_det.benchmark.run import load_data
 from gradaug_det.commands import cli
 from gradaug_det.d2.checkpoint import SafeCheckpointer
+from gradaug_det.d2.config import load_config, load_lazy_config
 from gradaug_det.d2.data import check_datasets, register_coco
-from gradaug_det.d2.train import load_config, load_lazy_config
 from gradaug_det.errors import GradAugError
 from gradaug_det.frameworks import load_detector
-from gradaug_det.mmdet import train as mm_train
 from gradaug_det.mmdet.checkpoint import load_files_safely
+from gradaug_det.mmdet.config import load_config as load_mmdet_config
 from gradaug_det.mmdet.data import check_data as check_data_mmdet
 from gradaug_det.mmdet.values import check_values
 from gradaug_det.pretrain.data import StatelessBatches, load_images, train_loader, val_loader
@@ -213,7 +213,7 @@ def mm_config(text, overrides=None, suffix=".py"):
     def run(folder):
         file = folder / f"config{suffix}"
         file.write_text(text)
-        config = mm_train.load_config(file, overrides)
+        config = load_mmdet_config(file, overrides)
         for hook in config.get("custom_hooks", ()):
             HOOKS.build(hook)
         if "train_dataloader" in config:

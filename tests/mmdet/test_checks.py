@@ -20,8 +20,9 @@ from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.mmdet.agreement import check_heads, check_tasks, check_weights
 from gradaug_det.mmdet.benchmark import _category_ids, _scoring
 from gradaug_det.mmdet.checks import TrainingChecks
+from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.data import check_data
-from gradaug_det.mmdet.train import build_runner, load_config
+from gradaug_det.mmdet.train import build_runner
 from gradaug_det.mmdet.values import check_values
 from tests.mmdet.helpers import HOOK, KINDS, make_runner, tiny_model, tiny_model_cfg
 

@@ -17,8 +17,9 @@ from mmengine.runner import Runner
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.mini_coco import CLASS_NAMES, build_mini_coco
+from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.detector import GradAugDetector
-from gradaug_det.mmdet.train import build_runner, load_config
+from gradaug_det.mmdet.train import build_runner
 from tests.mmdet.helpers import TinyDataset, tiny_model_cfg
 
 ROOT = Path(__file__).parents[2]

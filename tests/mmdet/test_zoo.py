@@ -19,7 +19,8 @@ from torchvision.models import resnet18
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.mmdet import check_preprocessing, fix_preprocessing
 from gradaug_det.mmdet.checkpoint import load_files_safely
-from gradaug_det.mmdet.train import build_runner, load_config
+from gradaug_det.mmdet.config import load_config
+from gradaug_det.mmdet.train import build_runner
 from gradaug_det.zoo.backbone import save_backbone
 from tests.mmdet.helpers import collated, make_runner, tiny_items, tiny_model_cfg
 from tests.utils import hostile
