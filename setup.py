@@ -56,6 +56,7 @@ setup(
             "onedl-mmengine>=0.10.12",
             "onedl-mmcv>=2.3.6",
             "onedl-mmdetection>=3.5.1",
+            "packaging",
         ],
         "pretrain": ["lightning-fabric>=2.2", "omegaconf", "imagecorruptions-imaug", "tensorboard"],
         "gdrive": ["gdown>=6.5"],  # the authors' published weights

@@ -1,24 +1,115 @@
-"""What a training goes on from, and whether it is the one that was begun."""
+"""Exact resume, for both frameworks: images by their place, the last checkpoint, the settings.
+
+A generator of random numbers has a state that no checkpoint holds: each worker has its own. Here an
+image's numbers come from the seed and the image's place in the training, a place is decided in the
+training's own process, and workers only load what they are asked for. A training that is resumed at
+a step then sees what it would have seen, with any number of workers.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
 from gradaug_det.errors import GradAugError
+from gradaug_det.utils.seeding import seeded, stable_seed
+
+T = TypeVar("T")
+
+
+class PlacedIndex(int):
+    """An index of a dataset that knows where in the training it is asked for.
+
+    Args:
+        place: of the image, by whatever numbers a framework counts.
+    """
+
+    def __new__(cls, index: int, place: tuple[int, ...]) -> PlacedIndex:
+        self = super().__new__(cls, index)
+        self.place = place
+        return self
+
+    def __getnewargs__(self) -> tuple[int, tuple[int, ...]]:
+        return int(self), self.place  # else the place would be lost on the way to a worker
+
+
+class Proxy:
+    """Passes what is read, set and removed on to the object that it stands for, so that hooks may
+    change that. Its own attributes are those that it is made with."""
+
+    def __init__(self, original: Any, **own: Any) -> None:
+        vars(self).update(_original=original, **own)
+
+    @property
+    def __class__(self) -> type:  # for isinstance()
+        return type(self._original)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_original":
+            raise AttributeError(name)
+        return getattr(self._original, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            vars(self)[name] = value
+        else:
+            setattr(self._original, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._original, name)
+
+
+class PlacedDataset(Proxy, Dataset):
+    """A dataset whose images' random numbers depend on where in the training they are.
+
+    Args:
+        dataset: asked for by a :class:`PlacedIndex`; by a bare index, that is the place.
+        seed: parts of the seed, see :func:`gradaug_det.utils.seeding.stable_seed`.
+    """
+
+    def __init__(self, dataset: Dataset, *seed: object) -> None:
+        super().__init__(dataset, _image_seed=seed)
+
+    def __reduce__(self) -> tuple:  # to a worker that is not a fork
+        return PlacedDataset, (self._original, *self._image_seed)
+
+    def __len__(self) -> int:
+        return len(self._original)
+
+    def __getitem__(self, index: int) -> Any:
+        with seeded(stable_seed(*self._image_seed, *getattr(index, "place", (index,)))):
+            return self._original[int(index)]
+
+
+def draw_seeded(source: Iterable[T], seed: int, first: int = 0, block: int = 1) -> Iterator[T]:
+    """Items of a sampler, whose random numbers are not those of the step that asks for them.
+
+    Args:
+        source: also one that draws from the process' own generators.
+        seed: of those generators, with the number of the block.
+        first: number of the first block.
+        block: items that are drawn at once.
+    """
+    items = None
+    for number in itertools.count(first):
+        with seeded(stable_seed("order", seed, number)):
+            # Some samplers draw their whole order when they are asked for an iterator.
+            items = iter(source) if items is None else items
+            drawn = list(itertools.islice(items, block))
+        yield from drawn
+        if len(drawn) < block:
+            return
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """What the file ``last_checkpoint`` in a training's output folder names, in both frameworks.
-
-    A checkpoint of that name in the folder itself goes first: the folder may have been moved or
-    copied. If the file is empty, as a process that dies while writing it leaves it, the newest
-    checkpoint counts.
+    """Where a training in an output folder goes on, by its file ``last_checkpoint``.
 
     Returns:
         Path or address; None if there is nothing to go on from.
@@ -27,7 +118,7 @@ def last_checkpoint(folder: str | Path) -> str | None:
         GradAugError: that checkpoint is not there, or not whole; names those that are.
     """
     folder = Path(folder)
-    note, there = folder / "last_checkpoint", whole_checkpoints(folder)
+    note, there = folder / "last_checkpoint", _whole_checkpoints(folder)
     try:
         named = note.read_text(errors="replace").strip()
     except FileNotFoundError:
@@ -35,11 +126,12 @@ def last_checkpoint(folder: str | Path) -> str | None:
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     else:
-        if not named:
+        if not named:  # as a process leaves it that dies while it writes: the newest counts
             return str(there[0]) if there else None
         if "://" in named:
             return named
-        # The name alone is also that of a path of another system.
+        # The folder's own file of that name goes first: the folder may have been moved or copied,
+        # from a system with other paths too.
         places = [folder / PureWindowsPath(named).name, folder / named, Path(named)]
         path = next((place for place in places if place.is_file()), None)
         if path is not None and _is_whole(path):
@@ -53,26 +145,72 @@ def last_checkpoint(folder: str | Path) -> str | None:
     )
 
 
-def whole_checkpoints(folder: Path) -> list[Path]:
+def _whole_checkpoints(folder: Path) -> list[Path]:
     """The newest first."""
     found = [path for path in folder.glob("*.pth") if path.name[0] != "." and _is_whole(path)]
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _is_whole(path: Path) -> bool:
-    """As far as its two ends tell; older files of PyTorch are not archives."""
+    # A zip's list of parts is at its end. Older files of PyTorch are pickles: only empty ones tell.
     with path.open("rb") as file:
         start = file.read(2)
     return zipfile.is_zipfile(path) if start == b"PK" else bool(start)
 
 
-def plain_settings(config: Mapping[str, Any], keys: str) -> dict[str, str]:
-    """The numbers, texts and truth values of a nested config, by dotted key, as texts.
+class SettingsRecord:
+    """The settings of a training, which its checkpoints hold: a resumed one warns of others.
 
     Args:
-        keys: regular expression; keys that do not start with it are left out.
+        watched: regular expression of the dotted keys of a config that are compared.
+        harmless: of those that may change.
+        restored: of those whose values come from the checkpoint, whatever the config says.
     """
-    return {key: _text(value) for key, value in _leaves(config, "") if re.match(keys, key)}
+
+    def __init__(self, watched: str, harmless: str, restored: str) -> None:
+        self.watched, self.harmless, self.restored = watched, harmless, restored
+        self._kept: dict[str, str] = {}
+
+    def select(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """Numbers, texts and truth values of a nested config by dotted key, as texts."""
+        leaves = _leaves(config, "")
+        return {key: _to_text(value) for key, value in leaves if re.match(self.watched, key)}
+
+    def to_save(self, now: Mapping[str, str]) -> dict[str, str]:
+        """What the next checkpoint must hold: the settings that are in effect."""
+        return {**now, **self._kept}
+
+    def compare(
+        self, then: Mapping[str, str], now: Mapping[str, str], warn: Callable[[str], None]
+    ) -> None:
+        """Warns, once, if the settings of a checkpoint are not those of now."""
+        if message := self.describe_changes(then, now):
+            warn(message)
+        self._kept = {key: value for key, value in then.items() if re.match(self.restored, key)}
+
+    def describe_changes(self, then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+        """A sentence about the settings that differ; None if none does."""
+        keys = dict.fromkeys([*now, *then])  # in order, as a set is not
+        changed = [k for k in keys if now.get(k) != then.get(k) and not re.match(self.harmless, k)]
+        if not changed:
+            return None
+
+        def list_values(keys: list[str]) -> str:
+            values = [f"{k} {now.get(k, 'not set')} (was {then.get(k, 'not set')})" for k in keys]
+            more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+            return ", ".join(values[:6]) + more
+
+        ignored = [key for key in changed if re.match(self.restored, key)]
+        used = [key for key in changed if key not in ignored]
+        parts = ["resumed with other settings than it was begun with"]
+        if ignored:
+            parts.append(f"not used, the checkpoint's hold: {list_values(ignored)}")
+        if used:
+            parts.append(f"used, so that it is another training from here on: {list_values(used)}")
+        return (
+            "; ".join(parts) + ". To train on with new settings, begin from the checkpoint's "
+            "weights without resuming"
+        )
 
 
 def optimizer_settings(optimizer: Optimizer) -> dict[str, str]:
@@ -80,69 +218,32 @@ def optimizer_settings(optimizer: Optimizer) -> dict[str, str]:
     values: dict[str, list[Any]] = {}
     for group in optimizer.param_groups:
         for key, value in group.items():
+            # A schedule changes lr, and leaves the first value in initial_lr.
             if key != "params" and not (key == "lr" and "initial_lr" in group):
                 values.setdefault(f"optimizer.{key.removeprefix('initial_')}", []).append(value)
-    return {key: ", ".join(dict.fromkeys(map(_text, own))) for key, own in values.items()}
-
-
-def changed_settings(
-    then: Mapping[str, str], now: Mapping[str, str], restored: str, harmless: str
-) -> str | None:
-    """A sentence about a training that is resumed with other settings; None if it is not.
-
-    Args:
-        then, now: see :func:`plain_settings`; of the checkpoint and of the training.
-        restored: regular expression of the keys whose values come from the checkpoint.
-        harmless: of keys that may change.
-    """
-    changed = [
-        key
-        for key in dict.fromkeys([*now, *then])
-        if now.get(key) != then.get(key) and not re.match(harmless, key)
-    ]
-    if not changed:
-        return None
-
-    def listed(keys: list[str]) -> str:
-        said = [f"{k} {now.get(k, 'not set')} (was {then.get(k, 'not set')})" for k in keys[:6]]
-        return ", ".join(said) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-
-    ignored = [key for key in changed if re.match(restored, key)]
-    used = [key for key in changed if key not in ignored]
-    parts = ["resumed with other settings than it was begun with"]
-    parts += [f"not used, the checkpoint's hold: {listed(ignored)}"] if ignored else []
-    parts += [f"used, so that it is another training from here on: {listed(used)}"] if used else []
-    return (
-        "; ".join(parts) + ". To train on with new settings, begin from the checkpoint's weights "
-        "without resuming"
-    )
-
-
-def restored_settings(then: Mapping[str, str], restored: str) -> dict[str, str]:
-    """Those of a checkpoint that hold in the training that is resumed from it."""
-    return {key: value for key, value in then.items() if re.match(restored, key)}
+    return {key: ", ".join(dict.fromkeys(map(_to_text, own))) for key, own in values.items()}
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for name, part in value.items():
             yield from _leaves(part, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, (list, tuple)) and not _plain(value):
+    elif _is_plain(value):  # a list of numbers is one value, a list of dicts is many
+        yield key, value
+    elif isinstance(value, (list, tuple)):
         for number, part in enumerate(value):
             yield from _leaves(part, f"{key}.{number}")
-    elif _plain(value):
-        yield key, value
 
 
-def _text(value: Any) -> str:
-    """The same for 1 and 1.0, and for a list and a tuple."""
+def _to_text(value: Any) -> str:
+    """The same for 1 and 1.0, and for a list and a tuple: a config's file may say either."""
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(_to_text, value))}]"
     whole = isinstance(value, float) and value.is_integer()
     return repr(int(value) if whole else value)
 
 
-def _plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return all(map(_plain, value))
+        return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))

@@ -1,21 +1,20 @@
 """Exact resume in Detectron2: the same images, random numbers and momentum as without a break.
 
-Detectron2 starts its stream of images anew when it resumes, and workers draw from generators whose
-state no checkpoint has. Here an image's augmentation depends on (seed, place in the stream) and a
-step's random numbers on (seed, iteration, rank); the stream is taken up where it was left.
+Detectron2 starts its stream of images anew when it resumes. Here a step's random numbers depend on
+(seed, iteration, rank), an image's on (seed, place in the stream), and the stream is taken up where
+it was left. See :mod:`gradaug_det.core.resumed`.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
-from detectron2.data.common import AspectRatioGroupedDataset
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -23,12 +22,14 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from gradaug_det.core.checks import check_integer
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.resumed import (
-    changed_settings,
+    PlacedDataset,
+    PlacedIndex,
+    SettingsRecord,
+    draw_seeded,
     optimizer_settings,
-    plain_settings,
-    restored_settings,
 )
 from gradaug_det.core.step import check_alone
 from gradaug_det.errors import ConfigError, GradAugError
@@ -36,15 +37,18 @@ from gradaug_det.utils.seeding import seed_everything, seeded, stable_seed
 
 logger = logging.getLogger("detectron2.gradaug")
 
+_LOADER_OPTIONS = (
+    *("prefetch_factor", "persistent_workers", "pin_memory", "pin_memory_device", "timeout"),
+    *("worker_init_fn", "multiprocessing_context"),
+)
+
 
 class ResumableLoader:
     """Batches of Detectron2's training loader from any step on.
 
-    Which images come when is decided in the training's own process, whatever Detectron2's version
-    and the number of workers, which only load them.
-
     Args:
-        dataset: dataset dicts, as a list or a map-style dataset.
+        dataset: dataset dicts, as a list or a map-style dataset. With ``aspect_ratio_grouping`` the
+            training's own process looks up each one's ``width`` and ``height`` once.
         mapper: from a dataset dict to what the detector takes.
         make_sampler: makes Detectron2's endless sampler. Numpy's and torch's generators are seeded
             when it is made and while it is asked for images, so that samplers without a seed of
@@ -84,9 +88,8 @@ class ResumableLoader:
                 "exact resume needs a dataset with a length; for an iterable dataset set "
                 "SOLVER.EXACT_RESUME False (train.exact_resume = False)"
             )
-        self.dataset = (
-            DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
-        )
+        listed = isinstance(dataset, list)
+        self.dataset = DatasetFromList(dataset, copy=False) if listed else dataset
         self.mapper, self.make_sampler, self.seed = mapper, make_sampler, seed
         self.batch_size = _batch_size(total_batch_size, single_gpu_batch_size)
         """Images a step of this process."""
@@ -98,83 +101,84 @@ class ResumableLoader:
                 f"is not among what exact resume can pass on ({', '.join(_LOADER_OPTIONS)}); "
                 "remove it, or set train.exact_resume = False",
             )
-        ahead = options.get("prefetch_factor")
-        if ahead is not None and not (isinstance(ahead, int) and ahead >= 1):
-            raise ConfigError(
-                "dataloader.train.prefetch_factor", f"must be at least 1, got {ahead!r}"
-            )
-        self.num_workers = num_workers
-        self.options = options if num_workers else _without_workers(options)
+        if options.get("prefetch_factor") is not None:
+            check_integer("dataloader.train.prefetch_factor", options["prefetch_factor"], low=1)
+        if not num_workers:  # DataLoader refuses the other options then
+            options = {k: v for k, v in options.items() if k.startswith("pin_memory")}
+        self.num_workers, self.options = num_workers, options
         self.first = 0
         """Batches to leave out, without loading their images. Set it before the first batch."""
+        self._wide: dict[int, bool] = {}
         try:
-            self._images(())
+            self._load(())
         except (TypeError, ValueError) as error:
             raise ConfigError("dataloader.train", f"cannot be used: {error}") from None
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Nothing happens before the first batch is asked for: a trainer calls this when it is
-        made, and hears later where it goes on."""
-        images = self._images(self._places())
+        # A generator: a trainer asks for the iterator when it is made, and hears only later, from
+        # its checkpoint, where it goes on and with which seed.
+        #
+        # Batches are put together before their images are loaded. So a resumed training counts off
+        # those that it had, one by one, in the same stream: an image that waits in a group of its
+        # shape which is not full yet waits in it again.
+        batches = itertools.islice(self._batches(), self.first, None)
+        # Images are loaded one at a time, as Detectron2 does: a batch would keep one worker busy
+        # while the others wait. They come back in order, whatever the number of workers.
+        images = self._load(itertools.chain.from_iterable(batches))
+        # Making the iterator draws a number, which would be the step's that happens to come first.
         with seeded(stable_seed("workers", self.seed)):
-            images = iter(images)  # which draws a number of the step that comes first
-        batches = self._grouped(images)
-        yield from map(self.collate_fn, batches) if self.collate_fn else batches
+            images = iter(images)
+        while batch := list(itertools.islice(images, self.batch_size)):
+            yield self.collate_fn(batch) if self.collate_fn else batch
 
-    def _images(self, places: Iterable[tuple[int, int]]) -> DataLoader:
-        """One image at a time, in the order of their places."""
+    def _load(self, places: Iterable[PlacedIndex]) -> DataLoader:
         mapped = MapDataset(self.dataset, self.mapper) if self.mapper else self.dataset
         return DataLoader(
-            _Numbered(mapped, self.seed),
+            PlacedDataset(mapped, "image", self.seed),
             batch_size=None,
             sampler=places,
             num_workers=self.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_keep,
             **self.options,
         )
 
-    def _grouped(self, images: Iterable[dict]) -> Iterable[list[dict]]:
-        if self.aspect_ratio_grouping:
-            return AspectRatioGroupedDataset(images, self.batch_size)
-        return _in_order(images, self.batch_size, self.drop_last)
+    def _batches(self) -> Iterator[list[PlacedIndex]]:
+        """All batches of this process, from the training's first step on."""
+        # Wide images and the others, as Detectron2's AspectRatioGroupedDataset; or one group.
+        groups: dict[bool, list[PlacedIndex]] = defaultdict(list)
+        for place in self._places():
+            group = groups[self.aspect_ratio_grouping and self._is_wide(place)]
+            group.append(place)
+            if len(group) == self.batch_size:
+                yield group.copy()
+                group.clear()
+        if not (self.drop_last or self.aspect_ratio_grouping):
+            yield groups[False]
 
-    def _places(self) -> _Places:
-        """This process' images, from the first that is in none of the batches left out."""
+    def _places(self) -> Iterator[PlacedIndex]:
+        """This process' images, by their places in the stream of all processes."""
         with seeded(stable_seed("sampler", self.seed)):
             sampler = self.make_sampler()
-        places = _Places(sampler, self.seed, comm.get_rank(), comm.get_world_size())
-        if not self.first:
-            return places
-        waiting: dict[tuple[int, int], None] = {}  # in the order in which they came
-        sizes: dict[int, dict] = {}
-        count = 0
+        rank, world = comm.get_rank(), comm.get_world_size()
+        # Seeding takes as long as drawing some hundred images.
+        for count, index in enumerate(draw_seeded(sampler, self.seed, block=256)):
+            yield PlacedIndex(index, (rank + count * world,))
 
-        def shapes() -> Iterator[dict]:
-            nonlocal count
-            for place in places:
-                count += 1
-                waiting[place] = None
-                index = place[1]
-                if index not in sizes:
-                    sizes[index] = _shape(self.dataset[index], self.aspect_ratio_grouping)
-                yield {**sizes[index], "place": place}
-
-        for batch in itertools.islice(self._grouped(shapes()), self.first):
-            for image in batch:
-                del waiting[image["place"]]
-        # A group that is not full yet waits for its batch: such images come first again.
-        return replace(places, waiting=tuple(waiting), first=count)
+    def _is_wide(self, index: int) -> bool:
+        if index not in self._wide:
+            with seeded(0):  # a dataset may draw from the generators of the step that asks
+                record = self.dataset[int(index)]
+            if not {"width", "height"} <= set(record):
+                raise GradAugError(
+                    "batches of similar aspect ratio need the images' width and height in the "
+                    "dataset dicts; add them, or set DATALOADER.ASPECT_RATIO_GROUPING False"
+                )
+            self._wide[int(index)] = record["width"] > record["height"]
+        return self._wide[index]
 
 
-_LOADER_OPTIONS = (
-    *("prefetch_factor", "persistent_workers", "pin_memory", "pin_memory_device", "timeout"),
-    *("worker_init_fn", "multiprocessing_context"),
-)
-
-
-def _without_workers(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What is left of the options where the training's own process loads the images."""
-    return {key: options[key] for key in ("pin_memory", "pin_memory_device") if key in options}
+def _keep(image: Any) -> Any:
+    return image
 
 
 def _batch_size(total: int | None, single: int | None) -> int:
@@ -191,125 +195,6 @@ def _batch_size(total: int | None, single: int | None) -> int:
             f"must be a multiple of the {world} processes and at least that, got {size!r}",
         )
     return single or total // world
-
-
-class ExactResume(HookBase):
-    """Random numbers by iteration, and the place in the stream of images after a resume.
-
-    Register it with any of Detectron2's trainers, before hooks that draw random numbers. The
-    trainer's own checkpoint must hold its optimizer: that of ``SimpleTrainer`` does, 0.6's
-    ``DefaultTrainer`` does not (:class:`gradaug_det.d2.train.Trainer` does).
-
-    Args:
-        loader: of the trainer; None if it is not a :class:`ResumableLoader`.
-        seed: of the random numbers of steps; the same on all processes.
-        config: of the training, whose changes a resumed training warns of.
-    """
-
-    def __init__(
-        self,
-        loader: ResumableLoader | None,
-        seed: int,
-        config: CfgNode | DictConfig | None = None,
-    ) -> None:
-        self.loader, self.seed, self.config = loader, seed, config
-        self._restored: dict[str, str] = {}
-
-    def before_train(self) -> None:
-        if self.loader is not None:
-            self.loader.first = self.trainer.start_iter
-        elif self.trainer.start_iter:
-            logger.warning(
-                "the training's loader is not gradaug_det.d2.resume.ResumableLoader: its images "
-                "begin anew, so that this is not the training without a break"
-            )
-
-    def before_step(self) -> None:
-        seed_everything(stable_seed("step", self.seed, self.trainer.iter, comm.get_rank()))
-
-    def state_dict(self) -> dict[str, Any]:
-        images = self.seed if self.loader is None else self.loader.seed
-        return {"seed": self.seed, "images": images, "settings": self._settings() | self._restored}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """A training begun without a seed goes on with the one that it drew."""
-        then = state.get("settings")  # not in checkpoints of older versions
-        if then:
-            said = changed_settings(then, self._settings(), _RESTORED, _HARMLESS)
-            if said and comm.is_main_process():
-                logger.warning(said)
-            self._restored = restored_settings(then, _RESTORED)
-        self.seed = state["seed"]
-        if self.loader is not None:
-            self.loader.seed = state.get("images", self.seed)
-
-    def _settings(self) -> dict[str, str]:
-        """By which a resumed training is known; before its states are loaded, the config's own."""
-        settings = {"processes": str(comm.get_world_size())}
-        if self.loader is not None:
-            settings["training images"] = str(len(self.loader.dataset))
-            settings["images a step and process"] = str(self.loader.batch_size)
-        if self.config is None:
-            optimizer = getattr(self.trainer, "_trainer", self.trainer).optimizer
-            return settings | optimizer_settings(optimizer)
-        config = self.config
-        if isinstance(config, DictConfig):
-            config = OmegaConf.to_container(config)
-        return settings | plain_settings(config, _SETTINGS)
-
-
-_SETTINGS = (
-    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|GRADAUG)\.|SEED"
-    r"|(model|train|dataloader\.train|optimizer|lr_multiplier|gradaug)\."
-)
-_HARMLESS = (
-    r"MODEL\.(WEIGHTS|DEVICE)$|INPUT\.\w+_TEST$|DATASETS\.\w*TEST|DATALOADER\.NUM_WORKERS"
-    r"|SOLVER\.(CHECKPOINT_PERIOD|EXACT_RESUME)|(GRADAUG|gradaug)\.(LOG_PERIOD|log_period)"
-    r"|train\.(output_dir|init_checkpoint|device|ddp|checkpointer|eval_period|log_period)"
-    r"|dataloader\.train\.(num_workers|prefetch_factor|persistent_workers|pin_memory|timeout)"
-)
-_RESTORED = (
-    r"SEED|SOLVER\.(BASE_LR|MOMENTUM|NESTEROV|WEIGHT_DECAY|BIAS_LR_FACTOR)"
-    r"|train\.seed|dataloader\.train\.seed|optimizer\."
-)
-"""Keys of both kinds of config: all that are looked at, that may change, and that have no effect
-after a resume, because optimizer and seed come from the checkpoint."""
-
-
-class SaveOnTermination(HookBase):
-    """Saves a checkpoint when SIGTERM comes, and ends the process with
-    :data:`gradaug_det.core.preemption.EXIT_CODE`. Register it last. What loads images, for training
-    or evaluation, outlives the signal, also with loaders of your own.
-
-    Args:
-        checkpointer: of the training.
-    """
-
-    def __init__(self, checkpointer: Any) -> None:
-        self.checkpointer = checkpointer
-        self._notice = TerminationNotice()
-
-    def before_train(self) -> None:
-        once = "SIGTERM saves a training once"
-        check_alone(getattr(self.trainer, "_hooks", ()), SaveOnTermination, once)
-        comm.synchronize()  # who listens later than others would die of what they note
-        self._notice.listen()
-
-    def after_step(self) -> None:
-        """Raises SystemExit once the checkpoint is written."""
-        device = next(self.checkpointer.model.parameters()).device
-        if not self._notice.received(device):
-            if self.trainer.iter + 1 >= self.trainer.max_iter:
-                self._notice.close()  # all is saved: the last evaluation may be broken off
-            return
-        if comm.is_main_process():
-            iteration = self.trainer.iter
-            self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        comm.synchronize()
-        raise SystemExit(EXIT_CODE)
-
-    def after_train(self) -> None:
-        self._notice.close()
 
 
 def resumable_train_loader(cfg: CfgNode, seed: int) -> ResumableLoader:
@@ -362,66 +247,117 @@ def training_seed(configured: int | None) -> int:
     return comm.shared_random_seed()
 
 
-class _Numbered(Dataset):
-    """Gets (place, index): the image's random numbers depend on its place."""
+class ExactResume(HookBase):
+    """Random numbers by iteration, and the place in the stream of images after a resume.
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    Register it with any of Detectron2's trainers, before hooks that draw random numbers. The
+    trainer's own checkpoint must hold its optimizer: that of ``SimpleTrainer`` does, 0.6's
+    ``DefaultTrainer`` does not (:class:`gradaug_det.d2.train.Trainer` does).
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    Args:
+        loader: of the trainer; None if it is not a :class:`ResumableLoader`.
+        seed: of the random numbers of steps; the same on all processes.
+        config: of the training, whose changes a resumed training warns of.
+    """
 
-    def __getitem__(self, numbered: tuple[int, int]) -> Any:
-        place, index = numbered
-        with seeded(stable_seed("image", self.seed, place)):
-            return self.dataset[index]
-
-
-@dataclass(frozen=True)
-class _Places(Sampler):
-    """(place in the stream of all processes, index in the dataset) of one process' images."""
-
-    sampler: Sampler
-    seed: int
-    rank: int
-    world: int
-    waiting: tuple[tuple[int, int], ...] = ()
-    first: int = 0
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        yield from self.waiting
-        places = ((self.rank + k * self.world, index) for k, index in enumerate(self._indices()))
-        yield from itertools.islice(places, self.first, None)
-
-    def _indices(self, at_once: int = 256) -> Iterator[int]:
-        """The sampler's, whose random numbers are its own and not the step's that asks for them."""
-        indices: Iterator[int] | None = None
-        for count in itertools.count():
-            with seeded(stable_seed("order", self.seed, count)):
-                indices = indices or iter(self.sampler)
-                some = [int(index) for index in itertools.islice(indices, at_once)]
-            yield from some
-            if len(some) < at_once:
-                return
-
-
-def _as_it_is(image: Any) -> Any:
-    return image
-
-
-def _in_order(images: Iterable[dict], size: int, drop_last: bool) -> Iterator[list[dict]]:
-    """Batches in the stream's order, whatever the number of workers."""
-    images = iter(images)
-    while batch := list(itertools.islice(images, size)):
-        if len(batch) == size or not drop_last:
-            yield batch
-
-
-def _shape(record: Mapping[str, Any], needed: bool) -> dict[str, Any]:
-    shape = {key: record[key] for key in ("width", "height") if key in record}
-    if needed and len(shape) < 2:
-        raise GradAugError(
-            "resuming batches of similar aspect ratio needs the images' width and height in the "
-            "dataset dicts; add them, or set DATALOADER.ASPECT_RATIO_GROUPING False"
+    def __init__(
+        self,
+        loader: ResumableLoader | None,
+        seed: int,
+        config: CfgNode | DictConfig | None = None,
+    ) -> None:
+        self.loader, self.seed, self.config = loader, seed, config
+        # Keys of both kinds of config. Optimizer and seed come from the checkpoint.
+        self._record = SettingsRecord(
+            watched=(
+                r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|GRADAUG)\.|SEED"
+                r"|(model|train|dataloader\.train|optimizer|lr_multiplier|gradaug)\."
+            ),
+            harmless=(
+                r"MODEL\.(WEIGHTS|DEVICE)$|INPUT\.\w+_TEST$|DATASETS\.\w*TEST"
+                r"|SOLVER\.(CHECKPOINT_PERIOD|EXACT_RESUME)|(GRADAUG|gradaug)\.(?i:log_period)"
+                r"|train\.(output_dir|init_checkpoint|device|ddp|checkpointer|\w+_period)"
+                r"|DATALOADER\.NUM_WORKERS|dataloader\.train\.(num_workers|prefetch_factor"
+                r"|persistent_workers|pin_memory|timeout)"
+            ),
+            restored=(
+                r"SEED|SOLVER\.(BASE_LR|MOMENTUM|NESTEROV|WEIGHT_DECAY|BIAS_LR_FACTOR)"
+                r"|train\.seed|dataloader\.train\.seed|optimizer\."
+            ),
         )
-    return shape
+
+    def before_train(self) -> None:
+        if self.loader is not None:
+            self.loader.first = self.trainer.start_iter
+        elif self.trainer.start_iter:
+            logger.warning(
+                "the training's loader is not gradaug_det.d2.resume.ResumableLoader: its images "
+                "begin anew, so that this is not the training without a break"
+            )
+
+    def before_step(self) -> None:
+        seed_everything(stable_seed("step", self.seed, self.trainer.iter, comm.get_rank()))
+
+    def state_dict(self) -> dict[str, Any]:
+        images = self.seed if self.loader is None else self.loader.seed
+        settings = self._record.to_save(self._settings())
+        return {"seed": self.seed, "images": images, "settings": settings}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """A training begun without a seed goes on with the one that it drew."""
+        if then := state.get("settings"):  # not in checkpoints of older versions
+            warn = logger.warning if comm.is_main_process() else logger.debug
+            self._record.compare(then, self._settings(), warn)
+        self.seed = state["seed"]
+        if self.loader is not None:
+            self.loader.seed = state.get("images", self.seed)
+
+    def _settings(self) -> dict[str, str]:
+        """By which a resumed training is known; before its states are loaded, the config's own."""
+        settings = {"processes": str(comm.get_world_size())}
+        if self.loader is not None:
+            settings["training images"] = str(len(self.loader.dataset))
+            settings["images a step and process"] = str(self.loader.batch_size)
+        config = self.config
+        if config is None:
+            optimizer = getattr(self.trainer, "_trainer", self.trainer).optimizer
+            return settings | optimizer_settings(optimizer)
+        if isinstance(config, DictConfig):
+            config = OmegaConf.to_container(config)
+        return settings | self._record.select(config)
+
+
+class SaveOnTermination(HookBase):
+    """Saves a checkpoint when SIGTERM comes, and ends the process with
+    :data:`gradaug_det.core.preemption.EXIT_CODE`. Register it last. What loads images, for training
+    or evaluation, outlives the signal, also with loaders of your own.
+
+    Args:
+        checkpointer: of the training.
+    """
+
+    def __init__(self, checkpointer: Any) -> None:
+        self.checkpointer = checkpointer
+        self._notice = TerminationNotice()
+
+    def before_train(self) -> None:
+        once = "SIGTERM saves a training once"
+        check_alone(getattr(self.trainer, "_hooks", ()), SaveOnTermination, once)
+        comm.synchronize()  # who listens later than others would die of what they note
+        self._notice.listen()
+
+    def after_step(self) -> None:
+        """Raises SystemExit once the checkpoint is written."""
+        device = next(self.checkpointer.model.parameters()).device
+        if not self._notice.received(device):
+            if self.trainer.iter + 1 >= self.trainer.max_iter:
+                self._notice.close()  # all is saved: the last evaluation may be broken off
+            return
+        if comm.is_main_process():
+            iteration = self.trainer.iter
+            self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+        comm.synchronize()
+        raise SystemExit(EXIT_CODE)
+
+    def after_train(self) -> None:
+        self._notice.close()

@@ -1,18 +1,19 @@
 """Exact resume in MMEngine: the same images, random numbers and schedules as without a break.
 
-MMEngine repeats an epoch's order of images from its seed, but workers draw from generators whose
-state no checkpoint has, a training that ended within an epoch begins that epoch anew, and files are
-written in place. Here an image's augmentation depends on (seed, iteration, place in the batch), a
-step's random numbers on (seed, iteration, rank), batches are taken up where they were left, and
-checkpoints are whole or not there.
+MMEngine repeats an epoch's order of images from its seed, but a training that ended within an epoch
+begins that epoch anew, and files are written in place. Here a step's random numbers depend on
+(seed, iteration, rank), an image's on (seed, rank, iteration, place in the batch), batches are
+taken up where they were left, and checkpoints are whole or not there. See
+:mod:`gradaug_det.core.resumed`.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,24 @@ from mmengine.dist import barrier, get_rank, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.resumed import (
-    changed_settings,
+    PlacedDataset,
+    PlacedIndex,
+    Proxy,
+    SettingsRecord,
+    draw_seeded,
     last_checkpoint,
     optimizer_settings,
-    plain_settings,
-    restored_settings,
 )
 from gradaug_det.core.step import check_alone
 from gradaug_det.errors import ConfigError
 from gradaug_det.utils.files import atomic_path, explain_write_errors, remove_partial_files
-from gradaug_det.utils.seeding import seed_everything, seeded, stable_seed
+from gradaug_det.utils.seeding import seed_everything, stable_seed
+
+_SETTINGS_KEY = "gradaug_settings"
 
 
 @HOOKS.register_module()
@@ -54,13 +59,23 @@ class ExactResumeHook(Hook):
     def __init__(self) -> None:
         self._notice = TerminationNotice()
         self._seed = 0
-        self._restored: dict[str, str] = {}
+        # Optimizer and schedules come from the checkpoint. MMEngine itself warns of seeds.
+        self._record = SettingsRecord(
+            watched=r"(model|train_dataloader|train_cfg|optim_wrapper|param_scheduler"
+            r"|custom_hooks)\.",
+            harmless=(
+                r"train_cfg\.(val_|dynamic_intervals)|model\.(\w+\.)*init_cfg"
+                r"|train_dataloader\.(num_workers|persistent_workers|prefetch_factor|pin_memory"
+                r"|timeout|(dataset\.)*(data_root|backend_args))|custom_hooks\.\d+\.log_period"
+            ),
+            restored=r"optim_wrapper\.optimizer\.|param_scheduler\.|optimizer\.",
+        )
 
     def before_run(self, runner: Runner) -> None:
         """From here on checkpoints are written whole; what names the last one is mended if a
         process died while writing it."""
         if "save_checkpoint" not in vars(runner):
-            runner.save_checkpoint = _Saving(runner)
+            runner.save_checkpoint = functools.partial(_save_whole, runner.save_checkpoint)
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook) and hook.max_keep_ckpts == 1:
                 runner.logger.warning(
@@ -75,8 +90,8 @@ class ExactResumeHook(Hook):
         barrier()  # all have read it
         if is_main_process():
             remove_partial_files(work_dir)
-            if search:
-                _mend_note(work_dir, found)
+            if search:  # MMEngine takes an empty note for a name
+                _write_note(work_dir, found)
         barrier()
 
     def before_train(self, runner: Runner) -> None:
@@ -85,24 +100,35 @@ class ExactResumeHook(Hook):
         barrier()  # who listens later than others would die of what they note
         self._notice.listen()
         loop = runner.train_loop
-        loader = _continued(loop.dataloader, loop, self._seed)
+        loader = _continue_loader(loop.dataloader, loop, self._seed)
         if isinstance(loop, IterBasedTrainLoop):
-            given = hasattr(loop.dataloader_iterator, "skip_iter")
-            loop.dataloader_iterator = _Batches(loader, 0 if given else loop.iter)
+            # What was trained on is left out by the loader. Newer loops skip it by skip_iter, those
+            # of MMEngine up to 0.10.7 ask for so many batches and drop them.
+            newer = hasattr(loop.dataloader_iterator, "skip_iter")
+            loop.dataloader_iterator = _Batches(loader, 0 if newer else loop.iter)
         loop.dataloader = loader
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["meta"][_SETTINGS_KEY] = _settings(runner) | self._restored
+        checkpoint["meta"][_SETTINGS_KEY] = self._record.to_save(self._settings(runner))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Warns of settings that are not those that the training was begun with."""
         then = checkpoint.get("meta", {}).get(_SETTINGS_KEY)
-        if not then or not runner._resume:
-            return
-        said = changed_settings(then, _settings(runner), _RESTORED, _HARMLESS)
-        if said:
-            runner.logger.warning(said)  # which is the first process' alone
-        self._restored = restored_settings(then, _RESTORED)
+        if then and runner._resume:  # the logger is the first process' alone
+            self._record.compare(then, self._settings(runner), runner.logger.warning)
+
+    def _settings(self, runner: Runner) -> dict[str, str]:
+        """By which a resumed training is known; before its states are loaded, the config's own."""
+        loader = runner.train_dataloader
+        batches = getattr(loader, "batch_sampler", None)
+        settings = {
+            "processes": str(get_world_size()),
+            "training images": str(len(loader.dataset)),
+            "images a step and process": str(getattr(batches, "batch_size", None)),
+        } | self._record.select(dict(runner.cfg.items()))
+        if not any(key.startswith("optim_wrapper.") for key in settings):  # made without a config
+            settings |= optimizer_settings(runner.optim_wrapper.optimizer)
+        return settings
 
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         seed_everything(stable_seed("step", self._seed, runner.iter, get_rank()))
@@ -114,7 +140,7 @@ class ExactResumeHook(Hook):
         name = f"iter_{runner.iter + 1}.pth"
         runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
         if is_main_process():
-            _note_last(Path(runner.work_dir), Path(runner.work_dir) / name)
+            _write_note(Path(runner.work_dir), Path(runner.work_dir) / name)
         barrier()
         raise SystemExit(EXIT_CODE)
 
@@ -127,132 +153,59 @@ class ExactResumeHook(Hook):
         self._notice.close()
 
 
-_SETTINGS_KEY = "gradaug_settings"
-_SETTINGS = r"(model|train_dataloader|train_cfg|optim_wrapper|param_scheduler|custom_hooks)\."
-_HARMLESS = (
-    r"train_cfg\.(val_|dynamic_intervals)|model\.(\w+\.)*init_cfg|custom_hooks\.\d+\.log_period"
-    r"|train_dataloader\.(num_workers|persistent_workers|prefetch_factor|pin_memory|timeout)"
-    r"|train_dataloader\.(dataset\.)*(data_root|backend_args)"
-)
-_RESTORED = r"optim_wrapper\.optimizer\.|param_scheduler\.|optimizer\."
-"""Keys of a config: all that are looked at, that may change, and that have no effect after a
-resume, because optimizer and schedules come from the checkpoint. MMEngine itself warns of seeds."""
-
-
-def _settings(runner: Runner) -> dict[str, str]:
-    """By which a resumed training is known; before its states are loaded, the config's own."""
-    loader = runner.train_dataloader
-    batches = getattr(loader, "batch_sampler", None)
-    settings = {
-        "processes": str(get_world_size()),
-        "training images": str(len(loader.dataset)),
-        "images a step and process": str(getattr(batches, "batch_size", None)),
-    }
-    config = plain_settings(dict(runner.cfg.items()), _SETTINGS)
-    if not any(key.startswith("optim_wrapper.") for key in config):  # made without a config
-        config |= optimizer_settings(runner.optim_wrapper.optimizer)
-    return settings | config
-
-
-class _Saving:
+def _save_whole(
+    save: Callable[..., None], out_dir: str, filename: str, *args: Any, **kwargs: Any
+) -> None:
     """``Runner.save_checkpoint`` under a temporary name, renamed when it is whole."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._save = runner.save_checkpoint
-
-    def __call__(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        if "://" in str(out_dir) or not is_main_process():
-            self._save(out_dir, filename, *args, **kwargs)
-            return
-        path = Path(out_dir) / filename
-        with explain_write_errors("the checkpoint", path), atomic_path(path) as temporary:
-            self._save(out_dir, temporary.name, *args, **kwargs)
+    if "://" in str(out_dir) or not is_main_process():
+        save(out_dir, filename, *args, **kwargs)
+        return
+    path = Path(out_dir) / filename
+    with explain_write_errors("the checkpoint", path), atomic_path(path) as temporary:
+        save(out_dir, temporary.name, *args, **kwargs)
 
 
-def _note_last(work_dir: Path, checkpoint: Path | str) -> None:
-    with atomic_path(work_dir / "last_checkpoint") as temporary:
+def _write_note(work_dir: Path, checkpoint: Path | str | None) -> None:
+    note = work_dir / "last_checkpoint"
+    if checkpoint is None:
+        note.unlink(missing_ok=True)
+        return
+    with atomic_path(note) as temporary:
         temporary.write_text(str(checkpoint))
 
 
-def _mend_note(work_dir: Path, found: str | None) -> None:
-    """Has ``last_checkpoint`` name what it means, where MMEngine reads it."""
-    if found is not None:
-        _note_last(work_dir, found)
-    else:
-        (work_dir / "last_checkpoint").unlink(missing_ok=True)  # empty: taken for a name
-
-
-def _continued(
+def _continue_loader(
     loader: DataLoader, loop: EpochBasedTrainLoop | IterBasedTrainLoop, seed: int
 ) -> DataLoader:
     """The loader, from the loop's iteration on, with each image's random numbers its own."""
-    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+    batches = loader.batch_sampler
+    if isinstance(loader.dataset, IterableDataset) or batches is None:
         raise ConfigError(
             "train_dataloader",
             "has no batch sampler whose order could be taken up again; remove ExactResumeHook from "
             "custom_hooks for such data",
         )
     endless = isinstance(loop, IterBasedTrainLoop)
-    _reseed(loader.batch_sampler, seed)
-    batches = _Places(loader.batch_sampler, seed, loop.iter, loop.epoch, endless)
-    numbered = _Numbered(loader.dataset, stable_seed("images", seed, get_rank()))
+    # A training begun without a seed goes on with the one that it drew. MMEngine's runner takes it
+    # from the checkpoint after samplers are made.
+    sampler = getattr(batches, "sampler", batches)
+    if getattr(sampler, "seed", seed) != seed:
+        sampler.seed = seed
+        if hasattr(sampler, "indices"):  # of an InfiniteSampler, begun when it was made
+            sampler.indices = sampler._indices_of_rank()
     continued = copy.copy(loader)  # of its kind, with all that it was given
     # A loader refuses other ways to set these.
-    vars(continued).update(dataset=numbered, batch_sampler=batches, _iterator=None)
+    vars(continued).update(
+        dataset=PlacedDataset(loader.dataset, stable_seed("images", seed, get_rank())),
+        batch_sampler=PlacedBatches(batches, seed, loop.iter, loop.epoch, endless),
+        _iterator=None,
+    )
     return continued
 
 
-def _reseed(batch_sampler: Sampler, seed: int) -> None:
-    """A training begun without a seed goes on with the one that it drew, which MMEngine's runner
-    takes from the checkpoint after samplers are made."""
-    sampler = getattr(batch_sampler, "sampler", batch_sampler)
-    if getattr(sampler, "seed", seed) == seed:
-        return
-    sampler.seed = seed
-    if hasattr(sampler, "indices"):  # of an InfiniteSampler, begun when it was made
-        sampler.indices = sampler._indices_of_rank()
-
-
-class _Place(int):
-    """An index of the dataset that knows where in the training it is asked for."""
-
-    def __new__(cls, index: int, place: tuple[int, int]) -> _Place:
-        self = super().__new__(cls, index)
-        self.place = place
-        return self
-
-    def __getnewargs__(self) -> tuple[int, tuple[int, int]]:
-        return int(self), self.place
-
-
-class _StandIn:
-    """Passes what hooks ask of it, and what they set, on to the object that it stands for. Its own
-    attributes are those that it is made with."""
-
-    def __init__(self, original: Any, **own: Any) -> None:
-        vars(self).update(_original=original, **own)
-
-    @property
-    def __class__(self) -> type:  # for isinstance()
-        return type(self._original)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_original":
-            raise AttributeError(name)
-        return getattr(self._original, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in vars(self):
-            vars(self)[name] = value
-        else:
-            setattr(self._original, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(self._original, name)
-
-
-class _Places(_StandIn, Sampler):
-    """A batch sampler that leaves out what was trained on already, and numbers the rest.
+class PlacedBatches(Proxy, Sampler):
+    """A batch sampler that leaves out what was trained on already, and gives the rest places:
+    (iteration, number in the batch).
 
     Args:
         batches: the batch sampler of the config.
@@ -270,26 +223,24 @@ class _Places(_StandIn, Sampler):
             _order_seed=seed,
             _endless=endless,
             _iteration=iteration,
-            _skip=skip,
-            _left_out=skip,
+            _skip=skip,  # of the next epoch
+            _left_out=skip,  # of this epoch
         )
 
     def __len__(self) -> int:
-        """Of this epoch: less than the others after a resume within it."""
+        # MMEngine knows an epoch's last iteration by it: less after a resume within the epoch.
         return len(self._original) - (0 if self._endless else self._left_out)
 
-    def __iter__(self) -> Iterator[list[_Place]]:
+    def __iter__(self) -> Iterator[list[PlacedIndex]]:
         self._left_out, self._skip = self._skip, 0
+        # Batches are numbered, and seeded, from the epoch's first, which a resumed training has not
+        # seen: what it leaves out is drawn too, and so leaves samplers in the state they had.
         first = self._iteration - self._left_out
-        stream = iter(self._epochs() if self._endless else self._original)
-        for iteration in itertools.count(first):
-            with seeded(stable_seed("order", self._order_seed, iteration)):
-                batch = next(stream, None)
-            if batch is None:
-                return
-            if iteration >= first + self._left_out:
-                self._iteration = iteration + 1
-                yield [_Place(index, (iteration, slot)) for slot, index in enumerate(batch)]
+        stream = self._epochs() if self._endless else self._original
+        batches = enumerate(draw_seeded(stream, self._order_seed, first), first)
+        for iteration, batch in itertools.islice(batches, self._left_out, None):
+            self._iteration = iteration + 1
+            yield [PlacedIndex(index, (iteration, slot)) for slot, index in enumerate(batch)]
 
     def _epochs(self) -> Iterator[list[int]]:
         for epoch in itertools.count():
@@ -297,23 +248,6 @@ class _Places(_StandIn, Sampler):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
             yield from self._original
-
-
-class _Numbered(_StandIn, Dataset):
-    """A dataset whose images' random numbers depend on where in the training they are."""
-
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        super().__init__(dataset, _image_seed=seed)
-
-    def __reduce__(self) -> tuple:  # to a worker that is not a fork
-        return _Numbered, (self._original, self._image_seed)
-
-    def __len__(self) -> int:
-        return len(self._original)
-
-    def __getitem__(self, index: int) -> Any:
-        with seeded(stable_seed(self._image_seed, *getattr(index, "place", (index,)))):
-            return self._original[int(index)]
 
 
 class _Batches:

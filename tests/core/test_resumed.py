@@ -3,12 +3,7 @@
 import pytest
 import torch
 
-from gradaug_det.core.resumed import (
-    changed_settings,
-    last_checkpoint,
-    optimizer_settings,
-    plain_settings,
-)
+from gradaug_det.core.resumed import SettingsRecord, last_checkpoint, optimizer_settings
 from gradaug_det.errors import GradAugError
 
 
@@ -76,13 +71,14 @@ def test_other_notes(folder, tmp_path_factory):
 
 
 def test_settings_are_compared_by_value():
-    then = plain_settings({"a": {"b": 1, "c": (2, 3)}, "d": [{"e": "x"}], "f": print}, "a|d|f")
+    record = SettingsRecord("a|d|f", harmless="z", restored="d")
+    then = record.select({"a": {"b": 1, "c": (2, 3)}, "d": [{"e": "x"}], "f": print, "g": 1})
     assert then == {"a.b": "1", "a.c": "[2, 3]", "d.0.e": "'x'"}
-    now = plain_settings({"a": {"b": 1.0, "c": [2, 4]}}, "a|d")
-    said = changed_settings(then, now, restored="d", harmless="z")
+    now = record.select({"a": {"b": 1.0, "c": [2, 4]}})
+    said = record.describe_changes(then, now)
     assert "not used, the checkpoint's hold: d.0.e not set (was 'x')" in said
     assert "another training from here on: a.c [2, 4] (was [2, 3])" in said
-    assert changed_settings(then, now, restored="d", harmless="a.c|d") is None
+    assert SettingsRecord("a|d", harmless="a.c|d", restored="d").describe_changes(then, now) is None
 
 
 def test_an_optimizers_settings_are_those_before_any_schedule():

@@ -209,7 +209,10 @@ def test_the_loader_arguments_of_detectron2_main(cfg, arguments):
     [
         ({"shuffle": True}, r"dataloader\.train\.shuffle is not among .*prefetch_factor.*remove"),
         ({"in_order": False}, r"dataloader\.train\.in_order is not among"),
-        ({"num_workers": 1, "prefetch_factor": 0}, r"train\.prefetch_factor must be at least 1"),
+        (
+            {"num_workers": 1, "prefetch_factor": 0},
+            r"train\.prefetch_factor must be an integer of",
+        ),
         ({"num_workers": "2"}, r"dataloader\.train cannot be used: "),
         ({"single_gpu_batch_size": 2}, "single_gpu_batch_size must not be given beside"),
         ({"total_batch_size": 0}, "must be a multiple of the 1 processes and at least that, got 0"),

@@ -20,8 +20,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, TRANSFORMS
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
+from gradaug_det.core.resumed import PlacedDataset, PlacedIndex
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.mmdet.resume import _Numbered, _Place, _Places
+from gradaug_det.mmdet.resume import PlacedBatches
 from tests.mmdet.helpers import assert_same, make_runner, tiny_item, tiny_model
 
 
@@ -142,7 +143,7 @@ def test_a_training_without_a_seed_goes_on_with_its_own(tmp_path):
 
 
 def places(sampler, iteration=0, epoch=0, endless=False):
-    return _Places(sampler, 3, iteration, epoch, endless)
+    return PlacedBatches(sampler, 3, iteration, epoch, endless)
 
 
 def test_the_rest_of_an_epoch_then_whole_ones():
@@ -181,7 +182,7 @@ def test_a_group_that_was_not_full_is_taken_up(tmp_path):
 
 
 def test_a_place_survives_the_way_to_a_worker():
-    place = pickle.loads(pickle.dumps(_Place(5, (7, 1))))
+    place = pickle.loads(pickle.dumps(PlacedIndex(5, (7, 1))))
     assert place == 5 and place.place == (7, 1) and [*range(9)][place] == 5
 
 
@@ -252,14 +253,16 @@ def test_hooks_change_the_dataset_and_not_what_stands_before_it(kind, workers, t
 
 def test_a_stand_in_passes_on_what_is_set_and_removed():
     original = NoisyDataset()
-    numbered = _Numbered(original, 3)
+    numbered = PlacedDataset(original, 3)
     numbered.pipeline, numbered.seed = "second", 5
     assert (original.pipeline, original.seed, numbered.pipeline) == ("second", 5, "second")
     del numbered.pipeline
     assert not hasattr(original, "pipeline") and not hasattr(numbered, "pipeline")
     assert isinstance(numbered, NoisyDataset) and len(numbered) == 7
     again = pickle.loads(pickle.dumps(numbered))  # as to a spawned worker
-    assert type(again) is _Numbered and np.array_equal(again[2]["inputs"], numbered[2]["inputs"])
+    assert type(again) is PlacedDataset and np.array_equal(
+        again[2]["inputs"], numbered[2]["inputs"]
+    )
 
 
 def test_a_sampler_that_draws_from_numpys_generator_repeats():
