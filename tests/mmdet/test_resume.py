@@ -106,6 +106,19 @@ def stop_at(runner, iteration):
     runner.model.train_step = train_step
     with pytest.raises(Stop):
         runner.train()
+    end_workers(runner)
+
+
+def train(runner):
+    runner.train()
+    end_workers(runner)
+
+
+def end_workers(runner):
+    """The garbage collector closes their queues first, and then waits five seconds for each."""
+    iterator = runner.train_dataloader._iterator
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 @pytest.mark.parametrize("by_epoch", [True, False])
@@ -115,13 +128,13 @@ def test_within_an_epoch_too(by_epoch, workers, batch_sampler, tmp_path):
     """Four steps an epoch; the checkpoint that is resumed is of the sixth of twelve."""
     whole, cut = tiny_model(), tiny_model()
     options = settings(by_epoch, workers, batch_sampler)
-    make_runner(whole, tmp_path / "whole", None, **options).train()
+    train(make_runner(whole, tmp_path / "whole", None, **options))
     stop_at(make_runner(cut, tmp_path / "cut", None, **options), 7)
     resumed = tiny_model(seed=9)
     # Another number of workers changes nothing either.
     other = settings(by_epoch, 1 if workers else 0, batch_sampler)
     runner = make_runner(resumed, tmp_path / "cut", None, resume=True, **other)
-    runner.train()
+    train(runner)
     assert runner.iter == 12
     assert_same(whole.state_dict(), resumed.state_dict())
 
@@ -245,7 +258,7 @@ def test_hooks_change_the_dataset_and_not_what_stands_before_it(kind, workers, t
                 assert type(dataset.datasets[0]).__name__ == "PlainDataset"
 
     hooks = [*options.pop("hooks"), Look()] + ([switch] if kind == "BaseDataset" else [])
-    make_runner(tiny_model(), tmp_path, None, hooks=hooks, **options).train()
+    train(make_runner(tiny_model(), tmp_path, None, hooks=hooks, **options))
     assert {epoch for epoch, _ in seen} == {0, 1}
     later = 250 if kind == "BaseDataset" else 0
     assert all(value == (later if epoch else 0) for epoch, value in seen)
@@ -293,7 +306,7 @@ def test_what_a_resumed_training_does_otherwise_is_said(tmp_path, caplog):
             **options,
         )
         runner.logger.addHandler(caplog.handler)
-        runner.train()
+        train(runner)
         return [r.getMessage() for r in caplog.records if "resumed with" in r.getMessage()]
 
     assert run(1, 0.01) == []
