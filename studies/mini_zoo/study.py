@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradaug_det.errors import GradAugError
 from gradaug_det.pretrain.recipe import load_recipe
 from gradaug_det.utils.environment import describe_environment
 from gradaug_det.utils.files import atomic_path
-from studies.runner.tools import call_tool
 
 logger = logging.getLogger(__name__)
 
@@ -178,3 +181,23 @@ def _finish(run: Run, root: Path, folder: Path, results: Path, evaluation: Seque
         temporary.write_text(json.dumps(content, indent=1) + "\n")
     logger.info("%s: %.2f %% top-1", run.name, metrics["top1"])
     return content
+
+
+def call_tool(command: Sequence[object], root: Path, log: Path) -> None:
+    """Runs a tool (its path from ``root``) or module on one thread; its output goes to ``log``.
+
+    Raises:
+        GradAugError: it failed; names the log.
+    """
+    start = [] if str(command[0]).endswith(".py") else ["-m"]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        status = subprocess.run(
+            [sys.executable, "-W", "ignore", *start, *map(str, command)],
+            cwd=root,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        ).returncode
+    if status:
+        raise GradAugError(f"{command[0]} ended with exit code {status}; its output is in {log}")
