@@ -8,8 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from gradaug_det.benchmark.detector import CocoData, Detector
+from gradaug_det.benchmark.detector import Detector
 from gradaug_det.errors import ConfigError, GradAugError
+from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.export.exporter import Exporter
 from gradaug_det.utils.detector_files import DetectorFiles
 

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.training.workload import Training, Variant, Workload, training_class
-from gradaug_det.benchmark.memory import peak_growth
+from gradaug_det.benchmark.cost import peak_growth
 from gradaug_det.errors import GradAugError
 
 logger = logging.getLogger(__name__)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import product
 from statistics import fmean, median
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from gradaug_det.benchmark.detector import Detector
-from gradaug_det.benchmark.memory import peak_growth
 from gradaug_det.benchmark.records import Cost
 from gradaug_det.core.slimming import at_width, slim_plan
 
@@ -27,7 +28,7 @@ def at_detector_width(detector: Detector, width: float) -> AbstractContextManage
 
 
 def count_parameters(detector: Detector, width: float) -> int:
-    """Parameters that the detector uses when its backbone has that width."""
+    """Returns how many parameters the detector uses when its backbone has that width."""
     total = sum(parameter.numel() for parameter in detector.model.parameters())
     if width == 1:
         return total
@@ -46,40 +47,45 @@ def measure_costs(
     *,
     repeats: int = 3,
 ) -> list[list[Cost]]:
-    """Costs of each detector at each width, on the same images.
+    """Measures each detector at each width, on the same images.
 
-    Durations are medians over images and repetitions; detectors and widths take turns at every
-    image, so that a machine's slow moments hit all alike. Postprocessing counts, reading and
-    resizing do not.
+    Durations are medians over images and repetitions. Postprocessing counts, reading and resizing
+    do not.
 
     Args:
         samples: for each detector its samples, in the same order of images.
         repeats: how often each image is timed; 0 leaves duration out.
     """
-    seconds: dict[tuple[int, float], list[float]] = {}
+    networks = list(product(range(len(detectors)), widths))
+    seconds: dict[tuple[int, float], list[float]] = {network: [] for network in networks}
     for repeat in range(repeats + 1):  # the first warms up
         for position in range(len(samples[0])):
-            for index, detector in enumerate(detectors):
-                for width in widths:
-                    with at_detector_width(detector, width):
-                        duration = _timed(detector, samples[index][position])
-                    if repeat:
-                        seconds.setdefault((index, width), []).append(duration)
-    return [
-        [
+            # Networks take turns at every image: a machine's slow moments hit all alike.
+            for index, width in networks:
+                with at_detector_width(detectors[index], width):
+                    duration = _time(detectors[index], samples[index][position])
+                if repeat:
+                    seconds[index, width].append(duration)
+    costs = []
+    for index, width in networks:
+        detector = detectors[index]
+        device = next(detector.model.parameters()).device
+        runs = [partial(detector.detect, sample) for sample in samples[index]]
+        with at_detector_width(detector, width):
+            gflops = fmean(map(_count_gflops, runs))
+            peaks = [peak_growth(run, device) for run in runs]
+        costs.append(
             Cost(
                 parameters=count_parameters(detector, width),
-                gflops=_gflops(detector, width, samples[index]),
+                gflops=gflops,
                 milliseconds=1000 * median(seconds[index, width]) if repeats else None,
-                peak_megabytes=_peak_megabytes(detector, width, samples[index]),
+                peak_megabytes=None if None in peaks else max(peaks) / 1e6,
             )
-            for width in widths
-        ]
-        for index, detector in enumerate(detectors)
-    ]
+        )
+    return [costs[i : i + len(widths)] for i in range(0, len(costs), len(widths))]
 
 
-def _timed(detector: Detector, sample: Any) -> float:
+def _time(detector: Detector, sample: Any) -> float:
     on_gpu = next(detector.model.parameters()).device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize()
@@ -90,24 +96,37 @@ def _timed(detector: Detector, sample: Any) -> float:
     return time.perf_counter() - start
 
 
-def _gflops(detector: Detector, width: float, samples: Sequence[Any]) -> float:
-    """Multiply-adds of convolutions and matrix products in 10^9, mean over the samples.
+def _count_gflops(run: Callable[[], object]) -> float:
+    """Multiply-adds of convolutions and matrix products in 10^9.
 
     Counted while the detector runs, so that loops over proposals and paths that depend on the data
-    are counted as they are taken; PyTorch counts a multiply-add as two operations.
+    are counted as they are taken.
     """
-    totals = []
-    for sample in samples:
-        counter = FlopCounterMode(display=False)
-        with at_detector_width(detector, width), counter:
-            detector.detect(sample)
-        totals.append(counter.get_total_flops() / 2 / 1e9)
-    return fmean(totals)
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 2 / 1e9  # PyTorch counts a multiply-add as two
 
 
-def _peak_megabytes(detector: Detector, width: float, samples: Sequence[Any]) -> float | None:
-    """Most tensor memory beyond what was there before, over the samples, in 10^6 bytes."""
-    device = next(detector.model.parameters()).device
-    with at_detector_width(detector, width):
-        peaks = [peak_growth(partial(detector.detect, sample), device) for sample in samples]
-    return None if None in peaks else max(peaks) / 1e6
+def peak_growth(run: Callable[[], object], device: torch.device) -> int | None:
+    """Returns the most tensor memory beyond what was there before, in bytes; None where nobody can
+    tell.
+
+    On a CPU from the allocator's own records, which unlike the process's size are the same every
+    time. What libraries allocate for themselves (oneDNN's scratch memory) is not in them, nor is
+    what ``run`` frees of the memory that was there before.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        return None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    size = peak = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        size += event.nbytes()
+        peak = max(peak, size)
+    return peak

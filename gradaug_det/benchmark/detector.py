@@ -1,10 +1,9 @@
-"""What a benchmark asks of a detector, whichever framework it comes from."""
+"""A detector to be benchmarked, whichever framework it comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,26 +15,8 @@ from gradaug_det.benchmark.changes import Change
 from gradaug_det.core.slimming import Overrides
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
+from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.utils.detector_files import DetectorFiles
-
-
-@dataclass(frozen=True)
-class CocoData:
-    """A COCO-format dataset.
-
-    Args:
-        annotations: its JSON file.
-        images: folder of its images.
-        name: for readers.
-        categories: (id, name) in the order of the ids, which is that of the classes.
-        truth: content of the annotations, from :func:`.coco_data.load_ground_truth`.
-    """
-
-    annotations: Path
-    images: Path
-    name: str
-    categories: tuple[tuple[int, str], ...]
-    truth: dict = field(default_factory=dict, repr=False, compare=False)
 
 
 class Detector(Protocol):
@@ -46,7 +27,7 @@ class Detector(Protocol):
         ZooError: the weights cannot be used.
 
     Attributes:
-        files: what it was made of.
+        files: its config and weights.
         framework: for readers.
         model: the network, in evaluation mode.
         backbone: the part of it that can be slimmed.
@@ -84,24 +65,25 @@ def check_num_classes(model_classes: int | None, data: CocoData, key: str) -> No
         model_classes: None if the detector does not say.
         key: the config's for the number of classes.
     """
-    if model_classes is not None and model_classes != len(data.categories):
-        names = ", ".join(repr(name) for _, name in data.categories[:5])
+    classes = data.classes
+    if model_classes is not None and model_classes != len(classes):
+        names = ", ".join(repr(name) for _, name in classes[:5])
         raise ConfigError(
             key,
-            f"is {model_classes}, but {data.annotations.name} has {len(data.categories)} "
-            f"categories ({names}{', ...' if len(data.categories) > 5 else ''}); benchmark a "
-            "detector on data with the classes that it was trained for",
+            f"is {model_classes}, but {Path(data.origin).name} has {len(classes)} categories "
+            f"({names}{', ...' if len(classes) > 5 else ''}); benchmark a detector on data with "
+            "the classes that it was trained for",
         )
 
 
 def category_id(label: int, data: CocoData) -> int:
-    """The dataset's id of a class index."""
-    if not 0 <= label < len(data.categories):
+    """Returns the dataset's id of a class index."""
+    if not 0 <= label < len(data.classes):
         raise DataError(
-            f"the detector found class {label}; {data.annotations.name} has the classes 0 to "
-            f"{len(data.categories) - 1}"
+            f"the detector found class {label}; {Path(data.origin).name} has the classes 0 to "
+            f"{len(data.classes) - 1}"
         )
-    return data.categories[label][0]
+    return data.classes[label][0]
 
 
 @contextmanager

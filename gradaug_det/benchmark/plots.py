@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gradaug_det.benchmark.measured import (
-    PrecisionCurves,
-    ap_by_epsilon,
-    ap_by_severity,
-    clean_ap,
-    tasks_of,
-    widest,
-)
 from gradaug_det.benchmark.records import Benchmark, WidthResult
-from gradaug_det.evaluation.coco import TASK_NAMES
+from gradaug_det.evaluation.coco import TASK_NAMES, PrecisionCurves
 from gradaug_det.reports.plots import METHOD_COLOURS, Plot, render_svg
 
-_STYLES = {"-": "Solid", "--": "Dashed", ":": "Dotted"}
+_STYLES = {"-": "Solid", "--": "Dashed", ":": "Dotted", "-.": "Dash-dotted"}
 _OF_TASK = {"bbox": "-", "segm": "--", "keypoints": "-."}
 _OF_IOU = {0.5: "-", 0.75: ":"}
 
@@ -31,15 +23,23 @@ class StyledPlot(Plot):
 
 @dataclass
 class _Line:
+    """A line of a detector.
+
+    Args:
+        position: of the detector, which gives the colour.
+        style: matplotlib's.
+        meaning: of the style.
+    """
+
     detector: str
-    meaning: str  # of its style
+    position: int
     points: Sequence[tuple[float, float]]
-    colour: str
     style: str
+    meaning: str
 
 
-def colour(position: int) -> str:
-    """Of a detector by its place in the report."""
+def colour_at(position: int) -> str:
+    """Returns the colour of a detector by its place in the report."""
     return METHOD_COLOURS[position % len(METHOD_COLOURS)]
 
 
@@ -48,18 +48,24 @@ def cost_plot(benchmark: Benchmark) -> StyledPlot | None:
 
     None with fewer than 2 networks (detectors and widths) whose multiply-adds are known.
     """
-    measured = [r for d in benchmark.detectors for r in d.widths if r.cost.gflops is not None]
-    if len(measured) < 2:
+    known = [r for d in benchmark.detectors for r in d.widths if r.cost.gflops is not None]
+    if len(known) < 2:
         return None
-    lines = []
-    for position, detector in enumerate(benchmark.detectors):
-        for task in tasks_of(detector):
-            points = sorted(
+    lines = [
+        _Line(
+            detector.label,
+            position,
+            sorted(
                 (result.cost.gflops, ap)
                 for result in detector.widths
-                if result.cost.gflops is not None and (ap := clean_ap(result, task)) is not None
-            )
-            lines.append(_task_line(detector.label, task, points, position))
+                if result.cost.gflops is not None and (ap := result.metric(task)) is not None
+            ),
+            _OF_TASK[task],
+            TASK_NAMES[task],
+        )
+        for position, detector in enumerate(benchmark.detectors)
+        for task in detector.tasks
+    ]
     return _plot("AP and cost", "GFLOPs an image", "AP, %", lines, marker="o")
 
 
@@ -69,13 +75,12 @@ def recall_plots(
     """Precision over recall, a plot for each task.
 
     Args:
-        curves: label of a detector -> task -> what
-            :func:`gradaug_det.benchmark.measured.precision_curves` returns.
+        curves: label of a detector -> task -> its curves.
     """
     plots = []
     for task, name in TASK_NAMES.items():
         lines = [
-            _Line(detector.label, f"IoU {iou:g}", points, colour(position), _OF_IOU[iou])
+            _Line(detector.label, position, points, _OF_IOU[iou], f"IoU {iou:g}")
             for position, detector in enumerate(benchmark.detectors)
             for iou, points in curves[detector.label].get(task, {}).items()
         ]
@@ -86,41 +91,29 @@ def recall_plots(
 
 def corruption_plot(benchmark: Benchmark) -> StyledPlot | None:
     """AP over severity, mean over the corruptions; 0 is clean."""
-    lines = _lines_from_clean(benchmark, ap_by_severity)
-    severities = sorted({x for line in lines for x, _ in line.points})
-    return _plot(
-        *("AP and severity", "severity (0: clean)", "AP, %", lines), marker="o", ticks=severities
-    )
+    lines = _lines_from_clean(benchmark, WidthResult.ap_by_severity)
+    ticks = sorted({x for line in lines for x, _ in line.points})
+    return _plot("AP and severity", "severity (0: clean)", "AP, %", lines, marker="o", ticks=ticks)
 
 
 def fgsm_plot(benchmark: Benchmark) -> StyledPlot | None:
     """AP over FGSM's epsilon; 0 is clean."""
-    lines = _lines_from_clean(benchmark, ap_by_epsilon)
+    lines = _lines_from_clean(benchmark, WidthResult.ap_by_epsilon)
     return _plot("AP and epsilon", "epsilon, of 255 (0: clean)", "AP, %", lines, marker="o")
 
 
 def _lines_from_clean(
-    benchmark: Benchmark, aps: Callable[[WidthResult, str], Mapping[float, float]]
+    benchmark: Benchmark, aps_of: Callable[[WidthResult, str], Mapping[float, float]]
 ) -> list[_Line]:
-    """A line for each detector (at its largest width) and task from the clean AP, at 0, on.
-
-    Args:
-        aps: what was done to the images -> AP, of a result and a task.
-    """
+    """A line for each detector (at its largest width) and task from the clean AP, at 0, on."""
     lines = []
     for position, detector in enumerate(benchmark.detectors):
-        result = widest(detector)
-        for task in tasks_of(detector):
-            clean, changed = clean_ap(result, task), aps(result, task)
+        for task in detector.tasks:
+            clean, changed = detector.widest.metric(task), aps_of(detector.widest, task)
             points = [] if clean is None or not changed else [(0, clean)]
-            lines.append(_task_line(detector.label, task, [*points, *changed.items()], position))
+            points += changed.items()
+            lines.append(_Line(detector.label, position, points, _OF_TASK[task], TASK_NAMES[task]))
     return lines
-
-
-def _task_line(
-    label: str, task: str, points: Sequence[tuple[float, float]], position: int
-) -> _Line:
-    return _Line(label, TASK_NAMES[task], points, colour(position), _OF_TASK[task])
 
 
 def _plot(
@@ -139,27 +132,20 @@ def _plot(
     highest = top or max(value for line in lines for _, value in line.points) or 1.0
 
     def draw(axes) -> None:
+        look = {"linewidth": 1.6, "marker": marker, "markersize": 4}
         for line in lines:
-            axes.plot(
-                *zip(*line.points, strict=True),
-                line.style,
-                color=line.colour,
-                linewidth=1.6,
-                marker=marker,
-                markersize=4,
-            )
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.set_ylim(0, 1.05 * highest)
+            xs, ys = zip(*line.points, strict=True)
+            axes.plot(xs, ys, line.style, color=colour_at(line.position), **look)
+        axes.set(xlabel=x, ylabel=y, ylim=(0, 1.05 * highest))
         if ticks is not None:
             axes.set_xticks(ticks)
 
-    styles = {line.style: line.meaning for line in lines}
     ends = "; ".join(
         f"{line.detector}, {line.meaning} from {line.points[0][1]:.3g} at {line.points[0][0]:.3g} "
         f"to {line.points[-1][1]:.3g} at {line.points[-1][0]:.3g}"
         for line in lines
     )
+    styles = {line.style: line.meaning for line in lines}
     return StyledPlot(
         title,
         f"{title}, {y} over {x}: {ends}.",

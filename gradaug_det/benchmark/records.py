@@ -1,16 +1,17 @@
-"""What a benchmark measured, independent of the framework."""
+"""The records of a benchmark, whichever framework its detectors come from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from gradaug_det.benchmark.changes import FGSM, Corruption
 from gradaug_det.errors import ConfigError
-from gradaug_det.evaluation.coco import Scoring
+from gradaug_det.evaluation.coco import TASK_NAMES, Scoring
+from gradaug_det.evaluation.coco_data import CocoData
 
 Metrics = dict[str, dict[str, float]]
 """``{"bbox": {"AP": per cent, ...}, "segm": ...}`` as
@@ -19,12 +20,12 @@ Metrics = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Cost:
-    """What one image costs in inference.
+    """The cost of one image in inference.
 
     Args:
         parameters: weights that the network of this width uses.
-        gflops: multiply-adds of the forward pass in 10^9 (fvcore counts one multiply-add as one),
-            mean over the images measured; None if the network cannot be traced.
+        gflops: multiply-adds of the forward pass in 10^9 (one multiply-add is one), mean over the
+            images measured; None if not measured.
         milliseconds: median duration of an image, preprocessing excluded; None if not measured.
         peak_megabytes: most memory that inference of an image took beyond the loaded model, in
             10^6 bytes; None where nobody can tell.
@@ -47,48 +48,69 @@ def relative_performance(mpc: float | None, clean: float | None) -> float | None
 
 @dataclass
 class WidthResult:
-    """A detector at one width.
+    """A detector at one width. AP is in per cent, and None where there is no number.
 
     Args:
         width: width multiplier; 1 is the full network.
         metrics: on the clean images.
         predictions: COCO results on the clean images (or the path of a JSON list of them).
         cost: of an image; None until it is measured.
-        corruptions: corruption -> severity (1 to 5) -> task -> AP in per cent.
-        fgsm: epsilon (on the 0-255 scale) -> task -> AP in per cent.
+        corruptions: corruption -> severity (1 to 5) -> task -> AP.
+        fgsm: epsilon (on the 0-255 scale) -> task -> AP.
     """
 
     width: float
     metrics: Metrics
-    predictions: Sequence[dict] | Path
+    predictions: Any
     cost: Cost | None = None
     corruptions: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     fgsm: dict[float, dict[str, float]] = field(default_factory=dict)
 
     def add(self, change: Corruption | FGSM, aps: dict[str, float]) -> None:
-        """Notes each task's AP in per cent on images that were changed."""
+        """Notes each task's AP on images that were changed."""
         if isinstance(change, Corruption):
             self.corruptions.setdefault(change.kind, {})[change.severity] = aps
         else:
             self.fgsm[change.epsilon] = aps
 
+    def metric(self, task: str, name: str = "AP") -> float | None:
+        value = self.metrics[task].get(name)
+        return value if value is not None and math.isfinite(value) else None
+
     def mpc(self, task: str) -> float | None:
         """Mean performance under corruption: AP over all corruptions and severities measured.
 
-        None if none was. Source: Michaelis et al., Benchmarking Robustness in Object Detection,
-        2019, equation 1.
+        Source: Michaelis et al., Benchmarking Robustness in Object Detection, 2019, equation 1.
         """
-        values = [
-            found[task]
-            for severities in self.corruptions.values()
-            for found in severities.values()
-            if task in found
-        ]
-        return fmean(values) if values else None
+        return _mean(
+            aps.get(task) for severities in self.corruptions.values() for aps in severities.values()
+        )
 
     def rpc(self, task: str) -> float | None:
         """:func:`relative_performance` of this width."""
-        return relative_performance(self.mpc(task), self.metrics.get(task, {}).get("AP"))
+        return relative_performance(self.mpc(task), self.metric(task))
+
+    def ap_by_severity(self, task: str) -> dict[int, float]:
+        """Severity -> AP, mean over the corruptions that have it."""
+        severities = sorted({s for found in self.corruptions.values() for s in found})
+        return _drop_missing(
+            (
+                severity,
+                _mean(found.get(severity, {}).get(task) for found in self.corruptions.values()),
+            )
+            for severity in severities
+        )
+
+    def ap_by_corruption(self, task: str) -> dict[str, float]:
+        """Corruption -> AP, mean over its severities."""
+        return _drop_missing(
+            (kind, _mean(aps.get(task) for aps in severities.values()))
+            for kind, severities in self.corruptions.items()
+        )
+
+    def ap_by_epsilon(self, task: str) -> dict[float, float]:
+        """Epsilon of FGSM, of 255 -> AP, by rising epsilon."""
+        return _drop_missing((e, _mean([aps.get(task)])) for e, aps in sorted(self.fgsm.items()))
 
 
 @dataclass
@@ -111,6 +133,19 @@ class DetectorResult:
     widths: Sequence[WidthResult]
     scoring: Scoring = field(default_factory=Scoring)
 
+    @property
+    def widest(self) -> WidthResult:
+        return max(self.widths, key=lambda result: result.width)
+
+    @property
+    def tasks(self) -> list[str]:
+        """``bbox`` and, if the detector gives masks, ``segm``, if keypoints, ``keypoints``.
+
+        A width at which a detector of boxes finds nothing may have been scored on (no) masks too,
+        so a task counts only if all widths have it.
+        """
+        return [t for t in TASK_NAMES if all(t in result.metrics for result in self.widths)]
+
 
 @dataclass
 class Benchmark:
@@ -119,9 +154,8 @@ class Benchmark:
     Args:
         title: heading.
         detectors: the first is what the others are compared with.
-        gt_json: COCO ground truth of the dataset.
-        dataset: its name for readers.
-        image_root: folder of its images; None leaves the pictures out.
+        data: the ground truth, with its name for readers; without a folder of images, the report
+            has no pictures.
         image_ids: the images that were evaluated; None for all of the ground truth's.
         environment: from :func:`gradaug_det.utils.environment.describe_environment`.
         command: that made it, as one can type it.
@@ -134,9 +168,7 @@ class Benchmark:
 
     title: str
     detectors: Sequence[DetectorResult]
-    gt_json: str | Path
-    dataset: str
-    image_root: str | Path | None = None
+    data: CocoData
     image_ids: Sequence[int] | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""
@@ -152,3 +184,22 @@ class Benchmark:
         for detector in self.detectors:
             if not detector.widths:
                 raise ConfigError("widths", f"is empty for the detector {detector.label!r}")
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that any detector has, in COCO's order."""
+        return [t for t in TASK_NAMES if any(t in detector.tasks for detector in self.detectors)]
+
+    def time_ratio(self, result: WidthResult) -> float | None:
+        """Duration of an image as a multiple of the first detector's at its largest width."""
+        own, reference = (r.cost.milliseconds for r in (result, self.detectors[0].widest))
+        return own / reference if own is not None and reference else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return fmean(known) if known else None
+
+
+def _drop_missing(pairs: Iterable[tuple[Any, float | None]]) -> dict[Any, float]:
+    return {key: value for key, value in pairs if value is not None}

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from gradaug_det.benchmark.measured import (
-    PrecisionCurves,
-    ap_by_corruption,
-    ap_by_epsilon,
-    ap_by_severity,
-    clean_ap,
-    finite,
-    precision_curves,
-    tasks_of,
-    time_ratio,
-    widest,
-)
 from gradaug_det.benchmark.plots import (
-    colour,
+    colour_at,
     corruption_plot,
     cost_plot,
     fgsm_plot,
@@ -27,14 +15,14 @@ from gradaug_det.benchmark.plots import (
 )
 from gradaug_det.benchmark.ranking import image_scores
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
-from gradaug_det.benchmark.wording import summarise
 from gradaug_det.errors import ConfigError, DataError
-from gradaug_det.evaluation.coco import CATEGORY_PREFIX, TASK_NAMES
-from gradaug_det.evaluation.coco_data import (
-    check_scorable,
-    load_ground_truth,
-    load_predictions,
+from gradaug_det.evaluation.coco import (
+    CATEGORY_PREFIX,
+    TASK_NAMES,
+    PrecisionCurves,
+    precision_curves,
 )
+from gradaug_det.evaluation.coco_data import check_scorable, load_predictions
 from gradaug_det.reports.pictures import (
     MAX_DRAWN,
     predicted_instances,
@@ -42,6 +30,7 @@ from gradaug_det.reports.pictures import (
     truth_instances,
 )
 from gradaug_det.reports.rendering import (
+    MISSING,
     counted,
     embedded,
     json_text,
@@ -53,18 +42,18 @@ from gradaug_det.reports.rendering import (
 )
 from gradaug_det.utils.environment import machine_line
 
-SCHEMA_VERSION = 1  # of report.json; raised when a key changes its meaning or goes away
+SCHEMA_VERSION = 2  # of report.json; raised when a key changes its meaning or goes away
 _SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
 
 
 def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
-    """Write ``report.json``, ``report.md`` and ``index.html`` into a folder.
+    """Writes ``report.json``, ``report.md`` and ``index.html`` into a folder.
 
     All three are made before the first is written, and each replaces its predecessor in one step.
 
     Args:
         out_dir: folder, created if needed.
-        benchmark: what was measured.
+        benchmark: the records of what was measured.
 
     Returns:
         Path of ``index.html``, which needs no other file and no network.
@@ -73,35 +62,27 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
         ConfigError: ``image_ids`` is empty.
         DataError: ground truth, predictions or images that cannot be used.
     """
-    truth = load_ground_truth(benchmark.gt_json)
-    benchmark = _loaded(benchmark, truth)
-    best, worst = _ranked(benchmark, truth) if benchmark.image_root else ([], [])
-    curves = {
-        detector.label: {
-            task: precision_curves(
-                truth, widest(detector).predictions, task, benchmark.image_ids, detector.scoring
-            )
-            for task in tasks_of(detector)
-        }
-        for detector in benchmark.detectors
-    }
-    content = _content(benchmark, truth, curves, best, worst)
+    benchmark = _load_predictions(benchmark)
+    best, worst = _rank_images(benchmark) if benchmark.data.folder else ([], [])
+    curves = {detector.label: _curves(benchmark, detector) for detector in benchmark.detectors}
+    content = _content(benchmark, curves, best, worst)
     view = {
         **content,
         "machine": machine_line(benchmark.environment),
         "columns": [
-            {"label": _column_label(detector, result), "colour": colour(position)}
+            {"label": _column_label(detector, result), "colour": colour_at(position)}
             for position, detector in enumerate(benchmark.detectors)
             for result in detector.widths
         ],
         "ap_rows": _ap_rows(benchmark),
         "cost_rows": _cost_rows(benchmark),
-        "corruption_rows": _corruption_rows(benchmark),
-        "fgsm_rows": _fgsm_rows(benchmark),
+        "corruption_rows": _changed_rows(benchmark, _corruption_values),
+        "fgsm_rows": _changed_rows(benchmark, _fgsm_values),
         "legend_items": [
-            {"name": detector.label, "label": detector.label} for detector in benchmark.detectors
+            {"name": detector.label, "label": detector.label, "colour": colour_at(position)}
+            for position, detector in enumerate(benchmark.detectors)
         ],
-        "colours": {d.label: colour(i) for i, d in enumerate(benchmark.detectors)},
+        "colours": {d.label: colour_at(i) for i, d in enumerate(benchmark.detectors)},
         "tasks": TASK_NAMES,
         "max_drawn": MAX_DRAWN,
     }
@@ -110,10 +91,12 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
         "plots": embedded([cost_plot(benchmark), *recall_plots(benchmark, curves)]),
         "corruption_plots": embedded([corruption_plot(benchmark)]),
         "fgsm_plots": embedded([fgsm_plot(benchmark)]),
-        "size_bars": _bars(benchmark, _SIZES),
-        "category_bars": _bars(benchmark, _categories(benchmark)),
+        "bars": [
+            ("AP by size of the objects", _bars(benchmark, _SIZES)),
+            ("AP by category", _bars(benchmark, _categories(benchmark))),
+        ],
         "picture_groups": [
-            {"title": title, "rows": [_picture_row(benchmark, truth, *entry) for entry in entries]}
+            {"title": title, "rows": [_picture_row(benchmark, *entry) for entry in entries]}
             for title, entries in (("Worst", worst), ("Best", best))
             if entries
         ],
@@ -130,51 +113,61 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
     return Path(out_dir) / "index.html"
 
 
-def _loaded(benchmark: Benchmark, truth: dict) -> Benchmark:
+def _load_predictions(benchmark: Benchmark) -> Benchmark:
     """The benchmark with its images' ids, and with predictions read, checked and of them only."""
-    known = [image["id"] for image in truth["images"]]
+    data = benchmark.data
+    known = [image["id"] for image in data.truth["images"]]
     ids = known if benchmark.image_ids is None else list(dict.fromkeys(benchmark.image_ids))
     if not ids:
         raise ConfigError("image_ids", "is empty; name at least one image, or None for all")
     if unknown := sorted(set(ids) - set(known)):
         raise DataError(
-            f"image_ids has {len(unknown)} ids that {Path(benchmark.gt_json).name} does not have, "
-            f"the first is {unknown[0]!r}"
+            f"image_ids has {len(unknown)} ids that {Path(data.origin).name} does not have, the "
+            f"first is {unknown[0]!r}"
         )
     chosen = set(ids)
 
-    def loaded(result: WidthResult) -> WidthResult:
+    def load(result: WidthResult) -> WidthResult:
         predictions = load_predictions(result.predictions)
-        check_scorable(predictions, truth, "bbox")
+        check_scorable(predictions, data.truth, "bbox")
         return replace(result, predictions=[p for p in predictions if p["image_id"] in chosen])
 
-    return replace(
-        benchmark,
-        image_ids=ids,
-        detectors=[
-            replace(detector, widths=[loaded(result) for result in detector.widths])
-            for detector in benchmark.detectors
-        ],
-    )
+    detectors = [
+        replace(d, widths=[load(result) for result in d.widths]) for d in benchmark.detectors
+    ]
+    return replace(benchmark, image_ids=ids, detectors=detectors)
+
+
+def _curves(benchmark: Benchmark, detector: DetectorResult) -> dict[str, PrecisionCurves]:
+    scoring = detector.scoring
+    return {
+        task: precision_curves(
+            benchmark.data.truth,
+            detector.widest.predictions,
+            task,
+            image_ids=benchmark.image_ids,
+            max_detections=scoring.max_detections,
+            sigmas=scoring.sigmas,
+        )
+        for task in detector.tasks
+    }
 
 
 def _content(
     benchmark: Benchmark,
-    truth: dict,
     curves: Mapping[str, Mapping[str, PrecisionCurves]],
-    best: list,
-    worst: list,
+    best: list[tuple[int, float]],
+    worst: list[tuple[int, float]],
 ) -> dict:
-    """Everything numeric as JSON data: what ``report.json`` holds."""
-    chosen = set(benchmark.image_ids)
+    """Everything numeric as JSON data: the content of ``report.json``."""
+    truth, chosen = benchmark.data.truth, set(benchmark.image_ids)
     return plain(
         {
             "schema_version": SCHEMA_VERSION,
             "title": benchmark.title,
-            "summary": summarise(benchmark),
             "dataset": {
-                "name": benchmark.dataset,
-                "annotation_file": Path(benchmark.gt_json).name,
+                "name": benchmark.data.name,
+                "annotation_file": Path(benchmark.data.origin).name,
                 "images": len(chosen),
                 "of_images": len(truth["images"]),
                 "objects": sum(a["image_id"] in chosen for a in truth["annotations"]),
@@ -201,17 +194,16 @@ def _content(
 
 
 def _width_content(benchmark: Benchmark, detector: DetectorResult, result: WidthResult) -> dict:
-    tasks = tasks_of(detector)
     return {
         "width": result.width,
         "metrics": result.metrics,
         "detections": len(result.predictions),
-        "cost": {**asdict(result.cost), "time_ratio": time_ratio(benchmark, result)},
-        "mPC": {task: result.mpc(task) for task in tasks},
-        "rPC": {task: result.rpc(task) for task in tasks},
+        "cost": {**asdict(result.cost), "time_ratio": benchmark.time_ratio(result)},
+        "mPC": {task: result.mpc(task) for task in detector.tasks},
+        "rPC": {task: result.rpc(task) for task in detector.tasks},
         "corruptions": result.corruptions,
-        "AP_by_severity": {task: ap_by_severity(result, task) for task in tasks},
-        "AP_by_corruption": {task: ap_by_corruption(result, task) for task in tasks},
+        "AP_by_severity": {task: result.ap_by_severity(task) for task in detector.tasks},
+        "AP_by_corruption": {task: result.ap_by_corruption(task) for task in detector.tasks},
         "fgsm": {f"{epsilon:g}": found for epsilon, found in result.fgsm.items()},
     }
 
@@ -223,151 +215,124 @@ def _column_label(detector: DetectorResult, result: WidthResult) -> str:
 
 
 def _ap_rows(benchmark: Benchmark) -> list[dict]:
-    return [
-        {
-            "task": task,
-            "metric": metric,
-            "cells": [
-                _text(result.metrics[task].get(metric) if task in tasks_of(detector) else None)
-                for detector in benchmark.detectors
-                for result in detector.widths
-            ],
-        }
-        for task in _tasks(benchmark)
-        for metric in _metrics(benchmark, task)
-    ]
-
-
-def _metrics(benchmark: Benchmark, task: str) -> list[str]:
-    """COCO's numbers that any detector has, those of the categories left out."""
-    found = dict.fromkeys(
-        metric
-        for detector in benchmark.detectors
-        if task in tasks_of(detector)
-        for metric in widest(detector).metrics[task]
-    )
-    return [metric for metric in found if not metric.startswith(CATEGORY_PREFIX)]
+    """A row for each task and number of COCO that any detector has, but for the categories'."""
+    rows = []
+    for task in benchmark.tasks:
+        detectors = [d for d in benchmark.detectors if task in d.tasks]
+        names = dict.fromkeys(name for d in detectors for name in d.widest.metrics[task])
+        for name in names:
+            if not name.startswith(CATEGORY_PREFIX):
+                values = [
+                    result.metric(task, name) if detector in detectors else None
+                    for detector in benchmark.detectors
+                    for result in detector.widths
+                ]
+                rows.append(_row(f"{TASK_NAMES[task]} {name}", values, main=name == "AP"))
+    return rows
 
 
 def _cost_rows(benchmark: Benchmark) -> list[dict]:
     results = [result for detector in benchmark.detectors for result in detector.widths]
+    costs = [result.cost for result in results]
     rows = [
-        {"name": "parameters", "cells": [f"{r.cost.parameters:,}" for r in results]},
-        {"name": "GFLOPs", "cells": [_text(r.cost.gflops) for r in results]},
-        {"name": "ms an image", "cells": [_text(r.cost.milliseconds, 1) for r in results]},
-        {"name": "time ratio", "cells": [_text(time_ratio(benchmark, r)) for r in results]},
-        {"name": "peak MB", "cells": [_text(r.cost.peak_megabytes, 1) for r in results]},
+        {"name": "parameters", "cells": [f"{cost.parameters:,}" for cost in costs], "main": False},
+        _row("GFLOPs", [cost.gflops for cost in costs]),
+        _row("ms an image", [cost.milliseconds for cost in costs], digits=1),
+        _row("time ratio", [benchmark.time_ratio(result) for result in results]),
+        _row("peak MB", [cost.peak_megabytes for cost in costs], digits=1),
     ]
-    return [row for row in rows if any(cell != _text(None) for cell in row["cells"])]
+    return [row for row in rows if set(row["cells"]) != {MISSING}]
 
 
-def _corruption_rows(benchmark: Benchmark) -> list[dict]:
-    """For each task: clean, mPC, rPC, each severity (mean over corruptions), each corruption."""
+def _changed_rows(
+    benchmark: Benchmark, values_of: Callable[[WidthResult, str], dict[str, float | None]]
+) -> list[dict]:
+    """Rows of a table with a column for each detector, at its largest width.
+
+    Args:
+        values_of: names of rows -> AP of a task; beside the clean AP, if anything was measured.
+    """
     rows = []
-    for task in _tasks(benchmark):
-        measured = [widest(d) if task in tasks_of(d) else None for d in benchmark.detectors]
-        by_severity = [ap_by_severity(r, task) if r else {} for r in measured]
-        by_corruption = [ap_by_corruption(r, task) if r else {} for r in measured]
-        if not any(by_severity):
-            continue
-        columns = {
-            "clean AP": [clean_ap(r, task) if r else None for r in measured],
-            "mPC": [r.mpc(task) if r else None for r in measured],
-            "rPC, %": [r.rpc(task) if r else None for r in measured],
-        }
-        for severity in sorted({s for found in by_severity for s in found}):
-            columns[f"severity {severity}"] = [found.get(severity) for found in by_severity]
-        for kind in dict.fromkeys(kind for found in by_corruption for kind in found):
-            columns[kind.replace("_", " ")] = [found.get(kind) for found in by_corruption]
-        rows += _robustness_rows(task, columns)
+    for task in benchmark.tasks:
+        columns = [
+            values_of(d.widest, task) if task in d.tasks else {} for d in benchmark.detectors
+        ]
+        names = list(dict.fromkeys(name for column in columns for name in column))
+        for name in names if len(names) > 1 else ():
+            values = [column.get(name) for column in columns]
+            rows.append(_row(f"{TASK_NAMES[task]}, {name}", values, main=name == "clean AP"))
     return rows
 
 
-def _fgsm_rows(benchmark: Benchmark) -> list[dict]:
-    """For each task: clean, each epsilon."""
-    rows = []
-    for task in _tasks(benchmark):
-        measured = [widest(d) if task in tasks_of(d) else None for d in benchmark.detectors]
-        found = [ap_by_epsilon(r, task) if r else {} for r in measured]
-        if not any(found):
-            continue
-        columns = {"clean AP": [clean_ap(r, task) if r else None for r in measured]}
-        for epsilon in sorted({e for aps in found for e in aps}):
-            columns[f"epsilon {epsilon:g}/255"] = [aps.get(epsilon) for aps in found]
-        rows += _robustness_rows(task, columns)
-    return rows
+def _corruption_values(result: WidthResult, task: str) -> dict[str, float | None]:
+    values = {"clean AP": result.metric(task)}
+    if severities := result.ap_by_severity(task):
+        values |= {"mPC": result.mpc(task), "rPC, %": result.rpc(task)}
+        values |= {f"severity {severity}": ap for severity, ap in severities.items()}
+        by_kind = result.ap_by_corruption(task)
+        values |= {kind.replace("_", " "): ap for kind, ap in by_kind.items()}
+    return values
 
 
-def _robustness_rows(task: str, columns: dict[str, list[float | None]]) -> list[dict]:
-    return [
-        {
-            "task": task,
-            "name": name,
-            "cells": [_text(value) for value in values],
-            "main": name == "clean AP",
-        }
-        for name, values in columns.items()
-    ]
+def _fgsm_values(result: WidthResult, task: str) -> dict[str, float | None]:
+    by_epsilon = result.ap_by_epsilon(task)
+    return {
+        "clean AP": result.metric(task),
+        **{f"epsilon {epsilon:g}/255": ap for epsilon, ap in by_epsilon.items()},
+    }
 
 
-def _tasks(benchmark: Benchmark) -> list[str]:
-    present = {task for detector in benchmark.detectors for task in tasks_of(detector)}
-    return [task for task in TASK_NAMES if task in present]
+def _row(name: str, values: list[float | None], digits: int = 2, main: bool = False) -> dict:
+    return {"name": name, "cells": [number_text(value, digits) for value in values], "main": main}
 
 
 def _bars(benchmark: Benchmark, names: dict[str, str]) -> dict[str, list[dict]]:
     """For each task: a row for each metric (key of ``names``) with every detector's number."""
     bars = {}
-    for task in _tasks(benchmark):
-        detectors = [d for d in benchmark.detectors if task in tasks_of(d)]
+    for task in benchmark.tasks:
+        detectors = [d for d in benchmark.detectors if task in d.tasks]
         rows = [
             {
                 "category": title,
                 "values": [
-                    {"method": d.label, "value": finite(widest(d).metrics[task].get(metric))}
-                    for d in detectors
+                    {"method": d.label, "value": d.widest.metric(task, name)} for d in detectors
                 ],
             }
-            for metric, title in names.items()
+            for name, title in names.items()
         ]
-        rows = [row for row in rows if any(v["value"] is not None for v in row["values"])]
-        if rows:
-            bars[task] = rows
-    return bars
+        bars[task] = [row for row in rows if any(v["value"] is not None for v in row["values"])]
+    return {task: rows for task, rows in bars.items() if rows}
 
 
 def _categories(benchmark: Benchmark) -> dict[str, str]:
     """Metric -> category, by falling AP of the first detector."""
     first = benchmark.detectors[0]
-    metrics = widest(first).metrics[tasks_of(first)[0]] if tasks_of(first) else {}
-    names = [name for name in metrics if name.startswith(CATEGORY_PREFIX)]
-    names.sort(key=lambda name: -(finite(metrics[name]) or 0.0))
+    task = next(iter(first.tasks), None)
+    names = [n for n in first.widest.metrics.get(task, {}) if n.startswith(CATEGORY_PREFIX)]
+    names.sort(key=lambda name: -(first.widest.metric(task, name) or 0.0))
     return {name: name.removeprefix(CATEGORY_PREFIX) for name in names}
 
 
-def _ranked(benchmark: Benchmark, truth: dict) -> tuple[list, list]:
+def _rank_images(benchmark: Benchmark) -> tuple[list, list]:
     """(image id, F1) of the best and of the worst images; no image is both."""
-    predictions = widest(benchmark.detectors[0]).predictions
-    scores = image_scores(truth, predictions, benchmark.image_ids, benchmark.score_threshold)
+    predictions = benchmark.detectors[0].widest.predictions
+    scores = image_scores(
+        benchmark.data.truth, predictions, benchmark.image_ids, benchmark.score_threshold
+    )
     ranked = sorted(scores.items(), key=lambda item: (item[1], item[0]))
     worst = ranked[: min(benchmark.num_pictures, (len(ranked) + 1) // 2)]
     best = sorted(ranked[len(worst) :], key=lambda item: (-item[1], item[0]))
     return best[: benchmark.num_pictures], worst
 
 
-def _picture_row(benchmark: Benchmark, truth: dict, image_id: int, score: float) -> dict:
+def _picture_row(benchmark: Benchmark, image_id: int, score: float) -> dict:
     """Ground truth, then each detector's detections."""
+    truth, threshold = benchmark.data.truth, benchmark.score_threshold
     image = next(image for image in truth["images"] if image["id"] == image_id)
-    picture = read_image(Path(benchmark.image_root) / image["file_name"])
+    picture = read_image(benchmark.data.folder / image["file_name"])
     objects = truth_instances(truth, image_id)
     columns = [picture_column("Ground truth", counted(objects, "object"), picture, objects)]
     for detector in benchmark.detectors:
-        found = predicted_instances(
-            widest(detector).predictions, truth, image_id, benchmark.score_threshold
-        )
+        found = predicted_instances(detector.widest.predictions, truth, image_id, threshold)
         columns.append(picture_column(detector.label, counted(found, "detection"), picture, found))
     return {"image_id": image_id, "score": score, "columns": columns}
-
-
-def _text(value: float | None, digits: int = 2) -> str:
-    return number_text(finite(value), digits)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from gradaug_det.benchmark.changes import FGSM, Change, Clean, Corruption
 from gradaug_det.benchmark.cost import at_detector_width, measure_costs
-from gradaug_det.benchmark.detector import CocoData, Detector
+from gradaug_det.benchmark.detector import Detector
 from gradaug_det.benchmark.processes import from_first, gather, is_first, rank, world_size
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, Metrics, WidthResult
 from gradaug_det.benchmark.store import DetectionStore
@@ -25,7 +25,7 @@ from gradaug_det.check_data.check import check_before_training
 from gradaug_det.core.checks import check_width
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import check_sigmas, evaluate_coco
-from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth
+from gradaug_det.evaluation.coco_data import CocoData, check_scorable
 from gradaug_det.utils.environment import describe_environment
 
 logger = logging.getLogger(__name__)
@@ -89,13 +89,11 @@ def load_data(annotations: str | Path, images: str | Path, name: str) -> CocoDat
     for path, found in ((annotations, annotations.is_file()), (images, images.is_dir())):
         if not found:
             raise DataError(f"{str(path)!r} does not exist")
-    truth = load_ground_truth(annotations)
-    # What would stop, or count wrong, after hours. Masks are looked at when they are scored.
-    check_before_training(
-        annotations, name=name, masks=False, trains=False, handled=("ignore-set",)
-    )
-    categories = sorted((category["id"], category["name"]) for category in truth["categories"])
-    return CocoData(annotations, images, name, tuple(categories), truth)
+    data = CocoData.read(annotations, images, name)
+    # Finds at once what would stop, or count wrong, after hours. Masks are checked when scored.
+    check_scorable([], data.truth, "bbox")
+    check_before_training(data, name=name, masks=False, trains=False, handled=("ignore-set",))
+    return data
 
 
 def run_benchmark(
@@ -139,9 +137,7 @@ def run_benchmark(
     return Benchmark(
         title=f"Benchmark on {data.name}",
         detectors=results,
-        gt_json=data.annotations,
-        dataset=data.name,
-        image_root=data.images,
+        data=data,
         image_ids=image_ids if settings.limit else None,
         environment=describe_environment(),
         command=command,
@@ -263,8 +259,8 @@ def _folder_name(detector: Detector, data: CocoData) -> str:
     for name, tensor in sorted(detector.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    digest.update(data.annotations.read_bytes())
-    digest.update(str(data.images.resolve()).encode())
+    digest.update(data.path.read_bytes())
+    digest.update(str(data.folder.resolve()).encode())
     slug = re.sub(r"[^A-Za-z0-9]+", "-", detector.files.label).strip("-").lower()
     return f"{slug}-{digest.hexdigest()[:16]}"
 

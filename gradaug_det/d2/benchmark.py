@@ -20,7 +20,6 @@ from torch.utils.data import Dataset
 
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
 from gradaug_det.benchmark.detector import (
-    CocoData,
     category_id,
     check_num_classes,
     training_losses,
@@ -34,6 +33,7 @@ from gradaug_det.d2.data import register_coco
 from gradaug_det.d2.evaluation import scoring
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.errors import ConfigError
+from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.utils.detector_files import DetectorFiles
 
 
@@ -49,13 +49,13 @@ class Detectron2Detector:
         cfg, self.model, self.mapper, self.divisor, self._description = load(files, device)
         head = getattr(self.model, "roi_heads", self.model)
         check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
-        check_detector(self.model, [name for _, name in data.categories], scored=True)
+        check_detector(self.model, [name for _, name in data.classes], scored=True)
         self.model.eval()
         self.backbone = slimmable_part(self.model.backbone)
         self.scoring = scoring(cfg, self.model)
         # Detectron2's catalog wants a name for each dataset.
-        name = f"gradaug_{zlib.crc32(f'{data.annotations}:{data.images}'.encode()):08x}"
-        register_coco(name, data.annotations, data.images)
+        name = f"gradaug_{zlib.crc32(f'{data.path}:{data.folder}'.encode()):08x}"
+        register_coco(name, data.path, data.folder)
         self._records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
 
     def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:

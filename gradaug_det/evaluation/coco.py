@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ COCO_METRICS = (
 )
 TASK_NAMES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 CATEGORY_PREFIX = "AP-"
-_KEYPOINTS = 17
-"""Of COCO's own skeleton, which the evaluators' own sigmas are for."""
+PrecisionCurves = dict[float, list[tuple[float, float]]]
+"""IoU -> (recall, precision) in per cent by rising recall; empty where there is no object."""
+_RESULT_KEYS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+_COCO_KEYPOINTS = 17  # which the evaluators' own sigmas are for
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Scoring:
 
     Args:
         tasks: of :data:`TASKS`; None: boxes, and what else was found.
-        max_detections, sigmas: see :func:`evaluate_coco`.
+        max_detections, sigmas: see :func:`run_evaluator`.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -49,7 +51,7 @@ class Scoring:
     sigmas: tuple[float, ...] | None = None
 
     def tasks_of(self, results: Sequence[dict]) -> tuple[str, ...]:
-        """What of these results is scored."""
+        """Returns which tasks of these results are scored."""
         if self.tasks is not None:
             return self.tasks
         masks, keypoints = (any(key in r for r in results) for key in ("segmentation", "keypoints"))
@@ -57,27 +59,20 @@ class Scoring:
 
 
 def evaluate_coco(
-    ground_truth: str | Path | dict | Any,
+    ground_truth: Any,
     predictions: str | Path | Sequence[dict],
     iou_types: Sequence[str] = IOU_TYPES,
-    *,
-    backend: str = "faster",
-    image_ids: Sequence[int] | None = None,
-    max_detections: int = 100,
-    sigmas: Sequence[float] | None = None,
+    **settings: Any,
 ) -> dict[str, dict[str, float]]:
-    """Score detections against COCO ground truth.
+    """Scores detections against COCO ground truth.
 
     Args:
-        ground_truth: path of an annotation file, its content, or a COCO API object. Not modified.
+        ground_truth: whatever :meth:`.coco_data.CocoData.read` takes. Not modified.
         predictions: COCO result dicts (boxes XYWH in pixels, masks as compressed RLE, keypoints as
             x, y, v of each) or the path of a JSON list of them. Not modified. May be empty.
         iou_types: which of ``"bbox"``, ``"segm"`` and ``"keypoints"`` to score.
-        backend: ``"faster"`` (faster-coco-eval, C++) or ``"pycocotools"`` (the reference, slower).
-        image_ids: score only these images; by default all of the ground truth.
-        max_detections: how many of an image's highest scoring detections of a category count;
-            at least 10. Of keypoints, 20 count, as in COCO.
-        sigmas: of keypoints, one for each, which say how far off is still right; None: COCO's own.
+        settings: ``backend``, ``image_ids``, ``max_detections``, ``sigmas``; see
+            :func:`run_evaluator`.
 
     Returns:
         ``{iou_type: {metric: per cent}}`` with COCO's twelve numbers (:data:`COCO_METRICS`; the
@@ -86,8 +81,7 @@ def evaluate_coco(
         0. NaN where there is no object to be found.
 
     Raises:
-        ConfigError: an unknown IoU type or backend, fewer than 10 maximum detections, or sigmas for
-            another number of keypoints than the ground truth has.
+        ConfigError: an unknown IoU type, or what :func:`run_evaluator` raises it for.
         DataError: ground truth or predictions that cannot be scored; see :mod:`.coco_data`.
     """
     unknown = [iou_type for iou_type in iou_types if iou_type not in TASKS]
@@ -95,24 +89,17 @@ def evaluate_coco(
         raise ConfigError(
             "iou_types", f"{iou_types!r} is not understood; give a sequence of {list(TASKS)}"
         )
-    ground_truth, predictions = load_ground_truth(ground_truth), load_predictions(predictions)
-    results = {}
-    for iou_type in iou_types:
-        evaluator = run_evaluator(
-            ground_truth,
-            predictions,
-            iou_type,
-            backend=backend,
-            image_ids=image_ids,
-            max_detections=max_detections,
-            sigmas=sigmas,
+    truth, predictions = load_ground_truth(ground_truth), load_predictions(predictions)
+    return {
+        iou_type: _summarise(
+            run_evaluator(truth, predictions, iou_type, **settings), truth["categories"]
         )
-        results[iou_type] = _summarise(evaluator, ground_truth["categories"])
-    return results
+        for iou_type in iou_types
+    }
 
 
 def run_evaluator(
-    ground_truth: dict,
+    truth: dict,
     predictions: Sequence[dict],
     iou_type: str,
     *,
@@ -121,20 +108,25 @@ def run_evaluator(
     max_detections: int = 100,
     sigmas: Sequence[float] | None = None,
 ) -> Any:
-    """Run one COCO evaluator and return it with its ``eval`` arrays filled.
+    """Runs one COCO evaluator and returns it with its ``eval`` arrays filled.
 
     Args:
-        ground_truth: from :func:`.coco_data.load_ground_truth`.
+        truth: from :func:`.coco_data.load_ground_truth`.
         predictions: COCO result dicts.
         iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
-        backend, image_ids, max_detections, sigmas: see :func:`evaluate_coco`.
+        backend: ``"faster"`` (faster-coco-eval, C++) or ``"pycocotools"`` (the reference, slower).
+        image_ids: score only these images; by default all of the ground truth.
+        max_detections: how many of an image's highest scoring detections of a category count;
+            at least 10. Of keypoints, 20 count, as in COCO.
+        sigmas: of keypoints, one for each, which say how far off is still right; None: COCO's own.
 
     Returns:
         The evaluator after ``evaluate`` and ``accumulate``: ``eval["precision"]`` of shape (IoU,
         recall, category, area, maximum detections), ``eval["recall"]`` without the recall axis.
 
     Raises:
-        ConfigError: an unknown backend, fewer than 10 maximum detections, or wrong sigmas.
+        ConfigError: an unknown backend, fewer than 10 maximum detections, or sigmas for another
+            number of keypoints than the ground truth has.
         DataError: predictions that cannot be scored.
     """
     if backend not in BACKENDS:
@@ -144,87 +136,103 @@ def run_evaluator(
         raise ConfigError(
             "max_detections", f"{max_detections} is too small; use 10 or more (COCO: 100)"
         )
-    check_scorable(list(predictions), ground_truth, iou_type)
-    truth = [dict(annotation) for annotation in ground_truth["annotations"]]
-    if iou_type == "keypoints":
-        sigmas = check_sigmas(ground_truth, sigmas)
-        for annotation in truth:
-            _complete_keypoints(annotation, ground_truth)
-    make_api, evaluator_type = _backend(backend)
+    check_scorable(predictions, truth, iou_type)
     # The evaluators' C++ wants natural numbers, where files have -3, 1.0 and "a7" as well. The
     # order of images decides between equal scores.
-    ids = {image["id"] for image in ground_truth["images"]}
-    number = {one: row for row, one in enumerate(sorted(ids, key=_by_type), start=1)}
-    images = [{**image, "id": number[image["id"]]} for image in ground_truth["images"]]
-    for row, annotation in enumerate(truth, start=1):
-        annotation |= {"id": row, "image_id": number.get(annotation["image_id"], 0)}
-    found = _as_annotations(predictions, iou_type)
-    for annotation in found:
-        annotation["image_id"] = number[annotation["image_id"]]
-
+    ids = {image["id"] for image in truth["images"]}
+    by_type = sorted(ids, key=lambda value: (isinstance(value, str), value))
+    number = {image_id: row for row, image_id in enumerate(by_type, start=1)}
+    content = {**truth, "images": [{**one, "id": number[one["id"]]} for one in truth["images"]]}
+    content["annotations"] = [
+        # 0 would mean "unmatched": numbers from 1 on, whatever the file's ids are.
+        {**annotation, "id": row, "image_id": number.get(annotation["image_id"], 0)}
+        for row, annotation in enumerate(truth["annotations"], start=1)
+    ]
+    if iou_type == "keypoints":
+        _complete_keypoints(content["annotations"], check_sigmas(truth, sigmas))
+    found = _as_results(predictions, iou_type, number)
+    make_api, evaluator_type = _backend(backend)
     # Both libraries report on stdout, which belongs to whoever called us.
     with contextlib.redirect_stdout(io.StringIO()) as chatter:
-        truth_api = make_api({**ground_truth, "images": images, "annotations": truth})
-        # What `loadRes` does, but that of pycocotools fails on an empty list.
-        result_api = make_api(
-            {
-                "images": images,
-                "categories": ground_truth["categories"],
-                "annotations": found,
-            }
-        )
+        truth_api = make_api(content)
+        # pycocotools' own `loadRes` fails on an empty list.
+        result_api = truth_api.loadRes(found) if found else make_api({**content, "annotations": []})
         evaluator = evaluator_type(truth_api, result_api, iou_type)
-        if backend == "faster":
-            evaluator.print_function = logger.debug
+        evaluator.print_function = logger.debug
         # For keypoints, faster-coco-eval leaves out the categories without objects.
-        evaluator.params.catIds = sorted(category["id"] for category in ground_truth["categories"])
+        evaluator.params.catIds = sorted(category["id"] for category in truth["categories"])
         if iou_type != "keypoints":
             evaluator.params.maxDets = [1, 10, max_detections]
         elif sigmas is not None:
             evaluator.params.kpt_oks_sigmas = np.array(sigmas, dtype=float)
         if image_ids is not None:
-            evaluator.params.imgIds = [number[one] for one in image_ids]
+            evaluator.params.imgIds = [number[image_id] for image_id in image_ids]
         evaluator.evaluate()
         evaluator.accumulate()
-    if chatter.getvalue():
-        logger.debug(chatter.getvalue().rstrip())
+    logger.debug(chatter.getvalue().rstrip())
     return evaluator
 
 
-def _by_type(value: Any) -> tuple[bool, Any]:
-    return isinstance(value, str), value
+def precision_curves(
+    truth: dict, predictions: Sequence[dict], task: str, **settings: Any
+) -> PrecisionCurves:
+    """Returns COCO's 101 points at IoU 0.5 and 0.75, mean over the categories that have objects.
+
+    Args and errors are those of :func:`run_evaluator`.
+    """
+    evaluator = run_evaluator(truth, predictions, task, **settings)
+    precision = evaluator.eval["precision"][..., 0, -1]  # (IoU, recall, category)
+    existing = (precision > -1).all(axis=(0, 1))
+    recall = (100 * np.asarray(evaluator.params.recThrs)).tolist()
+    curves: PrecisionCurves = {0.5: [], 0.75: []}
+    if existing.any():
+        for iou in curves:
+            row = int(np.flatnonzero(np.isclose(evaluator.params.iouThrs, iou))[0])
+            mean = 100 * precision[row][:, existing].mean(axis=1)
+            curves[iou] = list(zip(recall, mean.tolist(), strict=True))
+    return curves
 
 
-def check_sigmas(
-    ground_truth: dict, sigmas: Sequence[float] | None, key: str = "sigmas"
-) -> Sequence[float] | None:
-    """The sigmas, if keypoints of that ground truth can be scored with them.
+def check_sigmas(truth: dict, sigmas: Sequence[float] | None, key: str = "sigmas") -> int:
+    """Returns how many keypoints the ground truth's objects have, of which some have any.
 
     Raises:
-        ConfigError: there is not one for each of the ground truth's keypoints. Without any, there
-            must be COCO's 17.
+        ConfigError: there is not one sigma for each, or without any, COCO's 17 do not fit.
     """
-    count = _keypoints(ground_truth)
-    given = _KEYPOINTS if sigmas is None else len(sigmas)
-    if count is not None and given != count:
-        what = f"COCO's own {given}, without a setting" if sigmas is None else f"{given} numbers"
+    count = next(len(a["keypoints"]) // 3 for a in truth["annotations"] if a.get("keypoints"))
+    if count != (_COCO_KEYPOINTS if sigmas is None else len(sigmas)):
+        given = f"{len(sigmas or ())} numbers"
+        if sigmas is None:
+            given = f"COCO's own {_COCO_KEYPOINTS}, without a setting"
         raise ConfigError(
-            key, f"must be {count} numbers, one for each keypoint of the data set; these are {what}"
+            key,
+            f"must be {count} numbers, one for each keypoint of the data set; these are {given}",
         )
-    return sigmas
+    return count
 
 
-def _keypoints(ground_truth: dict) -> int | None:
-    """How many keypoints an object of the ground truth has; None if no object has any."""
-    counts = (len(a.get("keypoints") or ()) // 3 for a in ground_truth["annotations"])
-    return next((count for count in counts if count), None)
-
-
-def _complete_keypoints(annotation: dict, ground_truth: dict) -> None:
+def _complete_keypoints(annotations: Sequence[dict], count: int) -> None:
     """Objects without keypoints are left out of the score, and need a list all the same."""
-    values = annotation.get("keypoints") or [0, 0, 0] * (_keypoints(ground_truth) or _KEYPOINTS)
-    seen = sum(v > 0 for v in values[2::3])
-    annotation |= {"keypoints": values, "num_keypoints": annotation.get("num_keypoints", seen)}
+    for annotation in annotations:
+        points = annotation["keypoints"] = annotation.get("keypoints") or [0, 0, 0] * count
+        annotation.setdefault("num_keypoints", sum(visible > 0 for visible in points[2::3]))
+
+
+def _as_results(
+    predictions: Sequence[dict], iou_type: str, number: Mapping[Any, int]
+) -> list[dict]:
+    """What ``loadRes`` takes. It goes by the keys there are: a mask that has its box beside it
+    would count as small or large by that."""
+    key = _RESULT_KEYS[iou_type]
+    return [
+        {
+            "image_id": number[found["image_id"]],
+            "category_id": found["category_id"],
+            "score": float(found["score"]),
+            key: found[key] if iou_type == "segm" else [float(value) for value in found[key]],
+        }
+        for found in predictions
+    ]
 
 
 def _backend(name: str) -> tuple[Any, Any]:
@@ -243,42 +251,6 @@ def _backend(name: str) -> tuple[Any, Any]:
         return api
 
     return make_api, COCOeval
-
-
-def _as_annotations(predictions: Sequence[dict], iou_type: str) -> list[dict]:
-    """What ``COCO.loadRes`` makes of results; the area decides what counts as small or large."""
-    annotations = [
-        {
-            "id": number,
-            "image_id": prediction["image_id"],
-            "category_id": prediction["category_id"],
-            "score": float(prediction["score"]),
-            "iscrowd": 0,
-        }
-        for number, prediction in enumerate(predictions, start=1)
-    ]
-    if iou_type == "bbox":
-        for annotation, prediction in zip(annotations, predictions, strict=True):
-            x, y, width, height = map(float, prediction["bbox"])
-            annotation["bbox"] = [x, y, width, height]
-            annotation["area"] = width * height
-    elif iou_type == "keypoints":
-        for annotation, prediction in zip(annotations, predictions, strict=True):
-            points = np.asarray(prediction["keypoints"], dtype=float).reshape(-1, 3)[:, :2]
-            (x, y), (width, height) = points.min(axis=0), np.ptp(points, axis=0)
-            annotation |= {"keypoints": list(map(float, prediction["keypoints"]))}
-            annotation |= {"bbox": [x, y, width, height], "area": width * height}
-    elif predictions:
-        import pycocotools.mask
-
-        # A mask is small or large by its own area, whatever box was predicted with it.
-        masks = [prediction["segmentation"] for prediction in predictions]
-        boxes = pycocotools.mask.toBbox(masks).tolist()
-        for annotation, mask, box in zip(annotations, masks, boxes, strict=True):
-            # One by one: of more than 255 masks pycocotools' area overflows (2.0.11, NumPy 2).
-            area = float(pycocotools.mask.area(mask))
-            annotation |= {"segmentation": mask, "area": area, "bbox": box}
-    return annotations
 
 
 def _summarise(evaluator: Any, categories: list[dict]) -> dict[str, float]:
@@ -302,7 +274,7 @@ def _summarise(evaluator: Any, categories: list[dict]) -> dict[str, float]:
 
     names = {category["id"]: category["name"] for category in categories}
     for position, category_id in enumerate(evaluator.params.catIds):
-        metrics[f"AP-{names[category_id]}"] = _mean(precision[:, :, position, 0, -1])
+        metrics[f"{CATEGORY_PREFIX}{names[category_id]}"] = _mean(precision[:, :, position, 0, -1])
     return metrics
 
 

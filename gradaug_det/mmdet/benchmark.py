@@ -20,7 +20,6 @@ from torch.utils.data import Dataset, Subset
 
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
 from gradaug_det.benchmark.detector import (
-    CocoData,
     category_id,
     check_num_classes,
     training_losses,
@@ -29,6 +28,7 @@ from gradaug_det.check_data.agreement import check_same_classes
 from gradaug_det.core.slimming import Overrides, no_traces
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
+from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.data import coco_metrics, coco_part, leaves
@@ -70,9 +70,9 @@ class MMDetectionDetector:
         settings.update(
             type="CocoDataset",
             data_root="",
-            ann_file=str(self.data.annotations),
-            data_prefix={"img": str(self.data.images)},
-            metainfo={"classes": [name for _, name in self.data.categories]},
+            ann_file=str(self.data.path),
+            data_prefix={"img": str(self.data.folder)},
+            metainfo={"classes": [name for _, name in self.data.classes]},
             pipeline=pipeline,
             test_mode=True,
             indices=None,
@@ -184,9 +184,9 @@ def _category_ids(config: Config, data: CocoData) -> list[int] | None:
     part = coco_part(key, leaf)
     if part is None:
         return None
-    ids = {name: number for number, name in data.categories}
+    ids = {name: number for number, name in data.classes}
     if set(part.classes) != set(ids):
-        check_same_classes({key: part.classes, str(data.annotations): list(ids)})
+        check_same_classes({key: part.classes, str(data.path): list(ids)})
     return [ids[name] for name in part.classes]
 
 

@@ -5,6 +5,7 @@ import pytest
 from gradaug_det.benchmark.records import Benchmark, Cost, DetectorResult, WidthResult
 from gradaug_det.benchmark.report import write_benchmark
 from gradaug_det.evaluation.coco import evaluate_coco
+from gradaug_det.evaluation.coco_data import CocoData
 from tests.evaluation.helpers import (
     make_ground_truth,
     make_predictions,
@@ -60,9 +61,7 @@ def benchmark(truth, folder):
                 HOSTILE, "MMDetection", "b.py", "b.pth", [width_result(truth, 1.0, 3, 0.03)]
             ),
         ],
-        gt_json=folder / "truth.json",
-        dataset="made up",
-        image_root=folder / "images",
+        data=CocoData.read(folder / "truth.json", folder / "images", "made up"),
         environment={"cpu": "a CPU", "cores": 2, "versions": {"torch": "2"}},
         command="gradaug-det benchmark --config a.yaml",
         num_pictures=2,

@@ -96,7 +96,7 @@ def test_equals_detectron2s_own_evaluator(world, measured):
     cfg, _ = configs()
     _, data = world
     name = "benchmark_own_evaluator"
-    register_coco(name, data.annotations, data.images)
+    register_coco(name, data.path, data.folder)
     model = build_model(cfg)
     model.load_state_dict(torch.load(world[0] / "detectron2.pth", weights_only=True)["model"])
     out = world[0] / "own"
@@ -120,10 +120,10 @@ def test_equals_mmdetections_own_metric(world, measured):
     config.load_from = str(world[0] / "mmdet.pth")
     config.work_dir = str(world[0] / "work")
     config.test_dataloader.dataset.update(
-        data_root="", ann_file=str(data.annotations), data_prefix={"img": str(data.images)}
+        data_root="", ann_file=str(data.path), data_prefix={"img": str(data.folder)}
     )
     config.test_evaluator.update(
-        ann_file=str(data.annotations), outfile_prefix=str(world[0] / "own_mmdet")
+        ann_file=str(data.path), outfile_prefix=str(world[0] / "own_mmdet")
     )
     expected = Runner.from_cfg(config).test()
     result = measured["mmdet"].widths[0]
@@ -140,7 +140,7 @@ def test_equals_mmdetections_own_metric(world, measured):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_equals_pycocotools(world, measured, framework):
     result = measured[framework].widths[0]
-    expected = evaluate_coco(world[1].annotations, result.predictions, backend="pycocotools")
+    expected = evaluate_coco(world[1].path, result.predictions, backend="pycocotools")
     for task, metrics in expected.items():
         for key, value in metrics.items():
             assert result.metrics[task][key] == pytest.approx(value, abs=1e-6, nan_ok=True), key
@@ -320,7 +320,7 @@ def test_the_command_in_two_processes(world, tmp_path):
     config = files(world, "detectron2")
     arguments = [
         *("--config", str(config.config), "--weights", config.weights, "--label", "tiny"),
-        *("--annotations", str(world[1].annotations), "--images", str(world[1].images)),
+        *("--annotations", str(world[1].path), "--images", str(world[1].folder)),
         *("--cost-images", "1", "--repeats", "0", "--workers", "0", "--limit", "6"),
     ]
     assert main(["benchmark", *arguments, "--out", str(tmp_path / "one")]) == 0
@@ -381,11 +381,11 @@ def test_a_lazy_config(world, tmp_path):
 
 def test_nothing_found_under_a_change_on_data_without_masks(world, tmp_path):
     """A detector of boxes: what it does not find has no mask AP of 0."""
-    content = json.loads(Path(world[1].annotations).read_text())
+    content = json.loads(Path(world[1].path).read_text())
     for annotation in content["annotations"]:
         del annotation["segmentation"]
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    data = load_data(tmp_path / "boxes.json", world[1].images, "boxes")
+    data = load_data(tmp_path / "boxes.json", world[1].folder, "boxes")
     opts = ("MODEL.MASK_ON", "False", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.999")
     detector = replace(files(world, "detectron2"), overrides=opts)
     settings = BenchmarkSettings(epsilons=(1.0,), limit=2, cost_images=1, repeats=0)
@@ -395,10 +395,10 @@ def test_nothing_found_under_a_change_on_data_without_masks(world, tmp_path):
 
 
 def test_data_with_other_classes_is_refused(world, tmp_path):
-    content = json.loads(Path(world[1].annotations).read_text())
+    content = json.loads(Path(world[1].path).read_text())
     content["categories"].append({"id": 11, "name": "hat"})
     (tmp_path / "more.json").write_text(json.dumps(content))
-    data = load_data(tmp_path / "more.json", world[1].images, "more")
+    data = load_data(tmp_path / "more.json", world[1].folder, "more")
     said = {
         "detectron2": "num_classes .* is 10, but more.json has 11",
         "mmdet": "class 10 is no class in test_dataloader.dataset and 'hat' in .*more.json",

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 from torchvision.ops import FrozenBatchNorm2d
 
-from gradaug_det.benchmark.memory import peak_growth
+from gradaug_det.benchmark.cost import peak_growth
 from gradaug_det.core.slimming import at_width, no_traces, slim_plan
 from gradaug_det.core.tracing import trace_plan
 from gradaug_det.errors import ConfigError, UnslimmableError

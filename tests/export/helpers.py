@@ -88,7 +88,7 @@ def some_as_truth(data, results):
 
     Weights that nobody trained find nothing in the data's own.
     """
-    truth = json.loads(data.annotations.read_text())
+    truth = json.loads(data.path.read_text())
     truth["annotations"] = [
         {
             **{key: result[key] for key in ("image_id", "category_id", "segmentation")},

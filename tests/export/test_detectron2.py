@@ -100,7 +100,7 @@ def random_checkpoint(path, *opts, seed=0):
 
 def test_detections_and_ap_are_the_sliced_networks(mini, data):
     source, exported = mini
-    ids = sorted(image["id"] for image in json.loads(data.annotations.read_text())["images"])
+    ids = sorted(image["id"] for image in json.loads(data.path.read_text())["images"])
     sliced = detections(source, data, ids, WIDTH)
     narrow = detections(exported_files(exported), data, ids)
     full = detections(source, data, ids)

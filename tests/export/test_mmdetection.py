@@ -88,7 +88,7 @@ def mini(checkpoints, tmp_path_factory):
 
 def test_detections_and_ap_are_the_sliced_networks(mini, data):
     source, exported = mini
-    ids = sorted(image["id"] for image in json.loads(data.annotations.read_text())["images"])
+    ids = sorted(image["id"] for image in json.loads(data.path.read_text())["images"])
     sliced = detections(source, data, ids, WIDTH)
     narrow = detections(exported_files(exported), data, ids)
     assert_same_results(narrow, sliced)

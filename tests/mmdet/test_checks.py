@@ -14,9 +14,9 @@ from mmengine.config import Config
 from PIL import Image
 from torchvision.models import resnet18
 
-from gradaug_det.benchmark.detector import CocoData
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
+from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.mmdet.agreement import check_heads, check_tasks, check_weights
 from gradaug_det.mmdet.benchmark import _category_ids, _scoring
 from gradaug_det.mmdet.checks import TrainingChecks
@@ -268,10 +268,14 @@ def test_the_benchmark_scores_as_the_config(mini):
 
 def test_the_benchmark_maps_classes_by_name(coco):
     settings = Config(dict(test_dataloader=dict(dataset=dataset(coco(), ("b", "a")))))
-    data = CocoData(Path(coco()), Path(), "good", ((4, "a"), (7, "b")))
-    assert _category_ids(settings, data) == [7, 4]
+
+    def data(*names):
+        categories = [dict(id=key, name=name) for key, name in zip((4, 7), names, strict=True)]
+        return CocoData(dict(images=[], annotations=[], categories=categories), Path(coco()))
+
+    assert _category_ids(settings, data("a", "b")) == [7, 4]
     with pytest.raises(DataError, match=r"class 1 is 'a' in test_dataloader\.dataset and 'c' in"):
-        _category_ids(settings, CocoData(Path(coco()), Path(), "good", ((4, "b"), (7, "c"))))
+        _category_ids(settings, data("b", "c"))
 
 
 # ---- what is left to learn from ---------------------------------------------------------------
