@@ -15,12 +15,11 @@ from gradaug_det.errors import ConfigError, ZooError
 from tests.faults.fuzzing import watch
 from tests.faults.fuzzing.outcome import sentence_problem
 from tests.faults.fuzzing.reader import Canary
-from tests.faults.fuzzing.report import Report, table, write
+from tests.faults.fuzzing.report import PAGE, RESULTS, Report, table, write
 from tests.faults.fuzzing.targets import TARGETS
 from tests.properties import FIXED
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs" / "faults"
 
 
 @pytest.mark.timeout(120)
@@ -117,13 +116,13 @@ def test_planted_faults_are_found(tmp_path, monkeypatch, action, reason):
     assert [finding["at"].split(":")[0] for finding in report.findings] == ["planted.py"]
     assert "KeyError" in report.findings[0]["finding"]
     assert (tmp_path / "keep" / "zoo-index" / "0" / "index.json").is_file()
-    write(report, tmp_path / "docs")
-    assert "| zoo-index |" in (tmp_path / "docs" / "fuzzing.md").read_text()
+    write(report, tmp_path)
+    assert "| zoo-index |" in (tmp_path / PAGE).read_text()
 
 
 def test_the_committed_table_is_of_the_committed_files():
-    assert (DOCS / "fuzzing.md").read_text("utf-8") == table(DOCS / "fuzzing")
-    found = {p.stem: json.loads(p.read_text()) for p in (DOCS / "fuzzing").glob("*.json")}
+    assert (ROOT / PAGE).read_text("utf-8") == table(ROOT / RESULTS)
+    found = {p.stem: json.loads(p.read_text()) for p in (ROOT / RESULTS).glob("*.json")}
     assert found.keys() == TARGETS.keys()
     for values in found.values():
         assert values["seconds"] >= 600 and values["findings"] == []

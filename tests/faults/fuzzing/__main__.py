@@ -10,8 +10,8 @@ for programs, files outside of the folder and other unpicklers), another excepti
 an input that takes more than 10 s, or memory out of proportion.
 
 The reading happens in a process of its own. What was found is printed, the input is kept under
-``--keep``, and docs/faults/fuzzing/TARGET.json and docs/faults/fuzzing.md (a table of all targets)
-are written. Exit code: 0 without findings, 1 with some.
+``--keep``, and tests/faults/results/fuzzing/TARGET.json and docs/faults/fuzzing.md (a table of all
+targets) are written. Exit code: 0 without findings, 1 with some.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the targets")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same inputs")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "faults", help="documents")
+    parser.add_argument("--out", type=Path, default=ROOT, help="with docs and tests in it")
     parser.add_argument("--keep", type=Path, default=ROOT / "output" / "fuzz", help="of findings")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

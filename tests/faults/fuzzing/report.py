@@ -1,4 +1,4 @@
-"""The outcome of a target, and the documents in docs/faults."""
+"""The outcome of a target, and what is written of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.faults.fuzzing.reader import INPUT_SECONDS, MEMORY_BYTES
 from tests.faults.fuzzing.targets import TARGETS
 
 COMMAND = "python -m tests.faults.fuzzing"
+RESULTS, PAGE = "tests/faults/results/fuzzing", "docs/faults/fuzzing.md"
 
 _MOST_KEPT = 100  # findings whose inputs are kept
 
@@ -82,11 +83,15 @@ class Report:
 
 
 def write(report: Report, out: Path) -> None:
-    """Writes ``fuzzing/TARGET.json`` and the table of all targets, ``fuzzing.md``."""
-    folder = out / "fuzzing"
+    """Writes the target's JSON file and the page with the table of all targets.
+
+    Args:
+        out: the project's folder, or one to write :data:`RESULTS` and :data:`PAGE` into.
+    """
+    folder = out / RESULTS
     with atomic_path(folder / f"{report.target}.json") as path:
         path.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    with atomic_path(out / "fuzzing.md") as path:
+    with atomic_path(out / PAGE) as path:
         path.write_text(table(folder), encoding="utf-8")
 
 
