@@ -1,4 +1,15 @@
-"""Code blocks of the project's documents, and how they are run. CONTRIBUTING.md has the rules."""
+"""Code blocks of the project's documents, and how they are run.
+
+The blocks of a document run in order, in one empty folder that has ``configs`` and ``tools`` in it:
+a page must work for a reader from top to bottom.
+
+- ``bash``, ``python``: run; they must end without an error.
+- These or ``yaml`` with ``title="NAME"``: saved as the file ``NAME``. Other ``yaml`` is parsed.
+- ``text`` with ``title="output"``: its lines are looked for in what the last block printed; ``...``
+  stands for anything.
+- Any of these after a line ``<!-- not run: REASON -->``: parsed, and nothing else. The reason says
+  what a test has not got: GPUs, COCO, hours, a network. How many they are is counted.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """What documents say holds: numbers are the reports', names exist, and their code runs."""
 
+import inspect
 import json
+import pkgutil
 import re
 from pathlib import Path
 
@@ -76,6 +78,19 @@ def test_the_readme_is_short():
     lines = README.splitlines()
     assert len(lines) <= 120
     assert max(map(len, lines)) <= 120
+
+
+def test_docs_are_pages_and_no_raw_results():
+    assert {p.suffix for p in (ROOT / "docs").rglob("*") if p.is_file()} <= {".md", ".svg", ".css"}
+
+
+def test_the_conventions_quote_docstrings_of_today():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert text.count("\n") <= 60
+    quotes = re.findall(r"`(gradaug_det[\w.]+)`:\n\n```\n(.*?)\n```\n", text, re.DOTALL)
+    assert len(quotes) == 2
+    for name, quoted in quotes:
+        assert inspect.getdoc(pkgutil.resolve_name(name)) == quoted, name
 
 
 def test_the_readmes_lines_for_detectron2():
