@@ -10,9 +10,4 @@ model, dataloader, optimizer = _base.model, _base.dataloader, _base.optimizer
 lr_multiplier, train = _base.lr_multiplier, _base.train
 train.output_dir = "output/mask_rcnn_R_50_FPN_1x_gradaug_lazy"
 
-gradaug = L(GradAugHook)(
-    num_subnets=3,
-    min_width=0.9,
-    scales=[1.0, 0.857, 0.714, 0.571],
-    supervision="labels",
-)
+gradaug = L(GradAugHook)()  # every setting at its default; see docs/configuration.md

@@ -55,8 +55,8 @@ class SubNetworkLosses:
     def total(self) -> Tensor:
         return sum(self.losses.values())
 
-    def described(self, total: float) -> str:
-        """For the log: its width, its scale and the given sum of losses."""
+    def describe(self, total: float) -> str:
+        """Returns, for the log, its width, its scale and the given sum of losses."""
         mirrored = " mirrored" if self.sub.transform.flip else ""
         scale = f"{self.sub.transform.scale:g}{mirrored}"
         return f"sub{self.sub.index} width {self.sub.width:.3f} scale {scale} loss {total:.4g}"
@@ -125,7 +125,7 @@ def sub_network_passes(
             no_traces(network.module),
             at_width(network.backbone, sub.width, network.subnet_norm, sub.divisor),
             at_depth(network.backbone, sub.block_survival, sub.seed),
-            isolated_rng(sub.seed + _rank(), next(network.module.parameters()).device),
+            isolated_rng(sub.seed + process_rank(), next(network.module.parameters()).device),
         ):
             losses, problem = _pass(network, batch, soft_target, sub, meeting)
             if meeting:
@@ -139,7 +139,8 @@ def sub_network_passes(
     return results
 
 
-def _rank() -> int:
+def process_rank() -> int:
+    """Returns this process's number in a distributed training; 0 outside one."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.detector import SlimmableDetector
+from gradaug_det.core.dump import Dump, with_replay_hint
 from gradaug_det.core.gradients import check_gradients, current_autocast, overflow, synchronize
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.processes import Meeting
 from gradaug_det.core.recording import ForwardRecorder
-from gradaug_det.core.regularizer import SubNetworkLosses, sub_network_passes
-from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.regularizer import SubNetworkLosses, process_rank, sub_network_passes
+from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.core.slimming import uncompiled
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 
@@ -32,65 +35,118 @@ class Step:
     """What one training step has seen so far."""
 
     recorder: ForwardRecorder
+    close: Callable[[], None]
+    """Detaches everything from the detector."""
+    subs: list[SubNetwork]
+    batch: Any = None
+    """The full pass's, once there was one."""
     rng: Tensor = field(default_factory=torch.get_rng_state)
     """State of the CPU's generator before the full pass."""
     thread: int = field(default_factory=threading.get_ident)
-    batch: Any = None
-    noted: bool = False
     done: bool = False
 
-    def take_batch(self) -> Any:
-        """The full pass's batch, which is not kept here any longer."""
-        if not self.noted:
-            raise GradAugError("the model was not called in training mode before backward")
-        batch, self.batch = self.batch, None
-        return batch
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the sub-networks of a step gave, and what was left out of the step."""
-
-    results: list[SubNetworkLosses]
-    skipped: list[str]
-
-
-class Training:
-    """A training with sub-networks, in the hands of a framework's hook.
+class SubNetworkHook(ABC):
+    """A framework's hook, but for when the framework calls it and where it keeps its numbers.
 
     Args:
-        model: what the framework trains, wrapped for distribution or not.
-        network: the detector in it.
-        logger: the framework's.
+        settings: those of :class:`gradaug_det.core.options.GradAugOptions`.
+
+    Attributes:
+        options: the settings.
+        network: the detector in training; None outside a training, and if nothing is to be done.
+        results: what the sub-networks of the last step gave.
 
     Raises:
-        ConfigError: sub-networks cannot be trained in this wrapper.
+        ConfigError: a setting is unknown or not allowed.
     """
 
-    def __init__(
-        self, model: nn.Module, network: SlimmableDetector, logger: logging.Logger
+    framework: str
+    """``detectron2`` or ``mmdet``."""
+    first_iteration: int
+    """The number that the framework's log gives to the first step."""
+
+    def __init__(self, **settings: Any) -> None:
+        with _named_after_the_hook():
+            self.options = GradAugOptions.from_mapping(settings)
+        self.network: SlimmableDetector | None = None
+        self.results: list[SubNetworkLosses] = []
+
+    # ---- the framework's part -----------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def iteration(self) -> int:
+        """The step, counted from 0."""
+
+    @abstractmethod
+    def config_text(self) -> str | None:
+        """Returns the training's config as text; None if it has none in a file's form."""
+
+    @abstractmethod
+    def output_dir(self) -> str | None:
+        """Returns the training's folder; None if it has none."""
+
+    @abstractmethod
+    def encode(self, batch: Any) -> Any:
+        """Returns a batch as tensors and plain values."""
+
+    @abstractmethod
+    def image_names(self, batch: Any) -> list[Any]:
+        """Returns what readers find the batch's images by."""
+
+    @abstractmethod
+    def count_skipped(self) -> int:
+        """Adds one to what was skipped, which checkpoints keep; returns the sum."""
+
+    # ---- a training ---------------------------------------------------------------------------
+
+    def start(
+        self,
+        model: nn.Module,
+        make_network: Callable[[nn.Module, GradAugOptions], SlimmableDetector],
+        logger: logging.Logger,
     ) -> None:
-        self.model, self.network, self.logger = uncompiled(model), network, logger
-        if getattr(self.model, "static_graph", False):
-            raise ConfigError(
-                "static_graph",
-                "of DistributedDataParallel must be False with GradAugHook, got True: gradients "
-                "are averaged once, after all passes, so that activation checkpointing works "
-                "without it",
+        """Begins a training.
+
+        Args:
+            model: what the framework trains, wrapped for distribution or not.
+            make_network: makes the network of Algorithm 1 of the detector in it.
+            logger: the framework's.
+
+        Raises:
+            UnslimmableError: the detector's backbone cannot be slimmed.
+            ConfigError: a setting does not fit the detector, or it is wrapped in a way that
+                sub-networks cannot be trained in.
+        """
+        self.model, self.logger = uncompiled(model), logger
+        whole = isinstance(self.model, DistributedDataParallel)
+        with _named_after_the_hook():
+            network = make_network(
+                uncompiled(self.model.module) if whole else self.model, self.options
             )
-        if compiled := _compiled(model):
+            if getattr(self.model, "static_graph", False):
+                raise ConfigError(
+                    "static_graph",
+                    "of DistributedDataParallel must be False with GradAugHook, got True: "
+                    "gradients are averaged once, after all passes, so that activation "
+                    "checkpointing works without it",
+                )
+        if compiled := _compiled_part(model):
             logger.warning(
                 "GradAug: %s is compiled by torch.compile, and sub-networks have other shapes at "
                 "every step: after a few of them it runs uncompiled, the full network too. Train "
                 "without torch.compile",
                 compiled,
             )
-        self.meeting = Meeting()
-        self._overflows = 0
+        self.meeting, self._overflows = Meeting(), 0
+        self.network = network
 
-    def close(self) -> None:
-        """Leaves the other processes."""
-        self.meeting.close()
+    def end(self) -> None:
+        """Leaves the other processes, and forgets the detector."""
+        if self.network is not None:
+            self.meeting.close()
+            self.network = None
 
     @contextmanager
     def step(self) -> Iterator[Step]:
@@ -98,12 +154,13 @@ class Training:
         precision; DDP holds gradients back. Nothing stays attached to the detector."""
         network = self.network
         with ExitStack() as stack:
-            step = Step(stack.enter_context(network.recording()))
+            recorder = stack.enter_context(network.recording())
+            step = Step(recorder, stack.close, sample_sub_networks(self.options, self.iteration))
 
             def note(detector: nn.Module, args: tuple, kwargs: dict) -> None:
-                batch = None if step.noted else network.batch_of(args, kwargs)
+                batch = network.batch_of(args, kwargs) if step.batch is None else None
                 if batch is not None:
-                    step.batch, step.noted = batch, True
+                    step.batch = batch
                     network.autocast = current_autocast(next(detector.parameters()).device.type)
 
             handle = network.module.register_forward_pre_hook(note, with_kwargs=True)
@@ -114,69 +171,118 @@ class Training:
             try:
                 yield step
             except BaseException:
-                self.close()  # the other processes must not wait for this one
+                self.meeting.close()  # the other processes must not wait for this one
                 raise
 
-    def sub_networks(
+    def finish_step(
         self,
         step: Step,
-        batch: Any,
-        subs: Sequence[SubNetwork],
         backward: Callable[[Tensor], Any],
         scaler: Any = None,
         *,
         last: bool = True,
-    ) -> Outcome:
+    ) -> None:
         """Adds the sub-networks' gradients to those of the full pass, and averages them.
 
         Args:
-            step: of which the full pass and its backward are done.
-            batch: of the step.
-            subs: the step's sub-networks.
+            step: the full pass and its backward are done.
             backward: how the framework sends a loss backward.
             scaler: of the losses, if there is one.
             last: whether the optimizer steps next, and not after more iterations.
 
         Raises:
             NonFiniteLossError: a loss or a gradient is not finite, in whichever process, and the
-                options do not say to skip it.
+                options do not say to skip it; names the file to replay.
         """
-        skip = self.network.options.nonfinite == "skip"
+        if step.batch is None:
+            raise GradAugError("the model was not called in training mode before backward")
+        try:
+            skipped = self._run(step, backward, scaler, last)
+        except NonFiniteLossError as error:
+            if not error.here:  # the process with the problem leaves the file
+                raise
+            raise with_replay_hint(error, self._dump(error, step), self.output_dir()) from None
+        images = ", ".join(map(str, self.image_names(step.batch))) if skipped else ""
+        step.close()
+        step.done, step.batch = True, None
+        for what in skipped:
+            self.logger.warning(
+                "GradAug iter %d: skipped %s (images %s); %d so far",
+                self.iteration + self.first_iteration,
+                what,
+                images,
+                self.count_skipped(),
+            )
+
+    def log_step(self, totals: Iterable[float]) -> None:
+        """Every ``log_period`` steps, logs widths, scales and the sub-networks' sums of losses."""
+        period = self.options.log_period
+        if period and (self.iteration + 1) % period == 0:
+            both = zip(self.results, totals, strict=True)
+            line = "; ".join(result.describe(total) for result, total in both)
+            number = self.iteration + self.first_iteration
+            self.logger.info("GradAug iter %d: %s", number, line)
+
+    def _run(
+        self, step: Step, backward: Callable[[Tensor], Any], scaler: Any, last: bool
+    ) -> list[str]:
+        """Returns what was left out of the step, in words."""
+        skip = self.options.nonfinite == "skip"
         scaled = scaler is not None and scaler.is_enabled()
-        results = sub_network_passes(
+        self.results = sub_network_passes(
             self.network,
-            batch,
+            step.batch,
             step.recorder.take(),
-            subs,
+            step.subs,
             backward,
             skip_nonfinite=skip or scaled,
             meeting=self.meeting,
         )
-        problems = [r.problem for r in results if r.problem]
-        skipped = [f"sub-network {r.sub.index}" for r in results if r.problem]
+        problems = [r.problem for r in self.results if r.problem]
+        skipped = [f"sub-network {r.sub.index}" for r in self.results if r.problem]
         if last:
             synchronize(self.model)
         if problems and not skip:
-            # An overflow under a scaler, which must not depend on what it finds by itself.
+            # A scaler looks at the gradients of the losses that went backward, and those are
+            # finite: it must be made to skip the step in every process.
             self._overflows += 1
             if self._overflows == MOST_OVERFLOWS:
-                raise NonFiniteLossError(
-                    f"{problems[0]}, for the {MOST_OVERFLOWS}th time in a row",
-                    problems[0].sub,
-                    problems[0].losses,
-                    problems[0].here,
-                )
+                first = problems[0]
+                message = f"{first}, for the {MOST_OVERFLOWS}th time in a row"
+                raise NonFiniteLossError(message, first.sub, first.losses, first.here)
             overflow(self.model)
             skipped = ["the step: a sub-network's loss"]
         else:
             self._overflows = 0
-        iteration = subs[0].iteration
+        # Averaged gradients are the same everywhere, and need no talk.
         meeting = None if last else self.meeting
-        if not check_gradients(self.model, iteration, skip, scaler, meeting):
+        if not check_gradients(self.model, self.iteration, skip, scaler, meeting):
             skipped.append("the step: its gradient")
-        step.done = True
         elsewhere = next((f" ({p})" for p in problems if not p.here), "")
-        return Outcome(results, [f"{what} is not finite{elsewhere}" for what in skipped])
+        return [f"{what} is not finite{elsewhere}" for what in skipped]
+
+    def _dump(self, error: NonFiniteLossError, step: Step) -> Dump:
+        return Dump(
+            framework=self.framework,
+            config=self.config_text(),
+            iteration=self.iteration,
+            rank=process_rank(),
+            subs=step.subs,
+            bad=error.sub.index if error.sub else None,
+            options=vars(self.options),
+            rng=step.rng,
+            weights=self.network.module.state_dict(),
+            batch=self.encode(step.batch),
+            images=self.image_names(step.batch),
+        )
+
+
+@contextmanager
+def _named_after_the_hook() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"GradAugHook.{error.key}", error.problem) from None
 
 
 def check_alone(hooks: Iterable[Any], kind: type, once: str) -> None:
@@ -197,8 +303,8 @@ def check_alone(hooks: Iterable[Any], kind: type, once: str) -> None:
         )
 
 
-def _compiled(model: nn.Module) -> str:
-    """Name of the first part of the model that torch.compile has compiled; empty without one."""
+def _compiled_part(model: nn.Module) -> str:
+    """Returns the first part of the model that torch.compile has compiled; empty without one."""
     for name, layer in model.named_modules():
         if hasattr(layer, "_orig_mod") or getattr(layer, "_compiled_call_impl", None) is not None:
             return name or type(layer).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,85 +14,48 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from gradaug_det.core.dump import Dump, with_replay_hint
-from gradaug_det.core.options import GradAugOptions
-from gradaug_det.core.regularizer import SubNetworkLosses, values_of
-from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
-from gradaug_det.core.slimming import uncompiled
-from gradaug_det.core.step import Outcome, Step, Training, check_alone
-from gradaug_det.d2.batch import Batch
+from gradaug_det.core.regularizer import values_of
+from gradaug_det.core.step import Step, SubNetworkHook, check_alone
 from gradaug_det.d2.checks import check_training
 from gradaug_det.d2.config import gradaug_options
 from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.d2.replay import config_text, encode, names
-from gradaug_det.errors import GradAugError, NonFiniteLossError
+from gradaug_det.errors import GradAugError
 
 logger = logging.getLogger("detectron2.gradaug")
 
 
-class GradAugHook(HookBase):
+class GradAugHook(SubNetworkHook, HookBase):
     """Runs the sub-networks of Algorithm 1 between the full pass's backward and the optimizer.
 
     Register it with any trainer made of Detectron2's ``SimpleTrainer`` or ``AMPTrainer``
     (``DefaultTrainer`` is), in 0.6 or today's main branch. The training loop, the optimizer and
     the data loader stay as they are.
 
-    Args: those of :class:`gradaug_det.core.options.GradAugOptions`.
+    Args:
+        settings: those of :class:`gradaug_det.core.options.GradAugOptions`.
 
     Raises:
-        ConfigError: a setting is not allowed.
+        ConfigError: a setting is unknown or not allowed.
 
     Source: GradAug, Algorithm 1.
     """
 
-    def __init__(
-        self,
-        num_subnets: int = GradAugOptions.num_subnets,
-        min_width: float = GradAugOptions.min_width,
-        scales: Sequence[float] = GradAugOptions.scales,
-        flip_prob: float = GradAugOptions.flip_prob,
-        block_survival: float = GradAugOptions.block_survival,
-        divisor: int = GradAugOptions.divisor,
-        supervision: str = GradAugOptions.supervision,
-        soft_weight: float = GradAugOptions.soft_weight,
-        labels_weight: float = GradAugOptions.labels_weight,
-        soft_warmup: int = GradAugOptions.soft_warmup,
-        subnet_norm: str = GradAugOptions.subnet_norm,
-        seed: int = GradAugOptions.seed,
-        log_period: int = GradAugOptions.log_period,
-        channels_last: bool = GradAugOptions.channels_last,
-        nonfinite: str = GradAugOptions.nonfinite,
-        not_in_pixels: Sequence[str] = GradAugOptions.not_in_pixels,
-    ) -> None:
-        self.options = GradAugOptions(
-            num_subnets=num_subnets,
-            min_width=min_width,
-            scales=tuple(scales) if not isinstance(scales, str) else scales,
-            flip_prob=flip_prob,
-            block_survival=block_survival,
-            divisor=divisor,
-            supervision=supervision,
-            soft_weight=soft_weight,
-            labels_weight=labels_weight,
-            soft_warmup=soft_warmup,
-            subnet_norm=subnet_norm,
-            seed=seed,
-            log_period=log_period,
-            channels_last=channels_last,
-            nonfinite=nonfinite,
-            not_in_pixels=not_in_pixels,
-        )
-        self._cleanup = ExitStack()
-        self._step_cleanup = ExitStack()
+    framework, first_iteration = "detectron2", 0
+    encode, image_names = staticmethod(encode), staticmethod(names)
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
         self._step: Step | None = None
+        self._step_scope = ExitStack()
+        self._training_scope = ExitStack()
         self._skipped = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> GradAugHook | None:
-        """The hook that ``cfg.GRADAUG`` asks for; None if it is not enabled.
+        """Returns the hook that ``cfg.GRADAUG`` asks for; None if it is not enabled.
 
         ``register_hooks`` drops a None, so what this returns can be registered as it is.
         """
@@ -105,36 +68,29 @@ class GradAugHook(HookBase):
         """Finds the insertion point and checks that the detector can be trained this way.
 
         Raises:
+            UnslimmableError: its backbone cannot be slimmed.
             ConfigError: a setting does not fit the detector or the trainer, the hook is registered
-                twice, or the trainer's config prepares images otherwise than the zoo's backbone
-                needs.
+                twice, or images are prepared otherwise than the zoo's backbone needs.
         """
         if isinstance(cfg := getattr(self.trainer, "cfg", None), (CfgNode, DictConfig)):
             check_preprocessing(cfg)
         check_training(self.trainer)
         if not self.options.active:
             return
-        check_alone(
-            getattr(self.trainer, "_hooks", ()),
-            GradAugHook,
-            "a step can have its sub-networks once",
-        )
+        hooks = getattr(self.trainer, "_hooks", ())
+        check_alone(hooks, GradAugHook, "a step can have its sub-networks once")
         engine = _engine(self.trainer)
-        detector = uncompiled(engine.model)
-        if isinstance(detector, DistributedDataParallel):
-            detector = uncompiled(detector.module)
-        network = GradAugDetector(detector, self.options)
-        self._training = Training(engine.model, network, logger)
-        self._cleanup.callback(self._training.close)
-        self._cleanup.callback(_call_after_backward(engine, self.run_sub_networks))
+        self.start(engine.model, GradAugDetector, logger)
+        self._training_scope.callback(_call_after_backward(engine, self.run_sub_networks))
 
     def before_step(self) -> None:
-        """Starts noting soft targets; under DDP, holds gradients back until all passes ran."""
-        if self.options.active:
-            self._step = self._step_cleanup.enter_context(self._training.step())
+        """Begins a step: what :meth:`SubNetworkHook.step` notes and holds back."""
+        if self.network is not None:
+            self._step = self._step_scope.enter_context(self.step())
 
     def after_step(self) -> None:
         """Raises GradAugError if the trainer never gave the sub-networks their turn."""
+        self._step_scope.close()
         if self._step is not None and not self._step.done:
             raise GradAugError(
                 f"{_engine(self.trainer).__class__.__name__}.run_step stepped without the "
@@ -144,9 +100,10 @@ class GradAugHook(HookBase):
 
     def after_train(self) -> None:
         """Leaves model and trainer as they were, also after an exception."""
-        self._step_cleanup.close()
-        self._cleanup.close()
+        self._step_scope.close()
+        self._training_scope.close()
         self._step = None
+        self.end()
 
     # ---- the step -----------------------------------------------------------------------------
 
@@ -158,76 +115,22 @@ class GradAugHook(HookBase):
         write a step's metrics in one while the next step runs.
 
         Raises:
-            NonFiniteLossError: a sub-network's loss or the gradient is not finite, and the options
-                do not say to skip it; names the file to replay.
+            NonFiniteLossError: see :meth:`SubNetworkHook.finish_step`.
         """
         step = self._step
         if step is None or step.done or step.thread != threading.get_ident():
             return
-        batch = step.take_batch()
-        engine, iteration = _engine(self.trainer), self.trainer.iter
-        subs = sample_sub_networks(self.options, iteration)
-        scaler = getattr(engine, "grad_scaler", None)
-        try:
-            outcome = self._training.sub_networks(step, batch, subs, _backward(scaler), scaler)
-        except NonFiniteLossError as error:
-            if not error.here:
-                raise
-            dump = self._dump(error, batch, subs, step.rng)
-            raise with_replay_hint(error, dump, self._output_dir()) from None
-        self._step_cleanup.close()
-        self._count_skipped(outcome, batch)
-        self._log(outcome.results)
+        scaler = getattr(_engine(self.trainer), "grad_scaler", None)
+        # Not in after_step: the hook may be registered after the one that writes the storage.
+        self.finish_step(step, _backward(scaler), scaler)
+        self.record()
 
-    def _count_skipped(self, outcome: Outcome, batch: Batch) -> None:
-        for what in outcome.skipped:
-            self._skipped += 1
-            logger.warning(
-                "GradAug iter %d: skipped %s (images %s); %d so far",
-                self.trainer.iter,
-                what,
-                ", ".join(map(str, names(batch))),
-                self._skipped,
-            )
-        if outcome.skipped and comm.is_main_process():
-            self.trainer.storage.put_scalar("gradaug/skipped", self._skipped, smoothing_hint=False)
-
-    def _dump(
-        self, error: NonFiniteLossError, batch: Batch, subs: list[SubNetwork], rng: Tensor
-    ) -> Dump:
-        return Dump(
-            framework="detectron2",
-            config=config_text(getattr(self.trainer, "cfg", None)),
-            iteration=self.trainer.iter,
-            rank=comm.get_rank(),
-            subs=subs,
-            bad=error.sub.index if error.sub else None,
-            options=vars(self.options),
-            rng=rng,
-            weights=self._training.network.module.state_dict(),
-            batch=encode(batch),
-            images=names(batch),
-        )
-
-    def _output_dir(self) -> str | None:
-        """Of the trainer's config or its checkpointer; None for a trainer without either."""
-        cfg = getattr(self.trainer, "cfg", None)
-        if isinstance(cfg, CfgNode):
-            return cfg.OUTPUT_DIR
-        checkpointer = getattr(self.trainer, "checkpointer", None)
-        return getattr(checkpointer, "save_dir", None) or None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"skipped": self._skipped}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._skipped = state["skipped"]
-
-    def _log(self, results: list[SubNetworkLosses]) -> None:
-        """One ``gradaug/sub<i>/loss`` each in the console line, everything in the storage."""
-        scalars = [f"sub{r.sub.index}/{name}" for r in results for name in r.losses]
-        own = dict(zip(scalars, values_of(results), strict=True))
-        gathered = self._training.meeting.gather(own)
+    def record(self) -> None:
+        """Puts the mean over all processes into the storage; ``gradaug/sub<i>/loss`` alone shows
+        in the console line, where Detectron2 looks for "loss"."""
+        scalars = [f"sub{r.sub.index}/{name}" for r in self.results for name in r.losses]
+        own = dict(zip(scalars, values_of(self.results), strict=True))
+        gathered = self.meeting.gather(own)
         if not gathered:
             return
         storage = self.trainer.storage
@@ -235,25 +138,45 @@ class GradAugHook(HookBase):
         for name in dict.fromkeys(name for one in gathered for name in one):
             # A process has none, or one that is not finite, of a sub-network that it skipped.
             values = [one[name] for one in gathered if math.isfinite(one.get(name, math.nan))]
-            if not values:
-                continue
-            mean = sum(values) / len(values)
-            sub = name.partition("/")[0]
-            totals[sub] = totals.get(sub, 0.0) + mean
-            # Without "loss" in its name a scalar stays out of the console line.
-            storage.put_scalar(f"gradaug/{name}", mean)
-        parts = []
-        for result in results:
-            sub, prefix = result.sub, f"gradaug/sub{result.sub.index}"
-            total = totals.get(f"sub{sub.index}", math.nan)
-            if math.isfinite(total):
+            if values:
+                mean = sum(values) / len(values)
+                sub = name.partition("/")[0]
+                totals[sub] = totals.get(sub, 0.0) + mean
+                storage.put_scalar(f"gradaug/{name}", mean)
+        for result in self.results:
+            prefix = f"gradaug/sub{result.sub.index}"
+            if (total := totals.get(f"sub{result.sub.index}")) is not None:
                 storage.put_scalar(f"{prefix}/loss", total)
-            storage.put_scalar(f"{prefix}/width", sub.width)
-            storage.put_scalar(f"{prefix}/scale", sub.transform.scale)
-            parts.append(result.described(total))
-        period = self.options.log_period
-        if period and (self.trainer.iter + 1) % period == 0:
-            logger.info("GradAug iter %d: %s", self.trainer.iter, "; ".join(parts))
+            storage.put_scalar(f"{prefix}/width", result.sub.width)
+            storage.put_scalar(f"{prefix}/scale", result.sub.transform.scale)
+        self.log_step(totals.get(f"sub{r.sub.index}", math.nan) for r in self.results)
+
+    # ---- what the core asks for ---------------------------------------------------------------
+
+    @property
+    def iteration(self) -> int:
+        return self.trainer.iter
+
+    def config_text(self) -> str | None:
+        return config_text(getattr(self.trainer, "cfg", None))
+
+    def output_dir(self) -> str | None:
+        cfg = getattr(self.trainer, "cfg", None)
+        if isinstance(cfg, CfgNode):
+            return cfg.OUTPUT_DIR
+        return getattr(getattr(self.trainer, "checkpointer", None), "save_dir", None) or None
+
+    def count_skipped(self) -> int:
+        self._skipped += 1
+        if comm.is_main_process():
+            self.trainer.storage.put_scalar("gradaug/skipped", self._skipped, smoothing_hint=False)
+        return self._skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self._skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._skipped = state["skipped"]
 
 
 def _engine(trainer: Any) -> Any:

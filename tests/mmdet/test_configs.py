@@ -14,7 +14,6 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from gradaug_det.core.options import GradAugOptions
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.mini_coco import CLASS_NAMES, build_mini_coco
 from gradaug_det.mmdet.config import load_config
@@ -55,13 +54,6 @@ def test_the_detector_can_be_trained_with_gradaug(name):
     GradAugDetector(model, HOOKS.build(config.custom_hooks[0]).options)
     depth = 18 if "r18" in name else 50
     assert model.backbone.depth == depth
-
-
-def test_mask_rcnn_names_every_setting_with_its_default():
-    config = load_config(FOLDER / "mask-rcnn_r50_fpn_1x_coco_gradaug.py")
-    settings = dict(config.custom_hooks[0])
-    settings.pop("type")
-    assert settings == vars(GradAugOptions())
 
 
 def test_class_names_are_mini_cocos():
