@@ -1,9 +1,9 @@
-# `make` lists the targets. Needs Python 3.11; everything goes into .venv.
+# `make` lists the targets. Needs Linux and Python 3.11; everything goes into .venv.
 
-# The first candidate that runs and is a 3.11; setup_env.py says what to install if none is.
+# The first candidate that runs and is a 3.11.
 PYTHON := $(shell for p in python3.11 python3 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && exit; \
-	done; echo python3)
+	done; echo python3.11)
 PY := .venv/bin/python
 UV := .venv/bin/uv
 COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -11,9 +11,11 @@ COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --no-emit-in
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test docs study-zoo compare-frameworks lint env-demo env-test lock clean
+.PHONY: browser FORCE
+.NOTPARALLEL:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-20s%s\n", $$1, $$2}' Makefile
 	@echo
 	@echo 'make demo FRAMEWORK=mmdet         in MMDetection instead of Detectron2 (needs env-test)'
 	@echo 'make test ARGS="-k slimming -x"   more arguments for pytest ("-n 0": in this process)'
@@ -40,11 +42,9 @@ lint: env-demo  ## check style and formatting only
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-env-demo:  ## make .venv for the demo: PyTorch, Detectron2
-	@$(PYTHON) tools/setup_env.py demo
+env-demo: .venv/detectron2.stamp .venv/project.stamp  ## make .venv for the demo: PyTorch, Detectron2
 
-env-test:  ## make .venv for the tests: the demo's and MMDetection
-	@$(PYTHON) tools/setup_env.py test
+env-test: browser env-demo .venv/test.stamp  ## make .venv for the tests: the demo's and MMDetection
 
 lock: env-demo  ## write requirements/*.lock anew from requirements/*.in
 	$(COMPILE) requirements/build.in -o requirements/build.lock
@@ -54,3 +54,80 @@ lock: env-demo  ## write requirements/*.lock anew from requirements/*.in
 clean:  ## remove .venv, caches and build leftovers (the compiled MMCV stays in the user cache)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- .venv, step by step. A stamp is written when its step is done, so what failed or was stopped
+# is run again, and what a changed lock asks for too. `UV_OFFLINE=1 make ...` works from the caches.
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gradaug_det
+TORCH := $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements/demo.lock)
+# Some wheels have 800 MB.
+export UV_HTTP_TIMEOUT ?= 300
+# Another environment that is active must not get in the way.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+
+# uv does not read pip's configuration, in which mirrors are often named.
+UV_INSTALL = export PATH="$(CURDIR)/.venv/bin:$$PATH"; \
+	index="$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$( \
+		$(PY) -m pip config get global.index-url 2>/dev/null)}}}"; \
+	test -z "$$index" || export UV_DEFAULT_INDEX="$$index"; \
+	uv pip install --python $(PY) --no-deps --no-build-isolation --compile-bytecode
+# The locks are complete, so nothing is resolved, and they name the tools that builds use.
+LOCKED = --require-hashes -r
+
+# Made anew where its Python is gone, or where the project was moved: its programs have the path.
+MADE_IN := $(shell $(PY) -c 'pass' 2>/dev/null && cat .venv/made.stamp 2>/dev/null)
+.venv/made.stamp: $(if $(filter-out $(CURDIR),$(or $(MADE_IN),nowhere)),FORCE)
+	@test "$$(uname)" = Linux || { echo 'The locked packages are for Linux: on this system, install' \
+		"the project with \`pip install -e '.[detectron2,mmdet,dev]'\`." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo \
+		'Python 3.11 is needed: install it (Debian: `apt-get install python3.11 python3.11-venv' \
+		'python3.11-dev`), or name one with `make PYTHON=/path/to/python3.11`.' >&2; exit 1; }
+	@echo 'Making .venv'
+	@$(PYTHON) -m venv --clear .venv || { command -v uv >/dev/null && \
+		uv venv --clear --seed --python $(PYTHON) .venv; }
+	@echo '$(CURDIR)' > $@
+
+# pip keeps no copies for later: the build tools, uv among them, are put into the user's cache.
+.venv/tools.stamp: requirements/build.lock .venv/made.stamp
+	@echo 'Installing uv and the build tools (10 seconds)'
+	@pip="$(PY) -m pip --quiet --disable-pip-version-check"; \
+	copies="install --no-index --find-links $(CACHE)/tools"; mkdir -p $(CACHE)/tools; \
+	$$pip $$copies $(LOCKED) $< 2>/dev/null || { \
+		$$pip download --dest $(CACHE)/tools $(LOCKED) $< && $$pip $$copies $(LOCKED) $<; }
+	@touch $@
+
+.venv/demo.stamp: requirements/demo.lock .venv/tools.stamp
+	@echo 'Installing PyTorch and the other pinned packages (2 minutes, 7 GB)'
+	@$(UV_INSTALL) $(LOCKED) $<
+	@touch $@
+
+.venv/detectron2.stamp: tools/install_detectron2.py .venv/demo.stamp
+	@$(PY) tools/install_detectron2.py
+	@touch $@
+
+.venv/project.stamp: setup.py pyproject.toml .venv/demo.stamp
+	@$(UV_INSTALL) --editable .
+	@touch $@
+
+# uv forgets a wheel that it built when anything else asks for the metadata of the same sdist, and
+# does not know that MMCV's fits one version of PyTorch only: so this step has a cache of its own.
+# Operators are built for the CPU; users with a GPU take MMCV's own prebuilt wheels.
+.venv/test.stamp: requirements/test.lock .venv/demo.stamp
+	@command -v $(firstword $(CXX)) >/dev/null || { echo 'The C++ compiler $(firstword $(CXX)) is' \
+		'needed for MMCV: install one (Debian: `apt-get install g++`).' >&2; exit 1; }
+	@test -f "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || { \
+		echo "Python's C headers are needed for MMCV: install them (Debian: \`apt-get install" \
+		'python3.11-dev`).' >&2; exit 1; }
+	@echo 'Installing MMDetection; MMCV is compiled once (15 to 25 minutes on 2 cores)'
+	@export MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES= MAX_JOBS="$${MAX_JOBS:-$$(nproc)}"; \
+	export UV_CACHE_DIR=$(CACHE)/uv-torch-$(TORCH); $(UV_INSTALL) $(LOCKED) $<
+	@touch $@
+
+# Playwright's own browsers are not on the package indexes. `env`: sudo passes no variables on.
+browser:
+	@for name in chromium chromium-browser google-chrome; do \
+		command -v $$name >/dev/null && exit; done; \
+	echo "Installing Debian's Chromium, in which the tests open the reports (a minute)"; \
+	test "$$(id -u)" = 0 || sudo='sudo -n'; apt="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get"; \
+	{ $$apt update && $$apt install -y --no-install-recommends chromium; } || { echo 'Install Chromium' \
+		'or Google Chrome yourself (Debian: `sudo apt-get install chromium`).' >&2; exit 1; }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Request
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-from setup_env import find_browser
-
+# Names on PATH, as `make env-test` looks for them.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Root needs --no-sandbox; the rest keeps the browser itself from calling home.
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -119,7 +118,7 @@ def _playwright():
 
 
 def _executable() -> str:
-    browser = find_browser()
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.fail("the reports are tested in a browser and none is here: run `make env-test`.")
     return browser

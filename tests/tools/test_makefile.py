@@ -1,0 +1,240 @@
+"""The Makefile: .venv step by step, what it says when it cannot, and the locks it installs."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.browser import BROWSERS
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCKS = {name: ROOT / "requirements" / f"{name}.lock" for name in ("build", "demo", "test")}
+MAKE = shutil.which("make")
+pytestmark = pytest.mark.skipif(MAKE is None, reason="needs make")
+
+# Python and uv: notes its arguments, and fails while there is a file `broken`.
+PROGRAM = """\
+case "$*" in
+"-m venv --clear .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; cp "$0" .venv/bin/uv ;;
+*sysconfig*) echo "$HEADERS"; exit ;;
+"-c "*) exit ;;
+*"pip config"*) exit 1 ;;
+esac
+echo "${0##*/} $*" >> calls
+env > "environment-${0##*/}"
+test ! -e broken"""
+
+
+def program(path: Path, text: str) -> Path:
+    """A shell script that can be run."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+class Project:
+    """A copy of the Makefile with programs that only note how they are called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "requirements").mkdir(parents=True)
+        (folder / "tools").mkdir()
+        shutil.copy(ROOT / "Makefile", folder)
+        for name in LOCKS:
+            (folder / "requirements" / f"{name}.lock").write_text("torch==2.9.1 \\\n")
+        for name in ("tools/install_detectron2.py", "setup.py", "pyproject.toml", "Python.h"):
+            (folder / name).touch()
+        self.python = program(folder / "python", PROGRAM)
+        program(folder / "chromium", "")
+        self.env = {"HOME": str(folder), "HEADERS": str(folder), "CXX": "sh"}
+        self.env["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+    def make(self, *args: str, status: int = 0) -> list[str]:
+        """The programs called, in order; the output is kept."""
+        (self.folder / "calls").write_text("")
+        command = [MAKE, "-C", self.folder, f"PYTHON={self.python}", *args]
+        run = subprocess.run(command, env=self.env, capture_output=True, text=True)
+        self.output = run.stdout + run.stderr
+        assert (run.returncode != 0) == bool(status), self.output
+        return (self.folder / "calls").read_text().splitlines()
+
+    def change(self, name: str) -> None:
+        os.utime(self.folder / name, (9e9, 9e9))  # newer than any stamp
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path / "project")
+
+
+def test_python_of_another_version_is_a_sentence(project):
+    project.python = program(project.folder / "python3.13", "exit 1")
+    assert project.make("env-demo", status=2) == []
+    assert (
+        "Python 3.11 is needed: install it (Debian: `apt-get install python3.11" in project.output
+    )
+
+
+def test_other_systems_are_a_sentence(project):
+    program(project.folder / "uname", "echo Darwin")
+    assert project.make("env-demo", status=2) == []
+    assert "on this system, install the project with `pip install -e" in project.output
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"CXX": "no-such-compiler"}, "no-such-compiler is needed for MMCV.*apt-get install g"),
+        ({"HEADERS": "nowhere"}, r"headers are needed for MMCV.*apt-get install python3\.11-dev"),
+    ],
+)
+def test_what_compiling_needs_is_named(project, change, sentence):
+    project.env |= change
+    assert "test.lock" not in str(project.make("env-test", status=2))
+    assert re.search(sentence, project.output)
+
+
+def test_demo_needs_no_mmdetection(project):
+    calls = project.make("env-test")
+    locks = [re.search(r"requirements/(\w+)\.lock", call) for call in calls]
+    # MMCV's build imports torch, so the demo's packages come first.
+    assert [lock[1] for lock in locks if lock] == ["build", "demo", "test"]
+    assert all("--require-hashes" in call for call in calls if "-r " in call)
+    assert calls[0] == "python -m venv --clear .venv"
+    assert "python tools/install_detectron2.py" in calls
+    shutil.rmtree(project.folder / ".venv")
+    assert project.make("env-demo") == [call for call in calls if "test.lock" not in call]
+
+
+def test_steps_are_done_once_until_a_lock_changes(project):
+    project.make("env-test")
+    assert project.make("env-test") == []
+    project.change("requirements/test.lock")
+    assert project.make("env-demo") == []
+    (call,) = project.make("env-test")
+    assert call.startswith("uv pip install") and call.endswith("requirements/test.lock")
+
+
+def test_a_failed_step_runs_again(project):
+    (project.folder / "broken").touch()
+    project.make("env-demo", status=2)
+    (project.folder / "broken").unlink()
+    calls = project.make("env-demo")
+    assert calls[0] == "python -m venv --clear .venv"
+    project.change("requirements/demo.lock")
+    (project.folder / "broken").touch()
+    assert len(project.make("env-demo", status=2)) == 1
+    (project.folder / "broken").unlink()
+    assert "demo.lock" in project.make("env-demo")[0]  # although it succeeded before
+
+
+def test_an_environment_that_was_moved_or_does_not_run_is_made_anew(project):
+    calls = project.make("env-demo")
+    project.folder = project.folder.rename(project.folder.with_name("moved"))
+    project.python = project.folder / "python"
+    assert project.make("env-demo") == calls
+    program(project.folder / ".venv" / "bin" / "python", "exit 1")
+    assert project.make("env-demo") == calls
+
+
+def test_mmcv_is_built_for_the_cpu_in_a_cache_for_this_torch(project):
+    project.env |= {"XDG_CACHE_HOME": str(project.folder / "cache"), "MAX_JOBS": "7"}
+    project.make("env-test")
+    lines = (project.folder / "environment-uv").read_text().splitlines()
+    assert {"MMCV_WITH_OPS=1", "FORCE_CUDA=0", "CUDA_VISIBLE_DEVICES=", "MAX_JOBS=7"} <= set(lines)
+    assert f"UV_CACHE_DIR={project.folder}/cache/gradaug_det/uv-torch-2.9.1" in lines
+
+
+def test_commands_are_not_disturbed_by_another_environment(project):
+    project.env |= {"PYTHONPATH": "x", "VIRTUAL_ENV": "y", "PIP_INDEX_URL": "https://m.test"}
+    project.make("env-demo")
+    lines = (project.folder / "environment-uv").read_text().splitlines()
+    assert not [line for line in lines if line.startswith(("PYTHONPATH=", "VIRTUAL_ENV="))]
+    assert "UV_DEFAULT_INDEX=https://m.test" in lines
+    path = next(line for line in lines if line.startswith("PATH="))
+    assert path == f"PATH={project.folder}/.venv/bin{os.pathsep}{project.env['PATH']}"
+
+
+@pytest.fixture
+def bare(project):
+    """A machine without a browser, and with nothing but what `make browser` calls."""
+    (project.folder / "chromium").unlink()
+    for name in ("sh", "sed", "cat"):
+        (project.folder / name).symlink_to(shutil.which(name))
+    project.env["PATH"] = str(project.folder)
+    program(project.folder / "env", 'export "$1"; shift; exec "$@"')
+    program(project.folder / "id", "echo 1000")
+    return project
+
+
+@pytest.mark.parametrize("name", BROWSERS)
+def test_any_browser_on_path_will_do(bare, name):
+    program(bare.folder / name, "")
+    bare.make("browser")
+    assert "Installing" not in bare.output
+
+
+@pytest.mark.parametrize(("user", "prefix"), [(0, ""), (1000, "sudo -n ")])
+def test_browser_is_installed_by_apt_and_looked_for_each_time(bare, user, prefix):
+    program(bare.folder / "id", f"echo {user}")
+    program(bare.folder / "sudo", 'test $1 = -n && shift && SUDO="sudo -n " exec "$@"')
+    copy = f"test $1 = update || {shutil.which('cp')} $0 chromium"
+    program(bare.folder / "apt-get", f'echo "$SUDO$DEBIAN_FRONTEND $@" >> calls; {copy}')
+    calls = [
+        f"{prefix}noninteractive update",
+        f"{prefix}noninteractive install -y --no-install-recommends chromium",
+    ]
+    bare.env |= {"SUDO": ""}
+    assert bare.make("browser") == calls
+    assert "Installing Debian's Chromium" in bare.output
+    assert bare.make("browser") == []
+    (bare.folder / "chromium").unlink()  # as on another machine with the same .venv
+    assert bare.make("browser") == calls
+
+
+@pytest.mark.parametrize("sudo", [None, "echo 'sudo: a password is required' >&2; exit 1"])
+def test_forbidden_browser_says_what_to_do(bare, sudo):
+    if sudo:
+        program(bare.folder / "sudo", sudo)
+    bare.make("browser", status=2)
+    assert "Chromium or Google Chrome yourself (Debian: `sudo apt-get install" in bare.output
+
+
+def pinned(lock: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(), flags=re.MULTILINE))
+
+
+def test_locks_agree_and_have_hashes():
+    pins = {name: pinned(lock) for name, lock in LOCKS.items()}
+    assert pins["build"].items() <= pins["demo"].items() <= pins["test"].items()
+    assert {"uv", "setuptools", "ninja"} <= set(pins["build"])
+    assert {"torch", "pypi-simple", "pytest"} <= set(pins["demo"])
+    only_test = {"onedl-mmcv", "onedl-mmdetection", "playwright"}
+    assert only_test <= set(pins["test"]) - set(pins["demo"])
+    assert "opencv-python" not in pins["test"]
+    for lock in LOCKS.values():
+        blocks = re.split(r"\n(?=\S)", lock.read_text().split("\n", 2)[2].strip())
+        assert all("--hash=sha256:" in block for block in blocks), lock.name
+
+
+def test_make_runs_setup_then_the_program(project):
+    def dry_run(*args):
+        project.make("-n", "--no-print-directory", *args)
+        return project.output
+
+    demo = dry_run("demo", "FRAMEWORK=detectron2")
+    assert demo.index("demo.lock") < demo.index("-m studies.demo --framework detectron2")
+    assert "test.lock" not in demo
+    assert "test.lock" in dry_run("demo", "FRAMEWORK=mmdet")
+    test = dry_run("test", "ARGS=-x")
+    assert test.index("test.lock") < test.index("ruff check") < test.index("pytest -q ")
+    assert test.rstrip().endswith(" -x")
+
+
+def test_ci_runs_make_test():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().splitlines()[-1] == "make test"
