@@ -1,1 +1,1 @@
-"""What training steps and scoring cost, measured: ``python -m benchmarks.NAME``."""
+"""The cost of training steps and of scoring, measured: ``python -m benchmarks.NAME``."""

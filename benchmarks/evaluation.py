@@ -71,7 +71,7 @@ def synthetic_results(images: int, seed: int = 0) -> tuple[dict, list[dict]]:
                 }
             )
         found = [
-            (_moved(box, rng), category)
+            (_jitter(box, rng), category)
             for box, category in zip(objects, categories, strict=True)
             if rng.random() < 2 / 3
         ]
@@ -120,8 +120,10 @@ def measure_evaluation(folder: Path, images: int, rounds: int, seed: int = 0) ->
     for name, iou_types in TASKS.items():
         ratios, wall_ratios, differences = [], [], []
         for number in range(rounds):
-            ours, our_times = _timed(lambda t=iou_types: _ours(truth_file, results_file, t))
-            theirs, their_times = _timed(lambda t=iou_types: _theirs(truth_file, results_file, t))
+            ours, our_times = _time_run(lambda t=iou_types: _ours(truth_file, results_file, t))
+            theirs, their_times = _time_run(
+                lambda t=iou_types: _theirs(truth_file, results_file, t)
+            )
             ratios.append(our_times[0] / their_times[0])
             wall_ratios.append(our_times[1] / their_times[1])
             differences.append(float(np.abs(ours - theirs).max()))
@@ -185,7 +187,7 @@ def _theirs(truth: Path, results: Path, iou_types: tuple[str, ...]) -> np.ndarra
     return np.array(stats)
 
 
-def _timed(run: Any) -> tuple[np.ndarray, tuple[float, float]]:
+def _time_run(run: Any) -> tuple[np.ndarray, tuple[float, float]]:
     cpu, wall = time.process_time(), time.perf_counter()
     value = run()
     return value, (time.process_time() - cpu, time.perf_counter() - wall)
@@ -198,7 +200,7 @@ def _box(rng: np.random.Generator) -> list[float]:
     return [float(x), float(y), float(width), float(height)]
 
 
-def _moved(box: list[float], rng: np.random.Generator) -> list[float]:
+def _jitter(box: list[float], rng: np.random.Generator) -> list[float]:
     x, y, width, height = box
     dx, dy, dw, dh = rng.normal(0, 0.08, 4)
     width, height = width * np.exp(dw), height * np.exp(dh)

@@ -51,7 +51,7 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        """Whether a test executes it or holds it against an output."""
+        """True if a test executes it or holds it against an output."""
         return self.reason is None
 
 
@@ -109,7 +109,7 @@ def run_all(document: Path, folder: Path) -> None:
 
 
 def run(command: list[str], block: Block, folder: Path) -> str:
-    """What the command prints; fails with it if the command does."""
+    """Returns what the command prints; fails with it if the command does."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -1,4 +1,4 @@
-"""What documents say holds: numbers are the reports', names exist, and their code runs."""
+"""Documents say what holds: numbers are the reports', names exist, and their code runs."""
 
 import inspect
 import json

@@ -1,1 +1,1 @@
-"""What a training on many GPUs costs, on paper: ``python -m benchmarks.scaling``."""
+"""The cost of a training on many GPUs, on paper: ``python -m benchmarks.scaling``."""

@@ -1,4 +1,4 @@
-"""What Mask R-CNN with GradAug costs on 8 and on 64 GPUs, on paper, from measured pieces.
+"""The cost of Mask R-CNN with GradAug on 8 and on 64 GPUs, on paper, from measured pieces.
 
 Writes scaling.md and scaling.json into --out. What cannot be measured without GPUs is
 given by options and named as such; the model is checked on two processes of this machine.

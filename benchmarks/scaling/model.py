@@ -1,4 +1,4 @@
-"""What a training on many GPUs costs, on paper: measured pieces put together by a simple model.
+"""The cost of a training on many GPUs, on paper: measured pieces put together by a simple model.
 
 A step of GradAug is its passes one after the other, then one all-reduce of the gradients (they
 cross the network once, after all passes, so nothing hides it). Images are loaded meanwhile.
@@ -59,7 +59,7 @@ class Cluster:
         check_number("latency", self.latency)
 
     def all_reduce_seconds(self, size: int, messages: int = 1) -> float:
-        """Of ``size`` bytes in so many messages: a ring within each node, then one between nodes.
+        """Returns the time of ``size`` bytes: a ring within each node, then one between nodes.
 
         A ring of g sends 2 (g - 1) / g of the bytes, in 2 (g - 1) turns.
         """
@@ -73,7 +73,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What the model is made of.
+    """The pieces that the model puts together.
 
     Args:
         plain_seconds: of a plain step's passes on one GPU.

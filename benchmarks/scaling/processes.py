@@ -67,19 +67,19 @@ def _process(
     for iteration in range(steps):
         for name, training in trainings.items():
             torch.manual_seed(iteration)
-            times[name].append(_timed(lambda t=training, i=iteration: t.step(i), meeting))
+            times[name].append(_time_run(lambda t=training, i=iteration: t.step(i), meeting))
     if joined:
         model = trainings[variants[0].name].model
         times["all_reduce"] = [
-            _timed(lambda: average_gradients(model), meeting) for _ in range(steps)
+            _time_run(lambda: average_gradients(model), meeting) for _ in range(steps)
         ]
     torch.save({name: own[1:] for name, own in times.items()}, Path(folder) / f"{rank}.pt")
     if joined:
         dist.destroy_process_group()
 
 
-def _timed(run: Callable[[], object], meeting: Any) -> float:
-    """Seconds, from when all processes have come to the meeting."""
+def _time_run(run: Callable[[], object], meeting: Any) -> float:
+    """Returns the seconds from when all processes have come to the meeting."""
     meeting.wait()
     start = time.perf_counter()
     run()

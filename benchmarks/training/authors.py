@@ -102,7 +102,7 @@ def set_width(model: nn.Module, width: float) -> None:
             layer.width = width
 
 
-def interpolated(images: Tensor, sub: SubNetwork) -> Tensor:
+def interpolate(images: Tensor, sub: SubNetwork) -> Tensor:
     """A sub-network's images, without antialiasing."""
     size = sub.transform.output_size(tuple(images.shape[-2:]))
     return F.interpolate(images, size, mode="bilinear", align_corners=False)
@@ -113,7 +113,7 @@ def authors_passes(
     images: Tensor,
     labels: Tensor,
     sub_networks: Sequence[SubNetwork],
-    resize: Callable[[Tensor, SubNetwork], Tensor] = interpolated,
+    resize: Callable[[Tensor, SubNetwork], Tensor] = interpolate,
 ) -> None:
     """All passes of a step, forward and backward; leaves the sum of the gradients in ``.grad``.
 

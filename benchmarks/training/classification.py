@@ -66,7 +66,7 @@ class ClassificationTraining:
 
 
 def _overrides(workload: Workload, variant: Variant) -> list[str]:
-    """Of the recipe. The loader's images, which no step takes, are the smallest that there are."""
+    """Returns the recipe's. The loader's images, which no step takes, are as small as can be."""
     settings: dict[str, Any] = {
         "model": f"resnet{workload.depth}",
         "batch_size": workload.batch_size,

@@ -46,7 +46,7 @@ class Detectron2Training:
             [part for pair in overrides.items() for part in pair],
         )
         torch.manual_seed(0)
-        self.model = workload.placed(build_model(cfg))
+        self.model = workload.to_memory_format(build_model(cfg))
         self.optimizer = build_optimizer(cfg, self.model)
         scenes = random_scenes(workload, cfg.MODEL.ROI_HEADS.NUM_CLASSES)
         batch = make_batch(scenes, cfg.INPUT.MASK_FORMAT)
@@ -78,7 +78,7 @@ class Detectron2Training:
 
 
 def make_batch(scenes: list[Scene], mask_format: str) -> Batch:
-    """What Detectron2's mapper and loader make of the scenes."""
+    """Returns the scenes as Detectron2's mapper and loader deliver them."""
     batch = []
     for scene in scenes:
         size = tuple(scene.image.shape[1:])

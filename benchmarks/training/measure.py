@@ -26,7 +26,7 @@ WARMUP = 1
 def per_pass(
     step: Callable[[], object], read: Callable[[], tuple[float, ...]], passes: int
 ) -> list[tuple[float, ...]]:
-    """What the meters moved by in each pass of a step: until its backward ended, and afterwards.
+    """Returns how far the meters moved in each pass of a step, until its backward ended, and after.
 
     Args:
         step: to be taken.
@@ -105,7 +105,7 @@ class _Measured:
             entry["flops"] = known[key]
 
     def flops(self, iteration: int) -> list[int]:
-        """Of the passes of a step, and of the rest."""
+        """Counts the FLOPs of the passes of a step, and of the rest."""
         with FlopCounterMode(display=False) as counter:
             parts = self._per_pass(iteration, lambda: (counter.get_total_flops(),))
         return [int(flops) for (flops,) in parts]
@@ -185,6 +185,6 @@ def profile_step(workload: Workload, variant: Variant, rows: int = 30) -> str:
 
 
 def describe_workload(workload: Workload) -> dict[str, Any]:
-    """What was trained, without the folder of this machine."""
+    """Returns what was trained, without the folder of this machine."""
     fields = {k: v for k, v in vars(workload).items() if k not in ("configs", "task")}
     return {**fields, "threads": torch.get_num_threads(), "configs": Path(workload.configs).name}

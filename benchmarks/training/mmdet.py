@@ -49,7 +49,7 @@ class MMDetTraining:
         with tempfile.TemporaryDirectory() as folder:
             self._runner = _runner(config, items, folder, GradAugHook(**vars(options)))
         self._runner.model.init_weights()
-        self.model = workload.placed(self._runner.model.to(workload.device)).eval()
+        self.model = workload.to_memory_format(self._runner.model.to(workload.device)).eval()
         prepared = self.model.data_preprocessor(copy.deepcopy(self._batch))
         recalibrate(self.model.backbone, [prepared["inputs"]])
         self.model.train()
@@ -85,7 +85,7 @@ def _runner(config: Any, items: list[dict], folder: str, hook: GradAugHook) -> R
 
 
 def make_item(scene: Scene) -> dict[str, Any]:
-    """What MMDetection's pipeline makes of a scene; masks are bitmaps, as its configs have them."""
+    """Returns a scene as MMDetection's pipeline delivers it, with bitmaps for masks."""
     height, width = size = tuple(scene.image.shape[1:])
     sample = DetDataSample(
         metainfo=dict(

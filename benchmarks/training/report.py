@@ -108,7 +108,7 @@ def write_profile(folder: str | Path, task: str, variant: str, table: str, comma
 
 
 def _measures(section: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """What a section is about: a second one of the same replaces it."""
+    """Returns the subject of a section: a second one of the same replaces it."""
     return section["task"], json.loads(json.dumps(section["workload"]))
 
 

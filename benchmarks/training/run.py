@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What to measure.
+    """A measurement of training steps.
 
     Args:
         configs: folder of the project's configs.
@@ -66,7 +66,7 @@ class Run:
             raise ConfigError("--size", f"must be one or two numbers, got {self.size}")
 
     def workload(self, task: str) -> Workload:
-        """What is trained in a task."""
+        """Returns a task's network and batch."""
         own = TASKS[task]
         return Workload(
             task=task,

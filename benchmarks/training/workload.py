@@ -1,4 +1,4 @@
-"""What is measured: a task's network and batch, and the ways to train it."""
+"""A task's network and batch, and the ways to train it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def check_variants(key: str, names: Sequence[str], tasks: Sequence[str]) -> None
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained.
+    """A task's network and batch.
 
     Args:
         task: a key of ``TASKS``.
@@ -148,8 +148,8 @@ class Workload:
             if key in self.options:
                 raise ConfigError("--options", f"cannot set {key}: variants do; see --only")
 
-    def placed(self, model: nn.Module) -> nn.Module:
-        """The model in this memory format."""
+    def to_memory_format(self, model: nn.Module) -> nn.Module:
+        """Returns the model in this memory format."""
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
 
@@ -170,7 +170,7 @@ class Training(Protocol):
     optimizer: torch.optim.Optimizer
 
     def sub_networks(self, iteration: int) -> list[SubNetwork]:
-        """Those of the step."""
+        """Returns the sub-networks of the step."""
 
     def step(self, iteration: int) -> None:
         """One whole step: from the batch to the optimizer's step."""

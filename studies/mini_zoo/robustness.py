@@ -33,7 +33,7 @@ from gradaug_det.zoo.info import BackboneInfo
 logger = logging.getLogger(__name__)
 
 EPSILONS = (1, 2, 4)
-"""Of FGSM, in steps of the 0-255 scale."""
+"""Steps of FGSM on the 0-255 scale."""
 BATCH = 200
 
 

@@ -142,7 +142,7 @@ def train_accuracies(runs: Iterable[Run], out: Path) -> dict[str, float]:
 
 
 def recipe_hash(run: Run, root: Path) -> str:
-    """Of everything in the recipe: a result of other settings is not taken for this run's."""
+    """Hashes the whole recipe: a result of other settings is not taken for this run's."""
     recipe = load_recipe(root / run.config, run.overrides).as_dict()
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -58,7 +58,7 @@ def _lines(methods: Sequence[Method], name: str) -> list[_Line]:
         )
         for position, method in enumerate(methods)
         for number, run in enumerate(method.runs)
-        if (points := _finite(run.curves.get(name, [])))
+        if (points := _without_nonfinite(run.curves.get(name, [])))
     ]
 
 
@@ -68,7 +68,7 @@ def _sub_network_plot(run: RunRecord) -> Plot | None:
         return None
     lines = []
     if TOTAL_LOSS in run.curves:
-        full = _finite(run.curves[TOTAL_LOSS])
+        full = _without_nonfinite(run.curves[TOTAL_LOSS])
         lines.append(_Line("full network", full, METHOD_COLOURS[0], dashed=True))
     for index in indices:
         widths = [value for _, value in run.curves.get(f"gradaug/sub{index}/width", [])]
@@ -76,7 +76,7 @@ def _sub_network_plot(run: RunRecord) -> Plot | None:
         lines.append(
             _Line(
                 f"sub-network {index}{width}",
-                _finite(run.curves[f"gradaug/sub{index}/loss"]),
+                _without_nonfinite(run.curves[f"gradaug/sub{index}/loss"]),
                 METHOD_COLOURS[1 + index % (len(METHOD_COLOURS) - 1)],
             )
         )
@@ -123,7 +123,7 @@ def _describe(title: str, lines: list[_Line]) -> str:
     return f"{title}: {ends}."
 
 
-def _finite(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+def _without_nonfinite(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return [(step, value) for step, value in points if math.isfinite(value)]
 
 

@@ -1,4 +1,4 @@
-"""What a report is made from: the trained runs and where their data lies."""
+"""The trained runs that a report is made from, and where their data lies."""
 
 from __future__ import annotations
 

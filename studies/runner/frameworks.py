@@ -1,4 +1,4 @@
-"""What differs between the frameworks when the mini detector is trained by their own scripts.
+"""The frameworks' own scripts, as the mini detector is trained with them.
 
 Trainings run as processes: no framework is imported here.
 """
@@ -69,7 +69,7 @@ class Framework(Protocol):
         """COCO results of the validation that ends a training."""
 
     def progress(self, line: str) -> str | None:
-        """What of an output line is worth showing while a training runs; None for nothing."""
+        """Returns what is worth showing of an output line while a training runs, or None."""
 
 
 class Detectron2:

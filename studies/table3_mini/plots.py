@@ -11,7 +11,7 @@ from gradaug_det.reports.plots import METHOD_COLOURS, render_svg
 
 @dataclass(frozen=True)
 class Point:
-    """Where a cell stands.
+    """A cell in a plot.
 
     Args:
         x: in the axis' unit.

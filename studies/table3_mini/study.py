@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ITERATIONS = 600
-"""Of the 1x schedule, at 4 images a step."""
+"""Length of the 1x schedule, at 4 images a step."""
 TRAIN, VAL = 100, 200
 """Images of mini-COCO; cells with a smaller share have its first training images."""
 BACKBONES = {
@@ -63,8 +63,8 @@ ROBUSTNESS = {"images": 100, "corruptions": [], "severities": [3], "fgsm": [2.0]
 """Under which the finals are measured: the first images of the validation set under corruptions
 (none named: all 15) at these severities, and under FGSM with these steps of 255."""
 CANDIDATE_SCALES = (1.25, 1.0, 0.8)
-"""What the sweep's one seed shows to be best: over all seeds before it becomes a default, and
-beside plain fine-tuning whose images have these sizes."""
+"""The scales that the sweep's one seed shows to be best: over all seeds before they become a
+default, and beside plain fine-tuning whose images have these sizes."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Cell:
 
     @property
     def supervision(self) -> str:
-        """What sub-networks learn from, if there are any."""
+        """The targets that sub-networks learn from, if there are any."""
         return self.method.removesuffix("-rescaled")
 
     @property
@@ -133,7 +133,7 @@ class Cell:
         short = {"num_subnets": "n", "min_width": "alpha", "scales": "scales"}
         parts = [self.backbone, self.method, self.budget]
         parts += [f"{100 * self.share:g}pct"] if self.share < 1 else []
-        parts += [f"{short.get(k, 'warmup')}{_joined(v)}" for k, v in self.changed.items()]
+        parts += [f"{short.get(k, 'warmup')}{_value_in_name(v)}" for k, v in self.changed.items()]
         parts += ["dev"] if self.split == "dev" else []
         return "-".join([*parts, f"seed{self.seed}"])
 
@@ -143,6 +143,6 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text("utf-8")) for file in folder.glob("*.json")}
 
 
-def _joined(value: Any) -> str:
-    """A setting in a file's name."""
+def _value_in_name(value: Any) -> str:
+    """Returns a setting as it stands in a file's name."""
     return "+".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}"

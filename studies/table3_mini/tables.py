@@ -211,7 +211,7 @@ def _table(part: str, results: Results) -> str:
 def _robustness_table(results: Results) -> str:
     """Returns the table of the fine-tunings of the GradAug backbone that are compared."""
 
-    def measured(cell: Cell) -> dict[str, list[float]]:
+    def columns_of(cell: Cell) -> dict[str, list[float]]:
         found = [r["robustness"] for r in _found(results, cell) if "robustness" in r]
         (epsilon,) = (f"{epsilon:g}" for epsilon in ROBUSTNESS["fgsm"])
         return {
@@ -223,7 +223,7 @@ def _robustness_table(results: Results) -> str:
         }
 
     cells = [Cell("gradaug", method, 0) for method in COMPARED]
-    rows = [(METHODS[cell.method], measured(cell)) for cell in cells]
+    rows = [(METHODS[cell.method], columns_of(cell)) for cell in cells]
     names = list(rows[0][1])
     columns = ["fine-tuning", "seeds", *names, "box mPC minus plain", f"{names[-1]} minus plain"]
     lines = [f"| {' | '.join(columns)} |", "|:--|" + "--:|" * (len(columns) - 1)]
@@ -345,7 +345,7 @@ def _settings(cell: Cell) -> str:
     has_targets = cell.supervision in ("soft", "both")
     changed = cell.changed | ({"soft_warmup": cell.soft_warmup} if has_targets else {})
     names = {"num_subnets": "n", "min_width": "alpha", "soft_warmup": "warm-up"}
-    texts = [f"{names.get(key, key)} {_listed(value)}" for key, value in changed.items()]
+    texts = [f"{names.get(key, key)} {_value_text(value)}" for key, value in changed.items()]
     if cell.uses_gradaug and not texts:
         return "as everywhere"
     return "; ".join(filter(None, [_length(cell), *texts]))
@@ -360,7 +360,7 @@ def _length(cell: Cell) -> str:
     return "" if cell.budget == "1x" else f"{BUDGETS[cell.budget]:g}x"
 
 
-def _listed(value: object) -> str:
+def _value_text(value: object) -> str:
     return ", ".join(f"{x:g}" for x in value) if isinstance(value, tuple) else f"{value:g}"
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-from benchmarks.training.authors import authors_passes, interpolated, make_slimmable
+from benchmarks.training.authors import authors_passes, interpolate, make_slimmable
 from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.transforms import BatchTransform
@@ -42,7 +42,7 @@ def test_gradients_and_statistics_are_those_of_gradaug_step(name):
 
 def test_a_resized_batch_has_our_size():
     images = torch.rand(2, 3, 50, 70)
-    assert interpolated(images, SUBS[0]).shape == SUBS[0].transform.image(images).shape
+    assert interpolate(images, SUBS[0]).shape == SUBS[0].transform.image(images).shape
 
 
 def test_a_network_with_other_layers_is_refused():

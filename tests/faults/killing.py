@@ -34,7 +34,7 @@ PRELOADED = ["gradaug_det.d2.train", "gradaug_det.mmdet.train", "gradaug_det.pre
 
 @dataclass
 class Outcome:
-    """What one engine's trainings went through.
+    """The fate of one engine's trainings.
 
     Args:
         points: kills.
@@ -132,7 +132,7 @@ def kill(process, folder, when, rng):
 
 
 def processes_with(mark):
-    """Those that have it in their environment."""
+    """Returns the processes that have it in their environment."""
     found = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended
@@ -181,7 +181,7 @@ def torture(name, data, folder, points, seed=0):
 
 
 def compare(expected, folder, final):
-    """What differs from the training that was left alone, bit by bit."""
+    """Returns what differs from the training that was left alone, bit by bit."""
     found = losses(folder), weights(folder / final)
     different = [
         f"{folder.name}: step {k}" for k in expected[0] if expected[0][k] != found[0].get(k)

@@ -55,8 +55,8 @@ def _own_lines(text: str) -> str:
     return "\n".join(result)
 
 
-def described(path: str) -> dict[str, str]:
-    """What a class' docstring says of each of its arguments.
+def describe_arguments(path: str) -> dict[str, str]:
+    """Returns what a class' docstring says of each of its arguments.
 
     Args:
         path: ``module.Class``.

@@ -74,12 +74,12 @@ def _source(match: re.Match) -> str:
 
 
 def uri_of(path: str) -> str:
-    """Where a file of the repository is on the site."""
+    """Returns where a file of the repository is on the site."""
     return README if path == "README.md" else path.removeprefix("docs/")
 
 
 def repository_path(uri: str) -> str:
-    """Where a file of the site is in the repository."""
+    """Returns where a file of the site is in the repository."""
     if uri == README:
         return "README.md"
     return uri if uri in PAGES or uri.startswith(("studies/", "benchmarks/")) else f"docs/{uri}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-from docstrings import described
+from docstrings import describe_arguments
 
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.pretrain.recipe import Recipe
@@ -14,7 +14,7 @@ from gradaug_det.pretrain.recipe import Recipe
 
 def detector_table() -> str:
     """Every setting of GradAugOptions under its names in both frameworks."""
-    texts = described("gradaug_det.core.options.GradAugOptions")
+    texts = describe_arguments("gradaug_det.core.options.GradAugOptions")
     rows = [
         (f"`GRADAUG.{field.name.upper()}`<br>`{field.name}`", _type_and_default(field), text)
         for field, text in _with_texts(GradAugOptions, texts)
@@ -31,8 +31,10 @@ def recipe_table() -> str:
 def _keys(kind: type, prefix: str = "") -> Iterator[tuple[str, Field, str]]:
     plain = [f for f in fields(kind) if not is_dataclass(f.default_factory)]
     # What a recipe shares with a detector's training is told there.
-    texts = described("gradaug_det.core.options.GradAugOptions") if "gradaug" in prefix else {}
-    texts |= described(f"{kind.__module__}.{kind.__name__}")
+    texts = (
+        describe_arguments("gradaug_det.core.options.GradAugOptions") if "gradaug" in prefix else {}
+    )
+    texts |= describe_arguments(f"{kind.__module__}.{kind.__name__}")
     for field, text in _with_texts(kind, texts, plain):
         yield prefix + field.name, field, text
     for field in fields(kind):
@@ -51,10 +53,10 @@ def _with_texts(
 
 def _type_and_default(field: Field) -> str:
     default = field.default if field.default_factory is MISSING else field.default_factory()
-    return f"{field.type}<br>`{_shown(default)}`"
+    return f"{field.type}<br>`{_default_text(default)}`"
 
 
-def _shown(value: Any) -> str:
+def _default_text(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
