@@ -19,7 +19,7 @@ from gradaug_det.core.options import GradAugOptions
 from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.config import add_gradaug_config
 from gradaug_det.d2.detector import GradAugDetector
-from gradaug_det.utils.standins import unfolded
+from gradaug_det.utils.standins import count_unfolded
 
 _MOST_VALUES = 100_000
 _FIELDS = {kind.__name__: kind for kind in (Boxes, BitMasks, Keypoints)}
@@ -70,7 +70,7 @@ def _model(text: str | None, file: str | Path | None) -> Any:
         cfg.merge_from_file(str(file), allow_unsafe=False)
     else:
         content = yaml.safe_load(text)
-        if unfolded(content) > _MOST_VALUES:  # CfgNode would copy each of them
+        if count_unfolded(content) > _MOST_VALUES:  # CfgNode would copy each of them
             raise ValueError("its config's aliases unfold to more than a config holds")
         cfg.merge_from_other_cfg(CfgNode(content))
     cfg.MODEL.DEVICE = "cpu"

@@ -18,18 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gradaug_det.errors import ZooError
-from gradaug_det.utils.standins import RUNS, ForbiddenError, Unpickler, Whole, checked_key
+from gradaug_det.utils.standins import RUNS, ForbiddenError, Unpickler, Whole, check_key
 
 _WAY_OUT = (
     "If you trust where it comes from, load it there with your own code and save its tensors with "
     "safetensors.torch.save_file; if not, delete it"
 )
-_LEGACY = 0x1950A86A20F9469CFC6C
-"""What a file of PyTorch before 1.6 begins with, pickled."""
-_CHUNK = 2**24
-"""Bytes that are read at a time."""
-_RATIO = 64
-"""A zip whose parts are together more than so many times its size is none of weights."""
+_LEGACY = 0x1950A86A20F9469CFC6C  # the first number of a file of PyTorch before 1.6
+_CHUNK = 2**24  # bytes that are read at a time
+_RATIO = 64  # a zip whose parts are together larger by more than that is none of weights
 
 
 def load_checkpoint(path: str | Path, history: Callable[..., Any] = dict) -> dict[str, Any]:
@@ -75,15 +72,14 @@ def load_checkpoint(path: str | Path, history: Callable[..., Any] = dict) -> dic
 
 
 def _is_tar(path: Path) -> bool:
-    """Or a compressed one; tarfile would unpack as much of it as its first entry promises."""
+    # Or a compressed one; tarfile would unpack as much of it as its first entry promises.
     with path.open("rb") as file:
         start = file.read(262)
     return start[257:] == b"ustar" or start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
 
 
 def _printable(text: str) -> str:
-    """The text as a terminal may have it: it can be a file's own."""
-    return text if text.isprintable() else repr(text)
+    return text if text.isprintable() else repr(text)  # it can be a file's own
 
 
 def _read(path: Path, history: Callable[..., Any]) -> Any:
@@ -155,7 +151,7 @@ def _read_legacy(file: Whole, history: Callable[..., Any]) -> Any:
         raise ValueError("its numbers are of a big-endian machine")
     content = Unpickler(file, storage, history).load()
     for key in Unpickler(file).load():
-        numbers = storages.pop(checked_key(key))
+        numbers = storages.pop(check_key(key))
         _same_size(int.from_bytes(file.read(8), "little"), numbers.numel())
         _fill(numbers, file.file)
     if storages:

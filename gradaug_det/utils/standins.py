@@ -29,9 +29,14 @@ class ForbiddenError(Exception):
 
 @dataclass(frozen=True)
 class _Name:
-    """What a pickle's name stands for; only REDUCE and NEWOBJ of :class:`Unpickler` call it."""
-
+    # Not callable itself: only REDUCE and NEWOBJ of the Unpickler reach the function in it.
     make: Callable
+
+
+def _check_type(value: Any, *kinds: type, what: str = "a state for") -> None:
+    if type(value) not in kinds:
+        kind = "function" if type(value) is _Name else type(value).__name__
+        raise ForbiddenError(f"{what} a {kind}")
 
 
 # ---- numpy ------------------------------------------------------------------------------------
@@ -52,11 +57,7 @@ class _Type:
 
 
 class _Unfinished:
-    """Stands for an object until its state has come.
-
-    Args:
-        made: the object, then.
-    """
+    """Stands for an object until BUILD brings its state; then ``made`` is the object."""
 
     made: Any = None
 
@@ -77,10 +78,8 @@ def _array(data: Any, kind: Any, shape: tuple[int, ...], order: str = "C") -> np
     """An array of its own memory; the sizes must fit."""
     if isinstance(data, str):  # of Python 2
         data = data.encode("latin1")
-    if not isinstance(data, (bytes, bytearray)):
-        raise ForbiddenError(f"an array made of a {type(data).__name__}")
-    if type(kind) is not _Type:
-        raise ForbiddenError("an array without a type of numbers")
+    _check_type(data, bytes, bytearray, what="an array made of")
+    _check_type(kind, _Type, what="an array typed by")
     return np.frombuffer(bytearray(data), kind.dtype).reshape(shape, order=order)
 
 
@@ -93,13 +92,7 @@ def _scalar(kind: Any, data: Any = b"") -> np.generic:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Stands for a storage.
-
-    Args:
-        numbers: shape (N,), the whole of it.
-    """
-
-    numbers: Tensor
+    numbers: Tensor  # shape (N,), the whole of it
 
 
 def _tensor(
@@ -111,22 +104,19 @@ def _tensor(
     *_hooks: object,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """A view of a storage; PyTorch compares the sizes with the storage's."""
-    if type(storage) is not _Storage:
-        raise ForbiddenError(f"a tensor made of a {type(storage).__name__}")
+    _check_type(storage, _Storage, what="a tensor made of")
     numbers = storage.numbers if dtype is None else storage.numbers.view(dtype)
+    # PyTorch compares the sizes with the storage's.
     return numbers.as_strided(size, stride, offset).requires_grad_(requires_grad)
 
 
 def _tensor_v3(*arguments: Any) -> Tensor:
-    """Of a kind of number that has no storage of its own."""
-    *usual, dtype = arguments[:7]
+    *usual, dtype = arguments[:7]  # of numbers that have no kind of storage of their own
     return _tensor(*usual, dtype=dtype)
 
 
 def _parameter(data: Any, requires_grad: bool, *_hooks_and_state: object) -> torch.nn.Parameter:
-    if type(data) is not Tensor:
-        raise ForbiddenError(f"a parameter made of a {type(data).__name__}")
+    _check_type(data, Tensor, what="a parameter made of")
     return torch.nn.Parameter(data, requires_grad)
 
 
@@ -147,13 +137,11 @@ _HASHED = (float, bool, type(None), np.integer, np.bool_, torch.dtype)
 _MOST_TEXT = 10_000
 
 
-def checked_key(value: Any) -> Any:
-    """The value, if hashing it takes no time, and not many others have its hash.
-
-    Tuples and long numbers are hashed each time anew: a file of a hundred bytes can nest tuples so
-    that one key takes years. Of texts alone nobody can choose the hash; tuples of short numbers are
-    the nearest to that.
-    """
+def check_key(value: Any) -> Any:
+    """The value, if hashing it takes no time, and not many others have its hash."""
+    # Tuples and long numbers are hashed each time anew: a file of a hundred bytes can nest tuples
+    # so that one key takes years. Of texts alone nobody can choose the hash; tuples of short
+    # numbers are the nearest to that.
     if type(value) is not tuple:
         short = _is_short(value, 60) or isinstance(value, _HASHED)
     else:
@@ -170,18 +158,13 @@ def _is_short(value: Any, bits: int) -> bool:
 
 
 def _sequence(items: Any) -> Any:
-    """The items: a tensor of one number can be as long as it likes."""
-    if type(items) not in (list, tuple):
-        raise ForbiddenError(f"a {type(items).__name__} where a list is wanted")
+    # A tensor of one number can be as long as it likes.
+    _check_type(items, list, tuple, what="a list made of")
     return items
 
 
 def _set(items: list[Any] | tuple[Any, ...] = ()) -> set:
-    return set(map(checked_key, _sequence(items)))
-
-
-def _frozenset(items: list[Any] | tuple[Any, ...] = ()) -> frozenset:
-    return frozenset(_set(items))
+    return set(map(check_key, _sequence(items)))
 
 
 def _dict(items: Any = ()) -> dict:
@@ -189,15 +172,11 @@ def _dict(items: Any = ()) -> dict:
 
 
 def _ordered(pairs: Any = ()) -> OrderedDict:  # Python 2 gives it a list of lists
-    return OrderedDict((checked_key(key), value) for key, value in map(_sequence, _sequence(pairs)))
-
-
-def _counter(counts: Any = ()) -> Counter:
-    return Counter(_dict(counts))
+    return OrderedDict((check_key(key), value) for key, value in map(_sequence, _sequence(pairs)))
 
 
 def _encode(text: str = "", encoding: str = "latin1") -> bytes:
-    """Python 3 writes bytes so in protocols 0 to 2."""
+    # Python 3 writes bytes so in protocols 0 to 2.
     if encoding not in ("latin1", "latin-1"):
         named = f"{encoding!r:.40}" if isinstance(encoding, str) else type(encoding).__name__
         raise ForbiddenError(f"the encoding {named}")
@@ -233,7 +212,7 @@ def _method(owner: Any, name: Any) -> str:
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _Name(_encode),
-    ("collections", "Counter"): _Name(_counter),
+    ("collections", "Counter"): _Name(lambda counts=(): Counter(_dict(counts))),
     ("collections", "OrderedDict"): _Name(_ordered),
     ("mmengine.config.config", "ConfigDict"): _Name(_dict),
     ("mmengine.logging.history_buffer", "HistoryBuffer"): _Name(_History),
@@ -259,7 +238,7 @@ for _builtins in ("builtins", "__builtin__"):  # of Python 3 and 2
     _ALLOWED[_builtins, "bytearray"] = _Name(_bytearray)
     _ALLOWED[_builtins, "bytes"] = _Name(_encode)  # of nothing
     _ALLOWED[_builtins, "complex"] = _Name(complex)
-    _ALLOWED[_builtins, "frozenset"] = _Name(_frozenset)
+    _ALLOWED[_builtins, "frozenset"] = _Name(lambda items=(): frozenset(_set(items)))
     _ALLOWED[_builtins, "getattr"] = _Name(_method)
     _ALLOWED[_builtins, "set"] = _Name(_set)
     _ALLOWED[_builtins, "slice"] = _Name(slice)
@@ -306,21 +285,20 @@ _FREE = 2**24
 
 
 class _Memo(dict):
-    """Gives an object in the place of what stood for it."""
-
+    # Gives an object in the place of what stood for it.
     def __getitem__(self, index: int) -> Any:
         value = super().__getitem__(index)
         return value if not isinstance(value, _Unfinished) or value.made is None else value.made
 
 
-def unfolded(value: Any) -> float:
-    """How many values are read by who walks through a value's containers, one within another; the
+def count_unfolded(value: Any) -> float:
+    """The number of values that a walk through a value's containers reads, one within another; the
     same container can be in many. Infinite if one is within itself."""
     counts: dict[int, float] = {}
     waiting = [(value, False)]
     while waiting:
-        one, is_counted_within = waiting.pop()
-        if is_counted_within:
+        one, parts_are_counted = waiting.pop()
+        if parts_are_counted:
             own = len(one) if isinstance(one, _SIZED) else 1
             counts[id(one)] = own + sum((counts[id(part)] for part in _parts(one)), 0.0)
         elif id(one) not in counts:
@@ -331,17 +309,10 @@ def unfolded(value: Any) -> float:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """The containers that are in a container."""
     inside = value.values() if isinstance(value, dict) else value
     for part in inside if isinstance(value, (dict, list, tuple)) else ():
         if isinstance(part, (dict, list, tuple)):
             yield part
-
-
-def _is_one(value: Any, *kinds: type, what: str = "a state for") -> None:
-    if type(value) not in kinds:
-        kind = "function" if type(value) is _Name else type(value).__name__
-        raise ForbiddenError(f"{what} a {kind}")
 
 
 class Unpickler(pickle._Unpickler):
@@ -358,9 +329,10 @@ class Unpickler(pickle._Unpickler):
     """
 
     dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
-    for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.INST, pickle.OBJ):
-        del dispatch[_code[0]]
-    for _code in (pickle.NEWOBJ_EX, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
+    for _code in (
+        *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.INST, pickle.OBJ),
+        *(pickle.NEWOBJ_EX, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+    ):
         del dispatch[_code[0]]
 
     def __init__(
@@ -381,7 +353,7 @@ class Unpickler(pickle._Unpickler):
         value = super().load()
         if self._unfinished:
             raise pickle.UnpicklingError("it has objects without a state")
-        if unfolded(value) > 4 * self._size + _FREE:
+        if count_unfolded(value) > 4 * self._size + _FREE:
             raise ForbiddenError("contents that unfold to many times its size")
         return value
 
@@ -397,12 +369,12 @@ class Unpickler(pickle._Unpickler):
         _, dtype, key, _location, count, *view = pid
         if not isinstance(dtype, torch.dtype) or type(count) is not int or count < 0:
             raise ForbiddenError("a storage of something but numbers")
-        return _Storage(self._storage(checked_key(key), dtype, count, *view))
+        return _Storage(self._storage(check_key(key), dtype, count, *view))
 
     def _load_reduce(self) -> None:
         arguments, name = self.stack.pop(), self.stack.pop()
-        _is_one(name, _Name, what="a call of")
-        _is_one(arguments, tuple, what="a call with")
+        _check_type(name, _Name, what="a call of")
+        _check_type(arguments, tuple, what="a call with")
         self._pay(arguments, *arguments)
         value = name.make(*arguments)
         if isinstance(value, Tensor):  # of stride 0, it is as large as it likes
@@ -412,7 +384,7 @@ class Unpickler(pickle._Unpickler):
         self._unfinished += isinstance(value, _Unfinished)
 
     def _pay(self, *parts: Any) -> None:
-        """For what is copied or looked through: a file has it once and could name it often."""
+        # For what is copied or looked through: a file has it once and could name it often.
         self._left -= sum(len(part) for part in parts if isinstance(part, _SIZED))
         if self._left < 0:
             raise ForbiddenError("contents that unfold to many times its size")
@@ -426,43 +398,44 @@ class Unpickler(pickle._Unpickler):
                 value._metadata = metadata
             self.append(value)
             return
-        _is_one(value, _Type, _Array, _History)  # functions would take attributes
+        # Functions would take attributes.
+        _check_type(value, _Type, _Array, _History)
         self._pay(*(state.values() if type(state) is dict else state))
         self.append(value.build(state, self))
         self._unfinished -= isinstance(value, _Unfinished)
 
     def _load_dict(self) -> None:
         items = self.pop_mark()
-        keys = map(checked_key, items[::2])
+        keys = map(check_key, items[::2])
         self.append(dict(zip(keys, items[1::2], strict=True)))
 
     def _load_setitem(self) -> None:
-        _is_one(self.stack[-3], dict, OrderedDict, Counter)
-        checked_key(self.stack[-2])
+        _check_type(self.stack[-3], dict, OrderedDict, Counter)
+        check_key(self.stack[-2])
         self.load_setitem()
 
     def _load_setitems(self) -> None:
-        _is_one(self.metastack[-1][-1], dict, OrderedDict, Counter)
+        _check_type(self.metastack[-1][-1], dict, OrderedDict, Counter)
         for key in self.stack[::2]:  # since the mark
-            checked_key(key)
+            check_key(key)
         self.load_setitems()
 
     def _load_append(self) -> None:
-        _is_one(self.stack[-2], list)
+        _check_type(self.stack[-2], list)
         self.load_append()
 
     def _load_appends(self) -> None:
-        _is_one(self.metastack[-1][-1], list)
+        _check_type(self.metastack[-1][-1], list)
         self.load_appends()
 
     def _load_additems(self) -> None:
-        _is_one(self.metastack[-1][-1], set)
+        _check_type(self.metastack[-1][-1], set)
         for item in self.stack:
-            checked_key(item)
+            check_key(item)
         self.load_additems()
 
     def _load_frozenset(self) -> None:
-        self.append(_frozenset(self.pop_mark()))
+        self.append(frozenset(_set(self.pop_mark())))
 
     def _load_bytearray8(self) -> None:
         size = int.from_bytes(self.read(8), "little")
@@ -470,17 +443,16 @@ class Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it promises {size} bytes and has {self._size}")
         self.append(bytearray(self.read(size)))
 
-    for _code, _load in (
-        (pickle.REDUCE, _load_reduce),
-        (pickle.NEWOBJ, _load_reduce),
-        (pickle.BUILD, _load_build),
-        (pickle.DICT, _load_dict),
-        (pickle.SETITEM, _load_setitem),
-        (pickle.SETITEMS, _load_setitems),
-        (pickle.APPEND, _load_append),
-        (pickle.APPENDS, _load_appends),
-        (pickle.ADDITEMS, _load_additems),
-        (pickle.FROZENSET, _load_frozenset),
-        (pickle.BYTEARRAY8, _load_bytearray8),
-    ):
-        dispatch[_code[0]] = _load
+    dispatch |= {
+        pickle.REDUCE[0]: _load_reduce,
+        pickle.NEWOBJ[0]: _load_reduce,
+        pickle.BUILD[0]: _load_build,
+        pickle.DICT[0]: _load_dict,
+        pickle.SETITEM[0]: _load_setitem,
+        pickle.SETITEMS[0]: _load_setitems,
+        pickle.APPEND[0]: _load_append,
+        pickle.APPENDS[0]: _load_appends,
+        pickle.ADDITEMS[0]: _load_additems,
+        pickle.FROZENSET[0]: _load_frozenset,
+        pickle.BYTEARRAY8[0]: _load_bytearray8,
+    }
