@@ -20,7 +20,7 @@ setup(
             "d2/templates/*",
             "mini_coco/data/*",
             "reports/templates/*",
-            "zoo/index.json",
+            "zoo/*.json",
             "zoo/weights/*",
         ]
     },

@@ -81,14 +81,10 @@ def convert(
     state = _strip_wrapping(state, old)
     modules = _pair_modules(state, old, new)
     _check(state, list(modules), old, classifier)
-    result = {}
-    for module, renamed in modules.items():
-        if module == old.classifier and not classifier:
-            continue
-        for leaf in _LEAVES:
-            counter = leaf == "num_batches_tracked" and not new.counts_batches
-            if f"{module}.{leaf}" in state and not counter:
-                result[f"{prefix}{renamed}.{leaf}"] = torch.as_tensor(state[f"{module}.{leaf}"])
+    if not classifier:
+        modules[list(modules)[-1]] = ""
+    renamed = _rename(state, modules, new)
+    result = {f"{prefix}{name}": torch.as_tensor(value) for name, value in renamed}
     if given_order != wanted_order:
         first = next(iter(result))
         result[first] = result[first].flip(1)
@@ -108,14 +104,21 @@ def rename(state: Mapping[str, Any], source: str, target: str) -> dict[str, Any]
     old, new = find_naming("source", source), find_naming("target", target)
     state = _strip_wrapping(state, old)
     modules = _pair_modules(state, old, new)
-    result = {}
-    for name, value in state.items():
+    for name in state:
         module, _, leaf = name.rpartition(".")
-        if module not in modules:
+        if module not in modules or leaf not in _LEAVES:
             raise _not_a_resnet(old, f"{to_printable(name)} is unknown")
-        if modules[module] and (leaf != "num_batches_tracked" or new.counts_batches):
-            result[f"{modules[module]}.{leaf}"] = value
-    return result
+    return dict(_rename(state, modules, new))
+
+
+def _rename(
+    state: Mapping[str, Any], modules: Mapping[str, str], target: Naming
+) -> Iterator[tuple[str, Any]]:
+    for module, renamed in modules.items():
+        for leaf in _LEAVES:
+            is_kept = renamed and (leaf != "num_batches_tracked" or target.counts_batches)
+            if is_kept and f"{module}.{leaf}" in state:
+                yield f"{renamed}.{leaf}", state[f"{module}.{leaf}"]
 
 
 def convert_file(
@@ -220,8 +223,8 @@ def _strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, 
 
 
 def _pair_modules(state: Mapping[str, Any], old: Naming, new: Naming) -> dict[str, str]:
-    """The source's name of each module with tensors, in the order of the network -> the target's;
-    the last one is the classifier.
+    """The source's name of each module with tensors, in the order of the network -> the target's
+    ("" if it has none); the last one is the classifier.
 
     Raises:
         ConfigError: the target has no ResNet of this layout.

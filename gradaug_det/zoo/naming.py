@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass
+from pathlib import Path
 
 from gradaug_det.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How a framework names the modules of a ResNet.
+    """How a framework names the modules of a ResNet; ``naming.json`` has one of each.
 
     Args:
         title: the framework, in messages.
@@ -28,60 +30,19 @@ class Naming:
 
     title: str
     order: str
-    stem: tuple[str, str]
+    stem: list[str]
     block: str
-    body: tuple[str, str]
-    shortcut: tuple[str, str]
+    body: list[str]
+    shortcut: list[str]
     classifier: str | None
-    deep_stem: tuple[str, ...] | None = None
-    pooled_shortcut: tuple[str, str] | None = None
-    counts_batches: bool = True
+    deep_stem: list[str] | None
+    pooled_shortcut: list[str] | None
+    counts_batches: bool
 
 
-_TORCHVISION = Naming(
-    "torchvision",
-    "RGB",
-    stem=("conv1", "bn1"),
-    block="layer{stage}.{block}",
-    body=("conv{n}", "bn{n}"),
-    shortcut=("downsample.0", "downsample.1"),
-    classifier="fc",
-)
-_RESNET_D = replace(_TORCHVISION, pooled_shortcut=("downsample.1", "downsample.2"))
-NAMINGS = {
-    "torchvision": _TORCHVISION,
-    "timm": replace(
-        _RESNET_D,
-        title="timm",
-        deep_stem=("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1"),
-    ),
-    "mmdet": replace(
-        _RESNET_D,
-        title="MMDetection",
-        classifier=None,
-        deep_stem=("stem.0", "stem.1", "stem.3", "stem.4", "stem.6", "stem.7"),
-    ),
-    "detectron2": Naming(
-        "Detectron2",
-        "BGR",
-        stem=("stem.conv1", "stem.conv1.norm"),
-        block="res{res}.{block}",
-        body=("conv{n}", "conv{n}.norm"),
-        shortcut=("shortcut", "shortcut.norm"),
-        classifier="linear",
-        counts_batches=False,
-    ),
-    # The GradAug authors' models/resnet_randwidth.py.
-    "authors": Naming(
-        "the authors' code",
-        "RGB",
-        stem=("features.0.0", "features.0.1"),
-        block="features.{index}",
-        body=("body.{conv}", "body.{norm}"),
-        shortcut=("shortcut.0", "shortcut.1"),
-        classifier="classifier.0",
-    ),
-}
+_TABLE = Path(__file__).with_suffix(".json").read_text("utf-8")
+# The authors' are those of their models/resnet_randwidth.py.
+NAMINGS = {name: Naming(**fields) for name, fields in json.loads(_TABLE).items()}
 
 
 def find_naming(key: str, framework: str) -> Naming:
