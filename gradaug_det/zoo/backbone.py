@@ -101,14 +101,12 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], info: BackboneInfo) -> N
         ZooError: a tensor is missing, unknown or has another shape.
     """
     shapes = _without_deep(shapes, info)
-    expected = _without_deep(_torchvision_shapes(info.architecture), info)
-    classes = shapes.get("fc.bias", (0,))[:1]
-    has_classifier = any(name.startswith("fc.") for name in shapes)
-    wanted = {
-        name: (*classes, *shape[1:]) if name.startswith("fc.") else shape
-        for name, shape in expected.items()
-        if has_classifier or not name.startswith("fc.")
-    }
+    wanted = dict(_without_deep(_torchvision_shapes(info.architecture), info))
+    if "fc.weight" in shapes or "fc.bias" in shapes:
+        classes = shapes.get("fc.bias", (0,))[:1]
+        wanted |= {"fc.weight": (*classes, *wanted["fc.weight"][1:]), "fc.bias": (*classes,)}
+    else:
+        del wanted["fc.weight"], wanted["fc.bias"]
     if missing := [name for name in wanted if name not in shapes]:
         raise ZooError(
             f"{len(missing)} tensors of {info.architecture} are missing, such as {missing[0]!r}; "

@@ -9,6 +9,7 @@ of the input.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,13 +75,13 @@ def convert(
     old, new = find_naming("source", source), find_naming("target", target)
     given_order = check_order("source_format", source_format or old.order)
     wanted_order = check_order("target_format", target_format or new.order)
-    for side in (old, new):
-        if classifier and side.classifier is None:
-            problem = f"must be False: {side.title}'s ResNet has no classifier"
-            raise ConfigError("classifier", problem)
+    unable = [side.title for side in (old, new) if side.classifier is None]
+    if classifier and unable:
+        raise ConfigError("classifier", f"must be False: {unable[0]}'s ResNet has no classifier")
     state = _strip_wrapping(state, old)
     modules = _pair_modules(state, old, new)
-    _check(state, list(modules), old, classifier)
+    if problem := next(_list_problems(state, list(modules), classifier), None):
+        raise _not_a_resnet(old, problem)
     if not classifier:
         modules[list(modules)[-1]] = ""
     renamed = _rename(state, modules, new)
@@ -200,7 +201,8 @@ def for_detectron2(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"model": weights, "__author__": "gradaug_det", "matching_heuristics": True}
 
 
-# ---- names ------------------------------------------------------------------------------------
+def _not_a_resnet(source: Naming, problem: str) -> ZooError:
+    return ZooError(f"the checkpoint is not a ResNet of {source.title}: {problem}")
 
 
 def _strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, Any]:
@@ -290,15 +292,8 @@ def _name_layer(names: Naming, n: int) -> tuple[str, ...]:
     return tuple(part.format(n=n, conv=3 * n - 3, norm=3 * n - 2) for part in names.body)
 
 
-# ---- checks -----------------------------------------------------------------------------------
-
-
-def _not_a_resnet(source: Naming, problem: str) -> ZooError:
-    return ZooError(f"the checkpoint is not a ResNet of {source.title}: {problem}")
-
-
-def _check(state: Mapping[str, Any], modules: list[str], source: Naming, classifier: bool) -> None:
-    """Raises ZooError for the first tensor that is missing, unknown or of a wrong shape."""
+def _list_problems(state: Mapping[str, Any], modules: list[str], classifier: bool) -> Iterator[str]:
+    """The tensors that are missing, unknown or of a wrong shape; who asks stops at the first."""
     *modules, last = modules
     # GroupNorm has no statistics; a network has one kind of norm.
     leaves = ("weight", "bias", *_STATISTICS)[: 4 if f"{modules[1]}.running_mean" in state else 2]
@@ -307,47 +302,34 @@ def _check(state: Mapping[str, Any], modules: list[str], source: Naming, classif
         for conv, norm in zip(modules[::2], modules[1::2], strict=True)
     ]
     head = [f"{last}.bias", f"{last}.weight"]
-    needed = [name for names in ([head] if classifier else []) + layers for name in names]
-    counters = [f"{norm}.num_batches_tracked" for norm in modules[1::2]]
-    for name in needed:
-        if name not in state:
-            raise _not_a_resnet(source, f"'{name}' is missing")
-    known = {*needed, *head, *counters}
-    for name in state:
-        if name not in known:
-            raise _not_a_resnet(source, f"{to_printable(name)} is unknown")
+    needed = [*(head if classifier else []), *chain(*layers)]
+    yield from (f"'{name}' is missing" for name in needed if name not in state)
+    known = {*needed, *head, *(f"{norm}.num_batches_tracked" for norm in modules[1::2])}
+    yield from (f"{to_printable(name)} is unknown" for name in state if name not in known)
     for name, value in state.items():
-        if problem := _find_problem(name, value):
-            raise _not_a_resnet(source, f"'{name}' {problem}")
+        if not _is_numbers(value):
+            yield f"'{name}' is a {type(value).__name__}, not a tensor of numbers"
+        elif isinstance(value, Tensor) and value.nbytes > value.untyped_storage().nbytes():
+            # A stride of 0 makes a tensor of any size from one number.
+            yield f"'{name}' repeats its numbers to shape {tuple(value.shape)}"
+        elif name.endswith(".num_batches_tracked") and tuple(value.shape) not in ((), (1,)):
+            yield f"'{name}' has shape {tuple(value.shape)}, it is one number"
     for first, *others in layers:
         shape = tuple(state[first].shape)
         if len(shape) != 4:
-            problem = f"'{first}' has shape {shape}, which is not a convolution's"
-            raise _not_a_resnet(source, problem)
+            yield f"'{first}' has shape {shape}, which is not a convolution's"
         for name in others:
             if tuple(state[name].shape) != shape[:1]:
-                problem = (
-                    f"'{name}' has shape {tuple(state[name].shape)} after a convolution with "
-                    f"{shape[0]} channels"
-                )
-                raise _not_a_resnet(source, problem)
-    channels = state[layers[0][0]].shape[1]
-    if channels != 3:
-        raise _not_a_resnet(source, f"'{layers[0][0]}' takes {channels} channels, not 3")
+                own = tuple(state[name].shape)
+                yield f"'{name}' has shape {own} after a convolution with {shape[0]} channels"
+    stem = layers[0][0]
+    if state[stem].shape[1] != 3:
+        yield f"'{stem}' takes {state[stem].shape[1]} channels, not 3"
 
 
-def _find_problem(name: str, value: Any) -> str | None:
-    """The reason why a value's numbers cannot be copied."""
+def _is_numbers(value: Any) -> bool:
     if isinstance(value, Tensor):
-        is_numbers = value.layout is torch.strided and value.device.type != "meta"
-    else:
-        kind = value.dtype if isinstance(value, np.ndarray | np.generic) else np.dtype(object)
-        is_numbers = kind.kind in "biuf" and kind.isnative and kind.itemsize <= 8
-    if not is_numbers:
-        return f"is a {type(value).__name__}, not a tensor of numbers"
-    if isinstance(value, Tensor) and value.nbytes > value.untyped_storage().nbytes():
-        # A stride of 0 makes a tensor of any size from one number.
-        return f"repeats its numbers to shape {tuple(value.shape)}"
-    if name.endswith(".num_batches_tracked") and tuple(value.shape) not in ((), (1,)):
-        return f"has shape {tuple(value.shape)}, it is one number"
-    return None
+        return value.layout is torch.strided and value.device.type != "meta"
+    if not isinstance(value, np.ndarray | np.generic):
+        return False
+    return value.dtype.kind in "biuf" and value.dtype.isnative and value.dtype.itemsize <= 8
