@@ -14,7 +14,7 @@ from mkdocs.structure.files import Files
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.pretrain.recipe import Recipe, load_recipe
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "docs"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs" / "_hooks"))
 
 import docstrings
 import hooks

@@ -52,3 +52,10 @@ def test_no_registry_hosts_and_no_paths_of_one_machine():
         if b"\0" not in data[:8192] and (bad := offences(data.decode("utf-8", errors="replace"))):
             found[str(path.relative_to(ROOT))] = sorted(set(bad))
     assert not found, f"say it without naming a registry's host or this machine's folders: {found}"
+
+
+def test_tools_are_few_and_named_in_their_readme():
+    scripts = sorted(path.name for path in (ROOT / "tools").glob("*.py"))
+    assert len(scripts) <= 9
+    text = (ROOT / "tools" / "README.md").read_text("utf-8")
+    assert sorted(re.findall(r"^\| \[(\w+\.py)\]", text, flags=re.MULTILINE)) == scripts
