@@ -43,6 +43,12 @@ class AnchorGrid:
             levels.append((centres.repeat(1, 2)[:, None] + cell[None]).reshape(-1, 4))
         return torch.cat(levels)
 
+    def anchor_strides(self, shapes: Sequence[Size]) -> Tensor:
+        """(A',) horizontal stride of each anchor's level, in pixels."""
+        counts = [h * w * len(cell) for (h, w), cell in zip(shapes, self.cells, strict=True)]
+        strides = self.cells[0].new_tensor([stride[0] for stride in self.strides])
+        return strides.repeat_interleave(torch.tensor(counts, device=strides.device))
+
     def _centres(self, shapes: Sequence[Size]) -> list[Tensor]:
         """Per level (Hi * Wi, 2): x, y of the cells' centres in pixels."""
         centres = []

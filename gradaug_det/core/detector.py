@@ -86,16 +86,15 @@ class SlimmableDetector(ABC):
     def recording(self) -> Iterator[ForwardRecorder]:
         """Within the block, a recorder notes what soft targets are made of."""
         recorder = ForwardRecorder(self.targets.record() if self.targets else {})
-        recorder.start()
         try:
             yield recorder
         finally:
-            recorder.close()
+            recorder.stop()
 
     def full_pass(self, batch: Any) -> tuple[Losses, dict[str, list[Any]]]:
         """The detector's own losses, and what its heads gave on the way."""
         with self.recording() as recorder:
-            return self.losses(batch), recorder.take()
+            return self.losses(batch), recorder.stop()
 
     def sub_network_pass(
         self, batch: Any, soft_target: dict[str, list[Any]], sub: SubNetwork

@@ -14,7 +14,7 @@ Modules = Mapping[str, tuple[nn.Module, Select]]
 
 
 class ForwardRecorder:
-    """Keeps a selection of each call of some modules, between :meth:`start` and :meth:`take`.
+    """Keeps a selection of each call of some modules, until :meth:`stop`.
 
     What is kept must be detached by ``select``: it outlives the pass's graph.
 
@@ -23,8 +23,7 @@ class ForwardRecorder:
     """
 
     def __init__(self, modules: Modules) -> None:
-        self._calls: dict[str, list[Any]] | None = None
-        self._names = list(modules)
+        self._calls: dict[str, list[Any]] = {name: [] for name in modules}
         self._handles = [
             module.register_forward_hook(self._hook(name, select), with_kwargs=True)
             for name, (module, select) in modules.items()
@@ -32,23 +31,12 @@ class ForwardRecorder:
 
     def _hook(self, name: str, select: Select) -> Callable:
         def note(_module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            if self._calls is not None:
-                self._calls[name].append(select(args, kwargs, output))
+            self._calls[name].append(select(args, kwargs, output))
 
         return note
 
-    def start(self) -> None:
-        """Begins a recording; an unfinished one is dropped."""
-        self._calls = {name: [] for name in self._names}
-
-    def take(self) -> dict[str, list[Any]]:
-        """Ends the recording; per name what was kept of each call, in order."""
-        calls, self._calls = self._calls, None
-        return calls or {name: [] for name in self._names}
-
-    def close(self) -> None:
-        """Removes the hooks."""
-        self._calls = None
+    def stop(self) -> dict[str, list[Any]]:
+        """Ends the recording; returns by name what was kept of each call, in order."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        return self._calls

@@ -232,7 +232,7 @@ class SubNetworkHook(ABC):
         self.results = sub_network_passes(
             self.network,
             step.batch,
-            step.recorder.take(),
+            step.recorder.stop(),
             step.subs,
             backward,
             skip_nonfinite=skip or scaled,

@@ -15,46 +15,24 @@ from gradaug_det.core import losses as soft
 from gradaug_det.core.anchors import AnchorGrid
 from gradaug_det.core.recording import Modules
 from gradaug_det.core.regularizer import Losses
+from gradaug_det.core.soft_targets import (
+    Calls,
+    DensePair,
+    HeadOutputs,
+    SoftTargets,
+    align_dense,
+    compare_focal,
+    compare_objectness,
+    detach,
+    require,
+    select_output,
+    unsupported,
+)
 from gradaug_det.core.transforms import BatchTransform, Size
-from gradaug_det.errors import ConfigError
 
 POINT_CELL = 8.0
 """Side of the square that stands for a point of FCOS, in strides: objects of about that size are
 assigned to the point's level (``regress_ranges`` of stride 8: up to 64 pixels from a point)."""
-
-
-def unsupported(what: str) -> ConfigError:
-    """The error for a detector without soft targets."""
-    return ConfigError(
-        "supervision",
-        f"cannot be 'soft' or 'both': soft targets are not implemented for {what}; use 'labels'",
-    )
-
-
-def require(module: Any, kinds: type | tuple[type, ...], what: str) -> None:
-    """Raises unless the module is exactly of one of the kinds: a subclass may mean other things."""
-    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-    if type(module) not in kinds:
-        raise unsupported(f"{what} {type(module).__name__}")
-
-
-def detached(value: Any) -> Any:
-    """The tensors of (nested) lists and tuples, detached; other things as they are."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, (list, tuple)):
-        return [detached(v) for v in value]
-    return value
-
-
-def output(_args: tuple, _kwargs: dict, result: Any) -> Any:
-    """Selects a call's output."""
-    return detached(result)
-
-
-def avg_factor(_args: tuple, kwargs: dict, _result: Any) -> Any:
-    """Selects what a loss was divided by."""
-    return detached(kwargs.get("avg_factor", 1.0))
 
 
 class AnchorGeometry:
@@ -65,6 +43,7 @@ class AnchorGeometry:
         require(self.generator, AnchorGenerator, "the anchor generator")
         require(self.coder, DeltaXYWHBBoxCoder, "the box coder")
         self.strides = [tuple(map(float, stride)) for stride in self.generator.strides]
+        # The generator has the offset in its base anchors already; a grid wants it apart.
         bases = self.generator.base_anchors
         centres = [(base[0, :2] + base[0, 2:]) / 2 for base in bases]
         self.cells = [b - c.repeat(2) for b, c in zip(bases, centres, strict=True)]
@@ -78,12 +57,13 @@ class AnchorGeometry:
         self.offset = offsets.pop()
 
     def grid(self, like: Tensor) -> AnchorGrid:
-        """The anchors in the tensor's dtype and on its device."""
+        """Returns the anchors in the tensor's dtype and on its device."""
         return AnchorGrid([cell.to(like) for cell in self.cells], self.strides, self.offset)
 
     def decode(self, priors: Tensor, raw: Tensor, _strides: Tensor) -> Tensor:
         """(A, 4) predictions -> (A, 4) XYXY boxes."""
-        return _plain(self.coder.decode(priors, raw))
+        boxes = self.coder.decode(priors, raw)
+        return getattr(boxes, "tensor", boxes)
 
     def encode(self, priors: Tensor, boxes: Tensor) -> Tensor:
         """(A, 4) XYXY boxes -> what should have been predicted for them."""
@@ -98,7 +78,7 @@ class PointGeometry:
         require(self.generator, MlvlPointGenerator, "the point generator")
 
     def grid(self, like: Tensor) -> AnchorGrid:
-        """Squares around the points, so that levels can be matched by size."""
+        """Returns squares around the points, so that levels can be matched by size."""
         strides = [tuple(map(float, stride)) for stride in self.generator.strides]
         half = POINT_CELL / 2
         cells = [like.new_tensor([[-half * x, -half * y, half * x, half * y]]) for x, y in strides]
@@ -111,11 +91,12 @@ class PointGeometry:
         return torch.cat([centres - raw[:, :2], centres + raw[:, 2:]], dim=1)
 
 
-def _plain(boxes: Any) -> Tensor:
-    return getattr(boxes, "tensor", boxes)
+def _select_avg_factor(_args: tuple, kwargs: dict, _output: Any) -> Any:
+    """Keeps what a loss was divided by."""
+    return detach(kwargs.get("avg_factor", 1.0))
 
 
-class DenseTargets:
+class DenseTargets(SoftTargets):
     """Class scores, boxes and centerness of a dense head.
 
     Args:
@@ -139,116 +120,47 @@ class DenseTargets:
 
     def record(self) -> Modules:
         return {
-            "dense": (self.head, output),
-            "dense_cls_factor": (self.head.loss_cls, avg_factor),
+            "dense": (self.head, select_output),
+            "dense_cls_factor": (self.head.loss_cls, _select_avg_factor),
         }
 
     def losses(
-        self, features: Any, calls: dict[str, list], transform: BatchTransform, sizes: list[Size]
+        self, features: Any, calls: Calls, transform: BatchTransform, sizes: list[Size]
     ) -> Losses:
-        """See :class:`gradaug_det.mmdet.soft_targets.SoftTargets`."""
         head = self.head
-        sub = head(features)
-        pair = self._align(calls["dense"][0], sub, transform, sizes)
-        logits, target, valid = pair["logits"], pair["target_logits"], pair["valid"]
+        pair = self.align(calls["dense"][0], head(features), transform, sizes)
         # What the full pass's own loss was divided by: sampled anchors, or positive ones.
         factor = max(1.0, float((calls["dense_cls_factor"] or [1.0])[0]))
-        losses: Losses = {}
         if self.is_rpn:
-            objectness = soft.unsampled_logits(target[..., 0], valid, factor)
-            weights = soft.confidence(objectness) * valid
-            losses["cls"] = soft.objectness_kl(
-                logits[..., 0], target[..., 0], valid, factor, head.sampler.pos_fraction
-            )
-            normalizer = weights.sum().clamp(min=factor)
+            share = head.sampler.pos_fraction
+            loss, weights, normalizer = compare_objectness(pair, factor, share)
         else:
-            gamma = head.loss_cls.gamma
-            # Focal weights: at its prior of 0.01 a thousand background anchors count as one object.
-            weights = soft.at_least_float32(target).sigmoid().amax(dim=-1).pow(gamma) * valid
-            normalizer = weights.sum().clamp(min=factor)
-            losses["cls"] = soft.quality_focal(logits, target, valid, normalizer, gamma)
-        losses["cls"] = losses["cls"] * head.loss_cls.loss_weight
-        if "centerness" in pair:
-            ours, theirs = pair["centerness"], pair["target_centerness"]
-            difference = (soft.bernoulli_kl(ours, theirs) * weights).sum() / normalizer
-            losses["centerness"] = difference * head.loss_centerness.loss_weight
-            weights = (
-                weights * soft.at_least_float32(theirs).sigmoid()
-            )  # as in the head's own box loss
+            loss, weights, normalizer = compare_focal(pair, factor, head.loss_cls.gamma)
+        losses = {"cls": loss * head.loss_cls.loss_weight}
+        if pair.centerness is not None:
+            distances = soft.bernoulli_kl(pair.centerness, pair.target_centerness)
+            distance = (distances * weights).sum() / normalizer
+            losses["centerness"] = distance * head.loss_centerness.loss_weight
+            # The head's own box loss is weighted by centerness, too.
+            weights = weights * soft.at_least_float32(pair.target_centerness).sigmoid()
             normalizer = weights.sum().clamp(min=factor)
         losses["box"] = self._box_loss(pair, weights, normalizer)
         return losses
 
-    def _box_loss(self, pair: dict[str, Tensor], weights: Tensor, normalizer: Tensor) -> Tensor:
-        head, priors, strides = self.head, pair["priors"], pair["strides"]
-        raw, boxes = pair["raw"], pair["target_boxes"]
-        if self.on_boxes:
-            ours = torch.cat([self.geometry.decode(priors, r.to(priors), strides) for r in raw])
-            return head.loss_bbox(
-                ours, boxes.flatten(0, 1), weight=weights.flatten(), avg_factor=normalizer
-            )
-        target = torch.stack([self.geometry.encode(priors, b) for b in boxes])
-        return head.loss_bbox.loss_weight * soft.expected_box_l1(raw, target, weights, normalizer)
+    def align(
+        self, full: HeadOutputs, sub: HeadOutputs, transform: BatchTransform, sizes: list[Size]
+    ) -> DensePair:
+        """Returns the predictions of both passes; see :func:`core.soft_targets.align_dense`."""
+        grid = self.geometry.grid(soft.at_least_float32(full[1][0]))
+        return align_dense(grid, self.geometry.decode, full, sub, transform, sizes)
 
-    def _align(
-        self, full: list, sub: Any, transform: BatchTransform, sizes: list[Size]
-    ) -> dict[str, Tensor]:
-        """Predictions of both passes for the sub-network's priors.
-
-        Args:
-            full, sub: per level (N, A * K, Hi, Wi) logits, (N, A * 4, Hi, Wi) encoded boxes, and
-                perhaps (N, A, Hi, Wi) centerness logits.
-
-        Returns:
-            ``priors`` (A', 4) and their ``strides`` (A',); ``logits`` and ``target_logits``
-            (N, A', K); ``raw``, the sub-network's encoded boxes, and ``target_boxes`` (N, A', 4)
-            XYXY in the transformed image; ``valid`` (N, A'); perhaps ``centerness`` and
-            ``target_centerness`` (N, A').
-        """
-        full_shapes, sub_shapes = ([tuple(s.shape[-2:]) for s in outs[0]] for outs in (full, sub))
-        like = soft.at_least_float32(full[1][0])
-        grid = self.geometry.grid(like)
-        priors, full_priors = grid.anchors(sub_shapes), grid.anchors(full_shapes)
-        full_flat, sub_flat = (self._flatten(outs) for outs in (full, sub))
-        full_strides = _strides(grid, full_shapes)
-        targets: list[list[Tensor]] = [[], [], [], []]
-        for image, size in enumerate(sizes):
-            index, valid = grid.match(transform, size, full_shapes, sub_shapes)
-            raw = full_flat[1][image, index].to(like.dtype)
-            boxes = self.geometry.decode(full_priors[index], raw, full_strides[index])
-            boxes = transform.boxes(boxes, size)
-            # An untrained network may predict boxes of no width, which nothing encodes.
-            good = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1)
-            targets[0].append(full_flat[0][image, index])
-            targets[1].append(boxes.where(good[:, None], priors))
-            targets[2].append(valid & good)
-            if len(full_flat) == 3:
-                targets[3].append(full_flat[2][image, index, 0])
-        pair = {
-            "priors": priors,
-            "strides": _strides(grid, sub_shapes),
-            "logits": sub_flat[0],
-            "raw": sub_flat[1],
-            "target_logits": torch.stack(targets[0]),
-            "target_boxes": torch.stack(targets[1]),
-            "valid": torch.stack(targets[2]),
-        }
-        if len(sub_flat) == 3:
-            pair["centerness"] = sub_flat[2][..., 0]
-            pair["target_centerness"] = torch.stack(targets[3])
-        return pair
-
-    def _flatten(self, outs: Any) -> list[Tensor]:
-        """Per output (N, A', K) in order of level, row, column, cell anchor."""
-        columns = (self.head.cls_out_channels, 4, 1)
-        return [
-            torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, k) for x in levels], dim=1)
-            for levels, k in zip(outs, columns, strict=False)
-        ]
-
-
-def _strides(grid: AnchorGrid, shapes: list[Size]) -> Tensor:
-    """(A',) horizontal stride of each prior's level, in pixels."""
-    counts = [h * w * len(cell) for (h, w), cell in zip(shapes, grid.cells, strict=True)]
-    strides = grid.cells[0].new_tensor([stride[0] for stride in grid.strides])
-    return strides.repeat_interleave(torch.tensor(counts, device=strides.device))
+    def _box_loss(self, pair: DensePair, weights: Tensor, normalizer: Tensor) -> Tensor:
+        loss, anchors, targets = self.head.loss_bbox, pair.anchors, pair.target_boxes
+        if not self.on_boxes:
+            target = torch.stack([self.geometry.encode(anchors, boxes) for boxes in targets])
+            distance = soft.expected_box_l1(pair.deltas, target, weights, normalizer)
+            return loss.loss_weight * distance
+        boxes = torch.cat(
+            [self.geometry.decode(anchors, raw.to(anchors), pair.strides) for raw in pair.deltas]
+        )
+        return loss(boxes, targets.flatten(0, 1), weight=weights.flatten(), avg_factor=normalizer)

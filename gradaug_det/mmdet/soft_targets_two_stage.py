@@ -20,32 +20,35 @@ from torch import Tensor, nn
 from gradaug_det.core import losses as soft
 from gradaug_det.core.recording import Modules
 from gradaug_det.core.regularizer import Losses
-from gradaug_det.core.transforms import BatchTransform, Size
-from gradaug_det.mmdet.mask_head import SmallInitMaskHead
-from gradaug_det.mmdet.soft_targets_dense import (
-    DenseTargets,
-    detached,
-    output,
+from gradaug_det.core.soft_targets import (
+    Calls,
+    SoftTargets,
+    compare_box_head,
+    detach,
     require,
+    select_output,
     unsupported,
 )
+from gradaug_det.core.transforms import BatchTransform, Size
+from gradaug_det.mmdet.mask_head import SmallInitMaskHead
+from gradaug_det.mmdet.soft_targets_dense import DenseTargets
 
 _MASK_HEADS = (FCNMaskHead, SmallInitMaskHead)
 _BOX_HEADS = (BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead)
 
 
-def _rois(args: tuple, _kwargs: dict, _result: Any) -> Tensor:
-    """Of a RoI extractor's call: (R, 5) image index and XYXY box."""
-    return detached(args[1])
+def _select_rois(args: tuple, _kwargs: dict, _output: Any) -> Tensor:
+    """Keeps the (R, 5) image index and XYXY box that a RoI extractor was called with."""
+    return detach(args[1])
 
 
-def _classes(args: tuple, _kwargs: dict, _result: Any) -> Tensor:
-    """Of a mask loss's call: (R,) classes of the positive proposals."""
-    return detached(args[2])
+def _select_classes(args: tuple, _kwargs: dict, _output: Any) -> Tensor:
+    """Keeps the (R,) classes of the positive proposals that a mask loss was called with."""
+    return detach(args[2])
 
 
-class TwoStageTargets:
-    """What a two-stage detector's heads predict for the proposals that it sampled.
+class TwoStageTargets(SoftTargets):
+    """Predictions of a two-stage detector's heads for the proposals that it sampled.
 
     Raises:
         ConfigError: a head is of a kind that has no soft targets.
@@ -71,56 +74,44 @@ class TwoStageTargets:
         heads = self.heads
         modules = dict(self.rpn.record()) if self.rpn else {}
         for stage in range(self.stages):
-            modules[f"rois{stage}"] = (self._stage(heads.bbox_roi_extractor, stage), _rois)
-            modules[f"box{stage}"] = (self._stage(heads.bbox_head, stage), output)
+            modules[f"rois{stage}"] = (self._stage(heads.bbox_roi_extractor, stage), _select_rois)
+            modules[f"box{stage}"] = (self._stage(heads.bbox_head, stage), select_output)
             if heads.with_mask:
                 mask_head = self._stage(heads.mask_head, stage)
                 extractor = self._stage(heads.mask_roi_extractor, stage)
-                modules[f"mask_rois{stage}"] = (extractor, _rois)
-                modules[f"mask{stage}"] = (mask_head, output)
-                modules[f"mask_classes{stage}"] = (mask_head.loss_mask, _classes)
+                modules[f"mask_rois{stage}"] = (extractor, _select_rois)
+                modules[f"mask{stage}"] = (mask_head, select_output)
+                modules[f"mask_classes{stage}"] = (mask_head.loss_mask, _select_classes)
         return modules
 
     def losses(
-        self, features: Any, calls: dict[str, list], transform: BatchTransform, sizes: list[Size]
+        self, features: Any, calls: Calls, transform: BatchTransform, sizes: list[Size]
     ) -> Losses:
-        """See :class:`gradaug_det.mmdet.soft_targets.SoftTargets`."""
         losses: Losses = {}
         if self.rpn:
             own = self.rpn.losses(features, calls, transform, sizes)
-            losses.update({f"rpn_{name}": loss for name, loss in own.items()})
+            losses |= {f"rpn_{name}": loss for name, loss in own.items()}
         for stage in range(self.stages):
             # Cascade R-CNN stops early when a stage leaves no proposal.
             if calls[f"rois{stage}"]:
-                for name, loss in self._stage_losses(
-                    stage, features, calls, transform, sizes
-                ).items():
-                    losses[f"s{stage}.{name}" if self.cascade else name] = loss
+                own = self._stage_losses(stage, features, calls, transform, sizes)
+                prefix = f"s{stage}." if self.cascade else ""
+                losses |= {prefix + name: loss for name, loss in own.items()}
         return losses
 
     def _stage_losses(
-        self,
-        stage: int,
-        features: Any,
-        calls: dict[str, list],
-        transform: BatchTransform,
-        sizes: list[Size],
+        self, stage: int, features: Any, calls: Calls, transform: BatchTransform, sizes: list[Size]
     ) -> Losses:
         heads, first = self.heads, (stage,) if self.cascade else ()
         box_head = self._stage(heads.bbox_head, stage)
-        target_logits, target_deltas = calls[f"box{stage}"][0]
-        rois = _moved(calls[f"rois{stage}"][0], transform, sizes)
+        rois = _transform_rois(calls[f"rois{stage}"][0], transform, sizes)
         sub = heads._bbox_forward(*first, features, rois)
-        # Not -1: of no proposals the number of classes cannot be told.
-        shape = (target_deltas.shape[1] // 4, 4)
-        mirrored = transform.deltas(target_deltas.unflatten(1, shape)).flatten(1)
+        sub = (sub["cls_score"], sub["bbox_pred"])
+        losses = compare_box_head(sub, calls[f"box{stage}"][0], transform)
+        # The loss weights of a config apply to soft losses as they do to the detector's own.
         factors = {"cls": box_head.loss_cls.loss_weight, "box": box_head.loss_bbox.loss_weight}
-        losses = {
-            "cls": soft.class_kl(sub["cls_score"], target_logits),
-            "box": soft.class_box_l1(sub["bbox_pred"], mirrored, target_logits),
-        }
         if heads.with_mask and calls[f"mask_classes{stage}"]:
-            rois = _moved(calls[f"mask_rois{stage}"][0], transform, sizes)
+            rois = _transform_rois(calls[f"mask_rois{stage}"][0], transform, sizes)
             logits = heads._mask_forward(*first, features, rois)["mask_preds"]
             target = transform.box_crops(calls[f"mask{stage}"][0])
             losses["mask"] = soft.mask_kl(logits, target, calls[f"mask_classes{stage}"][0])
@@ -139,7 +130,7 @@ def _check_box_head(head: nn.Module) -> None:
         raise unsupported("box deltas whose mean moves sideways (target_means[0] is not 0)")
 
 
-def _moved(rois: Tensor, transform: BatchTransform, sizes: list[Size]) -> Tensor:
+def _transform_rois(rois: Tensor, transform: BatchTransform, sizes: list[Size]) -> Tensor:
     """(R, 5) image index and XYXY box, moved into the transformed images."""
     new = rois.clone()
     for image, size in enumerate(sizes):

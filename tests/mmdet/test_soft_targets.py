@@ -16,7 +16,7 @@ from gradaug_det.errors import ConfigError
 from gradaug_det.mmdet.batch import make_batch
 from gradaug_det.mmdet.detector import GradAugDetector
 from gradaug_det.mmdet.soft_targets_dense import DenseTargets
-from gradaug_det.mmdet.soft_targets_two_stage import _moved
+from gradaug_det.mmdet.soft_targets_two_stage import _transform_rois
 from tests.mmdet.helpers import KINDS, collated, tiny_items, tiny_model, tiny_model_cfg
 
 EXPECTED = {
@@ -110,7 +110,7 @@ def test_targets_carry_no_gradient_and_both_is_the_sum(kind):
 
 def test_proposals_move_with_their_images():
     rois = torch.tensor([[0, 10.0, 20, 50, 60], [1, 10, 20, 50, 60], [0, 0, 0, 128, 96]])
-    moved = _moved(rois, BatchTransform(0.5, flip=True), [(96, 128), (80, 112)])
+    moved = _transform_rois(rois, BatchTransform(0.5, flip=True), [(96, 128), (80, 112)])
     assert torch.equal(moved[0], torch.tensor([0, 39.0, 10, 59, 30]))
     assert torch.equal(moved[1], torch.tensor([1, 31.0, 10, 51, 30]))
     assert torch.equal(moved[2], torch.tensor([0, 0.0, 0, 64, 48]))
@@ -162,25 +162,25 @@ def test_dense_targets_follow_an_object_through_the_transform(kind, transform):
         return at[:, 0] + 3 * at[:, 1]
 
     sub = predictions(new_size, original)
-    pair = targets._align(full, sub, transform, sizes)
-    priors, shares = pair["priors"], []
+    pair = targets.align(full, sub, transform, sizes)
+    priors, shares = pair.anchors, []
     for image, size in enumerate(sizes):
-        valid = pair["valid"][image]
+        valid = pair.valid[image]
         expected = transform.boxes(objects[image], size)
-        boxes = pair["target_boxes"][image][valid]
+        boxes = pair.target_boxes[image][valid]
         assert torch.allclose(boxes, expected.expand_as(boxes), atol=1e-2)
         # The nearest prior of the full pass is half a stride away at most, a whole one at the
         # border, in x and in y; its level may have twice the stride.
-        off = (pair["logits"][image, valid, 0] - pair["target_logits"][image, valid, 0]).abs()
-        assert (off <= 8 * pair["strides"][valid] + 1e-3).all()
-        assert (off < 2.5 * pair["strides"][valid]).float().mean() > 0.75
+        off = (pair.logits[image, valid, 0] - pair.target_logits[image, valid, 0]).abs()
+        assert (off <= 8 * pair.strides[valid] + 1e-3).all()
+        assert (off < 2.5 * pair.strides[valid]).float().mean() > 0.75
         height, width = transform.output_size(size)
         inside = ((priors[:, :2] + priors[:, 2:]) / 2 < torch.tensor([width, height])).all(dim=1)
         assert not (valid & ~inside).any()
         shares.append((valid.sum() / inside.sum()).item())
-        if "centerness" in pair:
+        if pair.centerness is not None:
             assert torch.equal(
-                pair["target_centerness"][image][valid], pair["target_logits"][image, valid, 0]
+                pair.target_centerness[image][valid], pair.target_logits[image, valid, 0]
             )
     assert min(shares) > 0.9
 
