@@ -6,8 +6,7 @@ One pass over the annotations looks at types and ids and gathers numbers; NumPy 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,12 @@ from gradaug_det.check_data.objects import (
 )
 
 _LARGEST_SIDE = 1e6  # pixels
-_NAN = (math.nan,) * 4
+_NO_BOX = (math.nan,) * 4
+_REQUIRED = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
 
 
 class Images:
@@ -37,26 +41,22 @@ class Images:
         sizes: (n, 2) width, height in pixels; NaN where the file has none.
     """
 
-    def __init__(self, entries: list, findings: Findings) -> None:
-        if not entries:
-            findings.add("empty-list", key="images")
+    def __init__(self, entries: Sequence, findings: Findings) -> None:
         self.records: list[dict[str, Any]] = []
         self.row: dict[Any, int] = {}
-        names: Counter[str] = Counter()
+        names: set[str] = set()
         sizes = []
-        for position, image in enumerate(entries):
-            where = {"list": "images", "position": position}
-            if not _is_entry(image, ("id", "file_name", "width", "height"), where, findings):
-                continue
+        for image in _each_object("images", entries, findings):
             where = {"image_id": image.get("id"), "file_name": image.get("file_name")}
-            if "id" in image and not _usable_id(image["id"], where, findings):
+            if "id" in image and not _check_id(image["id"], where, findings):
                 continue
-            if not isinstance(image.get("file_name", ""), str):
+            name = image.get("file_name", "")
+            if not isinstance(name, str):
                 findings.add("wrong-type", key="file_name", **where)
+            elif name in names:
+                findings.add("duplicate-file-name", **where)
             elif "file_name" in image:
-                names[image["file_name"]] += 1
-                if names[image["file_name"]] > 1:
-                    findings.add("duplicate-file-name", **where)
+                names.add(name)
             size = [_side(image, key, where, findings) for key in ("width", "height")]
             if "id" not in image:
                 continue
@@ -68,37 +68,36 @@ class Images:
         _check_mixed("images", list(self.row), findings)
         self.sizes = np.array(sizes, np.float64).reshape(-1, 2)
 
+    def place(self, row: int) -> dict[str, Any]:
+        record = self.records[row]
+        return {"image_id": record["id"], "file_name": record.get("file_name")}
+
 
 def check_categories(
-    entries: list,
-    num_classes: int | None,
-    findings: Findings,
+    entries: Sequence, num_classes: int | None, findings: Findings
 ) -> dict[Any, dict[str, Any]]:
-    """The categories with a usable id, by id, in the file's order."""
-    if not entries:
-        findings.add("empty-list", key="categories")
+    """Returns the categories with a usable id, by id, in the file's order."""
     categories: dict[Any, dict[str, Any]] = {}
-    names: dict[Any, None] = {}
-    for position, category in enumerate(entries):
-        where = {"list": "categories", "position": position}
-        if not _is_entry(category, ("id", "name"), where, findings) or "id" not in category:
+    names: set[str] = set()
+    for category in _each_object("categories", entries, findings):
+        if "id" not in category:
             continue
         name = category.get("name")
         where = {"category_id": category["id"], "name": name}
-        if not _usable_id(category["id"], where, findings):
+        if not _check_id(category["id"], where, findings):
             continue
         if category["id"] in categories:
             findings.add("duplicate-category-id", **where)
         elif isinstance(name, str) and name in names:
             findings.add("duplicate-category-name", **where)
         if isinstance(name, str):
-            names[name] = None
+            names.add(name)
         elif "name" in category:
             findings.add("wrong-type", key="name", **where)
         categories[category["id"]] = category
     ids = list(categories)
     _check_mixed("categories", ids, findings)
-    if all(isinstance(i, int) for i in ids):
+    if all(isinstance(one, int) for one in ids):
         if ids != sorted(ids):
             findings.add("categories-not-sorted", ids=ids)
         if sorted(ids) != list(range(1, len(ids) + 1)):
@@ -109,23 +108,8 @@ def check_categories(
     return categories
 
 
-def _check_mixed(key: str, ids: Sequence[Any], findings: Findings) -> None:
-    texts = [value for value in ids if isinstance(value, str)]
-    if texts and len(texts) < len(ids):
-        findings.add("ids-mixed", list=key, text=texts[0], texts=len(texts), ids=len(ids))
-
-
-def _spelling(value: Any) -> str:
-    """What different spellings of a name or an id have in common: " Bolt", "bolt"; "07", 7.0."""
-    text = "".join(str(value).split()).casefold()
-    try:
-        return str(int(float(text)))
-    except (ValueError, OverflowError):
-        return text
-
-
 def check_annotations(
-    entries: list,
+    entries: Sequence,
     images: Images,
     categories: dict[Any, dict[str, Any]],
     findings: Findings,
@@ -137,8 +121,6 @@ def check_annotations(
 ) -> list[int]:
     """Looks at every annotation; findings go to ``findings``.
 
-    Returns how many each category has, in the categories' order.
-
     Args:
         entries: the file's list.
         images, categories: what annotations belong to.
@@ -147,47 +129,31 @@ def check_annotations(
         keypoints: how many a detector wants; None: not known; False: do not look at them.
         frameworks: those whose objects are counted.
         max_detections: what an evaluator counts of an image.
+
+    Returns:
+        How many each category has, in the categories' order.
     """
     if not entries:
         findings.add("no-annotations")
         return [0] * len(categories)
-    seen: set = set()
-    lookup = _Lookup(images, categories)
-    kept: list[dict[str, Any]] = []
-    rows: list[int] = []
-    columns: list[int] = []
-    boxes: list[Any] = []
-    flags: list[tuple] = []
-    for position, annotation in enumerate(entries):
-        required = ("id", "image_id", "category_id", "bbox")
-        where = {"list": "annotations", "position": position}
-        if not _is_entry(annotation, required, where, findings):
-            continue
-        row, column = _check_ids(annotation, lookup, seen, findings)
-        flags.append(_check_flags(annotation, images, row, findings))
-        box = annotation.get("bbox", _NAN)
-        if box is not _NAN and not is_numbers(box, 4):
-            findings.add("box-malformed", **_place(annotation, images, row), bbox=box)
-            box = _NAN
-        kept.append(annotation)
-        rows.append(row)
-        columns.append(column)
-        boxes.append(box)
-
-    def place(index: int) -> dict[str, Any]:
-        return _place(kept[index], images, rows[index])
-
-    def example(index: int) -> dict[str, Any]:
-        size = images.sizes[rows[index]].tolist() if rows[index] >= 0 else None
-        return place(index) | {"bbox": kept[index].get("bbox"), "width, height": size}
-
-    count = len(kept)
-    row = np.array(rows, np.intp)
+    reader = _Reader(images, categories, findings)
+    kept = list(_each_object("annotations", entries, findings))
+    # Each is (row of its image, position of its category, box, flags).
+    rows, columns, boxes, flags = zip(*map(reader.read, kept), strict=True) if kept else ((),) * 4
+    count, row = len(kept), np.array(rows, np.intp)
     size = np.full((count, 2), math.nan)
     size[row >= 0] = images.sizes[row[row >= 0]]
     area, crowd, crowd_too, ignore = np.array(flags, np.float64).reshape(-1, 4).T
+
+    def place(index: int) -> dict[str, Any]:
+        return reader.place(kept[index], rows[index])
+
+    def example(index: int) -> dict[str, Any]:
+        known = images.sizes[rows[index]].tolist() if rows[index] >= 0 else None
+        return place(index) | {"bbox": kept[index].get("bbox"), "width, height": known}
+
     objects = Objects(
-        boxes=np.array([_floats(box) for box in boxes], np.float64).reshape(-1, 4),
+        boxes=np.array([list(map(to_float, box)) for box in boxes], np.float64).reshape(-1, 4),
         size=size,
         row=row,
         category=np.array(columns, np.intp),
@@ -198,7 +164,7 @@ def check_annotations(
         maskless=np.zeros((count, 2), bool),
         example=example,
     )
-    check_boxes(objects, np.array([box is not _NAN for box in boxes], bool), findings)
+    check_boxes(objects, np.array([box is not _NO_BOX for box in boxes], bool), findings)
     if masks:
         check_masks(kept, objects, place, findings)
     points = np.empty((0, 2))
@@ -221,88 +187,151 @@ def _check_counts(
     max_detections: int,
     findings: Findings,
 ) -> list[int]:
-    """What has no object, or too many; gives how many each category has."""
+    """Names what has no object, or too many; returns how many each category has."""
     known = objects.category[objects.category >= 0]
     instances = np.bincount(known, minlength=len(categories)).tolist()
-    findings.add_all(
-        "category-without-instances",
-        (key for key, count in zip(categories, instances, strict=True) if not count),
-        lambda key: {"category_id": key, "name": categories[key].get("name")},
-    )
-
-    def image(row: int) -> dict[str, Any]:
-        record = images.records[row]
-        return {"image_id": record["id"], "file_name": record.get("file_name")}
-
+    for (key, category), count in zip(categories.items(), instances, strict=True):
+        if not count:
+            name = category.get("name")
+            findings.add("category-without-instances", category_id=key, name=name)
     of_image = np.bincount(objects.row[objects.row >= 0], minlength=len(images.records))
-    findings.add_all(
-        "image-without-annotations", (r for r in images.row.values() if not of_image[r]), image
-    )
+    empty = (row for row in images.row.values() if not of_image[row])
+    findings.add_all("image-without-annotations", empty, images.place)
     scored = np.bincount(objects.row[(objects.row >= 0) & ~objects.crowd[:, 0]])
     findings.add_all(
         "many-objects",
         np.flatnonzero(scored > max_detections).tolist(),
-        lambda row: image(row) | {"objects": int(scored[row]), "counted": max_detections},
+        lambda row: images.place(row) | {"objects": int(scored[row]), "counted": max_detections},
     )
     return instances
 
 
-class _Lookup:
-    """What an annotation's ids stand for, and ids that are meant but spelled otherwise."""
+class _Reader:
+    """Looks at annotations one by one: what their ids stand for, flags, type of the box."""
 
-    def __init__(self, images: Images, categories: dict[Any, dict[str, Any]]) -> None:
-        self.images = images
+    def __init__(
+        self, images: Images, categories: dict[Any, dict[str, Any]], findings: Findings
+    ) -> None:
+        self.images, self.findings = images, findings
+        self._categories = {key: column for column, key in enumerate(categories)}
         self._names = {str(category.get("name")): key for key, category in categories.items()}
-        self.columns = {key: column for column, key in enumerate(categories)}
+        self._seen: set = set()
         self._alike: dict[str, dict[str, Any]] = {}
         self._files: dict[str, Any] = {}
 
-    def meant(self, key: str, value: Any) -> Any:
-        """The id that an ``image_id`` or ``category_id`` is another spelling of; None: none."""
+    def place(self, annotation: dict[str, Any], row: int) -> dict[str, Any]:
+        return {
+            "image_id": annotation.get("image_id"),
+            "annotation_id": annotation.get("id"),
+            "file_name": self.images.records[row].get("file_name") if row >= 0 else None,
+        }
+
+    def read(self, annotation: dict[str, Any]) -> tuple[int, int, Any, tuple]:
+        """Returns its image's row and its category's position (-1: there is none), its box and
+        its flags."""
+        row = column = -1
+        findings = self.findings
+
+        def add(kind: str, **values: Any) -> None:
+            findings.add(kind, **self.place(annotation, row) | values)
+
+        image, own, category = (annotation.get(key) for key in ("image_id", "id", "category_id"))
+        if "image_id" in annotation and _check_id(image, annotation, findings):
+            row = self.images.row.get(image, -1)
+            if row < 0:
+                meant = self._meant_image(image)
+                add("unknown-image" if meant is None else "image-id-differs", images_id=meant)
+        if "id" in annotation and _check_id(own, annotation, findings):
+            if own in self._seen:
+                add("duplicate-annotation-id")
+            self._seen.add(own)
+            if own == 0:
+                add("annotation-id-zero")
+            elif isinstance(own, str) and not _is_numeral(own):
+                add("annotation-id-text")
+        if "category_id" in annotation and _check_id(category, annotation, findings):
+            column = self._categories.get(category, -1)
+            if column < 0:
+                alike = self._spellings("category_id", self._categories).get(_spelling(category))
+                meant = self._names.get(str(category)) if alike is None else alike
+                add("unknown-category", category_id=category, categorys_id=meant)
+
+        area, crowd = annotation.get("area"), annotation.get("iscrowd", 0)
+        ignore = annotation.get("ignore", 0)
+        if not is_number(area) or not math.isfinite(to_float(area)):
+            add("area-missing", area=area)
+            area = math.nan
+        elif area <= 0:
+            add("area-not-positive", area=area)
+        if "iscrowd" not in annotation:
+            add("iscrowd-missing")
+        elif not isinstance(crowd, int | float) or crowd not in (0, 1):
+            add("iscrowd-invalid", iscrowd=crowd)
+        if ignore != 0:
+            add("ignore-set", ignore=ignore)
+        box = annotation.get("bbox", _NO_BOX)
+        if box is not _NO_BOX and not is_numbers(box, 4):
+            add("box-malformed", bbox=box)
+            box = _NO_BOX
+        # Detectron2 takes anything but 0 for a crowd, MMDetection what is true in Python.
+        return row, column, box, (to_float(area), crowd != 0, bool(crowd), bool(ignore))
+
+    def _spellings(self, key: str, known: Collection) -> dict[str, Any]:
         if key not in self._alike:
-            known = self.images.row if key == "image_id" else self.columns
             self._alike[key] = {_spelling(one): one for one in known}
-            if key == "image_id":  # some tools write the file's name, with or without extension
-                for record in self.images.records:
-                    name = str(record.get("file_name"))
-                    self._files |= {name: record["id"], Path(name).stem: record["id"]}
-        alike = self._alike[key]
+        return self._alike[key]
+
+    def _meant_image(self, value: Any) -> Any:
+        """The id that an ``image_id`` is another spelling of; None: none."""
+        alike = self._spellings("image_id", self.images.row)
         found = alike.get(_spelling(value))
-        if found is None and key == "image_id" and isinstance(value, str):
-            stem = Path(value).stem
-            found = self._files.get(value, self._files.get(stem, alike.get(_spelling(stem))))
-        elif found is None and key == "category_id":
-            found = self._names.get(str(value))
-        return found
+        if found is not None or not isinstance(value, str):
+            return found
+        if not self._files:  # some tools write the file's name, with or without extension
+            for record in self.images.records:
+                name = str(record.get("file_name"))
+                self._files |= {name: record["id"], Path(name).stem: record["id"]}
+        stem = Path(value).stem
+        return self._files.get(value, self._files.get(stem, alike.get(_spelling(stem))))
 
 
-def _check_ids(annotation: dict, lookup: _Lookup, seen: set, findings: Findings) -> tuple[int, int]:
-    """The image's row and the category's position; -1: there is none."""
-    row, column, images = -1, -1, lookup.images
-    if "image_id" in annotation and _usable_id(annotation["image_id"], annotation, findings):
-        value = annotation["image_id"]
-        row = images.row.get(value, -1)
-        if row < 0:
-            meant = lookup.meant("image_id", value)
-            kind = "unknown-image" if meant is None else "image-id-differs"
-            findings.add(kind, **_place(annotation, images, row), images_id=meant)
-    if "id" in annotation and _usable_id(annotation["id"], annotation, findings):
-        value = annotation["id"]
-        if value in seen:
-            findings.add("duplicate-annotation-id", **_place(annotation, images, row))
-        seen.add(value)
-        if value == 0:
-            findings.add("annotation-id-zero", **_place(annotation, images, row))
-        elif isinstance(value, str) and not _is_numeral(value):
-            findings.add("annotation-id-text", **_place(annotation, images, row))
-    if "category_id" in annotation and _usable_id(annotation["category_id"], annotation, findings):
-        value = annotation["category_id"]
-        column = lookup.columns.get(value, -1)
-        if column < 0:
-            meant = lookup.meant("category_id", value)
-            place = _place(annotation, images, row) | {"category_id": value}
-            findings.add("unknown-category", **place, categorys_id=meant)
-    return row, column
+def _each_object(key: str, entries: Sequence, findings: Findings) -> Iterator[dict[str, Any]]:
+    """Yields the entries of a list that are objects, and names what they lack."""
+    if not entries and key != "annotations":
+        findings.add("empty-list", key=key)
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            findings.add("wrong-type", list=key, position=position, entry=entry)
+            continue
+        if lacking := ", ".join(one for one in _REQUIRED[key] if one not in entry):
+            place = {"list": key, "position": position, "id": entry.get("id")}
+            findings.add("missing-key", **place, lacks=lacking)
+        yield entry
+
+
+def _check_id(value: Any, entry: dict[str, Any], findings: Findings) -> bool:
+    """Returns whether a value can stand for an annotation, or for the image or category where."""
+    if type(value) is int:
+        return True
+    usable = isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
+    place = {key: entry[key] for key in ("id", "image_id") if key in entry}
+    findings.add("id-not-integer" if usable else "wrong-type", value=value, **place)
+    return usable
+
+
+def _check_mixed(key: str, ids: Sequence[Any], findings: Findings) -> None:
+    texts = [value for value in ids if isinstance(value, str)]
+    if texts and len(texts) < len(ids):
+        findings.add("ids-mixed", list=key, text=texts[0], texts=len(texts), ids=len(ids))
+
+
+def _spelling(value: Any) -> str:
+    """What different spellings of an id have in common: " Bolt", "bolt"; "07", 7.0."""
+    text = "".join(str(value).split()).casefold()
+    try:
+        return str(int(float(text)))
+    except (ValueError, OverflowError):
+        return text
 
 
 def _is_numeral(text: str) -> bool:
@@ -312,68 +341,10 @@ def _is_numeral(text: str) -> bool:
         return False
 
 
-def _check_flags(
-    annotation: dict, images: Images, row: int, findings: Findings
-) -> tuple[float, bool, bool, bool]:
-    """The area, whether Detectron2 and MMDetection take it for a crowd, whether it is ignored."""
-    area, crowd = annotation.get("area"), annotation.get("iscrowd", 0)
-    ignore = annotation.get("ignore", 0)
-    if not is_number(area) or not math.isfinite(to_float(area)):
-        findings.add("area-missing", **_place(annotation, images, row), area=area)
-        area = math.nan
-    elif area <= 0:
-        findings.add("area-not-positive", **_place(annotation, images, row), area=area)
-    if "iscrowd" not in annotation:
-        findings.add("iscrowd-missing", **_place(annotation, images, row))
-    elif not isinstance(crowd, int | float) or crowd not in (0, 1):
-        findings.add("iscrowd-invalid", **_place(annotation, images, row), iscrowd=crowd)
-    if ignore != 0:
-        findings.add("ignore-set", **_place(annotation, images, row), ignore=ignore)
-    return to_float(area), crowd != 0, bool(crowd), bool(ignore)
-
-
-def _is_entry(
-    entry: Any, required: Sequence[str], where: dict[str, Any], findings: Findings
-) -> bool:
-    """Whether an entry of a list is an object; names the keys that it lacks."""
-    if not isinstance(entry, dict):
-        findings.add("wrong-type", **where, entry=entry)
-        return False
-    lacking = [key for key in required if key not in entry]
-    if lacking:
-        findings.add("missing-key", **where, id=entry.get("id"), lacks=", ".join(lacking))
-    return True
-
-
-def _usable_id(value: Any, entry: dict[str, Any], findings: Findings) -> bool:
-    """Whether a value can stand for something; an annotation or the place of another entry."""
-    if type(value) is int:
-        return True
-    usable = isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))
-    kind = "id-not-integer" if usable else "wrong-type"
-    place = {key: entry[key] for key in ("list", "position", "id", "image_id") if key in entry}
-    findings.add(kind, value=value, **place)
-    return usable
-
-
-def _side(image: dict, key: str, where: dict[str, Any], findings: Findings) -> float:
+def _side(image: dict[str, Any], key: str, where: dict[str, Any], findings: Findings) -> float:
     """Width or height in pixels; NaN if it is missing or wrong."""
-    if key not in image:
-        return math.nan
-    value = image[key]
-    if not is_number(value) or not 0 < value <= _LARGEST_SIDE or value % 1:
+    value = image.get(key, math.nan)
+    if key in image and (not is_number(value) or not 0 < value <= _LARGEST_SIDE or value % 1):
         findings.add("wrong-type", **where, key=key, value=value)
         return math.nan
     return float(value)
-
-
-def _place(annotation: dict, images: Images, row: int) -> dict[str, Any]:
-    return {
-        "image_id": annotation.get("image_id"),
-        "annotation_id": annotation.get("id"),
-        "file_name": images.records[row].get("file_name") if row >= 0 else None,
-    }
-
-
-def _floats(box: Any) -> tuple[float, ...]:
-    return tuple(map(to_float, box))
