@@ -34,6 +34,7 @@ class Kind(NamedTuple):
 
 _TABLE = json.loads((Path(__file__).parent / "kinds.json").read_text("utf-8"))
 KINDS: dict[str, Kind] = {name: Kind(name, **values) for name, values in _TABLE.items()}
+_ORDER = {name: (SEVERITIES.index(k.severity), row) for row, (name, k) in enumerate(KINDS.items())}
 
 
 @dataclass
@@ -46,6 +47,12 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.kind._asdict(), "count": self.count, "examples": self.examples}
+
+    def __str__(self) -> str:
+        """``3 x box-malformed: bbox is ... (first: image_id 1, ...)``."""
+        first = describe_example(self.examples[0])
+        shown = f" (first: {first})" if first else ""
+        return f"{self.count} x {self.kind.name}: {self.kind.meaning}{shown}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class CheckResult:
     source: str
     images: str | None
     counts: dict[str, int]
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
     classes: tuple[str, ...] = ()
     file_order: tuple[str, ...] = ()
     objects: dict[str, int] = field(default_factory=dict)
@@ -103,26 +110,19 @@ class Findings:
             finding = self._found.setdefault(kind, Finding(KINDS[kind]))
             finding.count += 1
             if len(finding.examples) < MAX_EXAMPLES:
-                finding.examples.append(
-                    {key: plain(value) for key, value in example(place).items()}
-                )
+                shown = {key: _to_printable(value) for key, value in example(place).items()}
+                finding.examples.append(shown)
 
     def __contains__(self, kind: str) -> bool:
         return kind in self._found
 
     def sorted(self) -> tuple[Finding, ...]:
-        order = list(KINDS)
-        return tuple(
-            sorted(
-                self._found.values(),
-                key=lambda f: (SEVERITIES.index(f.kind.severity), order.index(f.kind.name)),
-            )
-        )
+        return tuple(self._found[name] for name in sorted(self._found, key=_ORDER.__getitem__))
 
 
-def plain(value: Any) -> Any:
-    """A value from a file as a short JSON value that can be printed: a broken one may be long,
-    deep, NaN, or a text of control characters or half a surrogate pair."""
+def _to_printable(value: Any) -> Any:
+    """A value from a file as a short JSON value: a broken one may be long, deep, NaN, or a text
+    of control characters or half a surrogate pair."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) < 2**63:
@@ -132,17 +132,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, str) and len(value) <= 400 and value.isprintable():
         return value
     if isinstance(value, list) and len(value) <= 4:
-        return [plain(item) if not isinstance(item, list) else reprlib.repr(item) for item in value]
+        return [reprlib.repr(v) if isinstance(v, list) else _to_printable(v) for v in value]
     return reprlib.repr(value)
 
 
 def describe_example(example: dict[str, Any]) -> str:
     """``image_id 3, file_name "7.jpg", bbox [1, 2, 0, 4]``: what is a text has quotation marks."""
-    return ", ".join(
-        f"{key} {json.dumps(value, ensure_ascii=False)}"
-        for key, value in example.items()
-        if value is not None
-    )
+    given = {key: value for key, value in example.items() if value is not None}
+    return ", ".join(f"{key} {json.dumps(given[key], ensure_ascii=False)}" for key in given)
 
 
 def kinds_table() -> str:
@@ -151,9 +148,5 @@ def kinds_table() -> str:
         "| kind | severity | what is wrong | Detectron2 | MMDetection |",
         "|---|---|---|---|---|",
     ]
-    rows += [
-        f"| `{kind.name}` | {kind.severity} | {kind.meaning} | {kind.detectron2} "
-        f"| {kind.mmdetection} |"
-        for kind in KINDS.values()
-    ]
+    rows += [f"| `{kind.name}` | {' | '.join(kind[1:])} |" for kind in KINDS.values()]
     return "\n".join(rows) + "\n"

@@ -6,16 +6,11 @@ import argparse
 import json
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 
-from gradaug_det.check_data.check import (
-    SEVERITIES,
-    CheckResult,
-    check_coco,
-    check_imagefolder,
-    compare,
-)
-from gradaug_det.check_data.kinds import describe_example
+from gradaug_det.check_data.check import check_coco, check_imagefolder, compare
+from gradaug_det.check_data.kinds import SEVERITIES, CheckResult, describe_example
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.utils.files import atomic_path
 
@@ -74,23 +69,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     results = _check(args)
+    counts = Counter()
     for result in results:
-        _show(result)
+        _log_findings(result)
+        for finding in result.findings:
+            counts[finding.kind.severity] += finding.count
     if args.json is not None:
         content = json.dumps([result.to_dict() for result in results], indent=1, allow_nan=False)
         with atomic_path(args.json) as path:
             path.write_text(content + "\n", encoding="utf-8")
-    counts = {
-        severity: sum(
-            finding.count
-            for result in results
-            for finding in result.findings
-            if finding.kind.severity == severity
-        )
-        for severity in SEVERITIES
-    }
     failed = args.fail_on != "never" and any(r.at_least(args.fail_on) for r in results)
-    found = ", ".join(f"{count} {severity}s" for severity, count in counts.items())
+    found = ", ".join(f"{counts[severity]} {severity}s" for severity in SEVERITIES)
     _log.info("%s: %s", "FAILED" if failed else "passed", found)
     return int(failed)
 
@@ -101,12 +90,10 @@ def _check(args: argparse.Namespace) -> list[CheckResult]:
             raise ConfigError(f"--{option}", f"goes with --{source} only")
     files = {"decode": not args.no_decode, "jobs": args.jobs, "progress": True}
     if args.imagefolder is not None:
-        for option in ("num_classes", "boxes_only"):
-            if getattr(args, option):
-                name = option.replace("_", "-")
-                raise ConfigError(f"--{name}", "does not go with --imagefolder")
+        for option, given in (("num-classes", args.num_classes), ("boxes-only", args.boxes_only)):
+            if given:
+                raise ConfigError(f"--{option}", "does not go with --imagefolder")
         return [check_imagefolder(args.imagefolder, **files)]
-    options = {**files, "num_classes": args.num_classes, "masks": not args.boxes_only}
     if args.annotations is not None:
         folders = args.images or [None]
         if len(folders) not in (1, len(args.annotations)):
@@ -114,28 +101,21 @@ def _check(args: argparse.Namespace) -> list[CheckResult]:
             raise ConfigError("--images", f"{problem}; give one for all, or one for each")
         folders = folders * len(args.annotations) if len(folders) == 1 else folders
         pairs = list(zip(args.annotations, folders, strict=True))
-        return compare([check_coco(*pair, **options) for pair in pairs])
-    splits = args.split or [
-        split for split in _SPLITS if _annotation_file(args.coco, split).is_file()
-    ]
-    if not splits:
-        raise DataError(
-            f"{args.coco} holds none of annotations/instances_SPLIT.json for SPLIT in "
-            f"{', '.join(_SPLITS)}; name yours with --split, or use --annotations and --images"
-        )
-    return compare(
-        [
-            check_coco(_annotation_file(args.coco, split), args.coco / split, **options)
-            for split in splits
-        ]
-    )
+    else:
+        names = args.split or _SPLITS
+        pairs = [(args.coco / f"annotations/instances_{n}.json", args.coco / n) for n in names]
+        if not args.split:
+            pairs = [pair for pair in pairs if pair[0].is_file()]
+        if not pairs:
+            raise DataError(
+                f"{args.coco} holds none of annotations/instances_SPLIT.json for SPLIT in "
+                f"{', '.join(_SPLITS)}; name yours with --split, or use --annotations and --images"
+            )
+    options = {**files, "num_classes": args.num_classes, "masks": not args.boxes_only}
+    return compare([check_coco(*pair, **options) for pair in pairs])
 
 
-def _annotation_file(root: Path, split: str) -> Path:
-    return root / "annotations" / f"instances_{split}.json"
-
-
-def _show(result: CheckResult) -> None:
+def _log_findings(result: CheckResult) -> None:
     counts = ", ".join(f"{count} {what}" for what, count in result.counts.items())
     where = "" if result.images in (None, result.source) else f", images in {result.images}"
     _log.info("%s%s: %s", result.source, where, counts)

@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
-from gradaug_det.check_data.check import CheckResult
+from gradaug_det.check_data.kinds import CheckResult
 from gradaug_det.core.processes import once_a_machine
 from gradaug_det.mmdet.agreement import check_heads, check_tasks, check_weights
 from gradaug_det.mmdet.data import SPLITS, check_data, check_learned, training_classes

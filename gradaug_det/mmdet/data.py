@@ -23,7 +23,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from gradaug_det.check_data.agreement import check_kept, check_same_classes
-from gradaug_det.check_data.check import CheckResult, check_before_training
+from gradaug_det.check_data.check import check_before_training
+from gradaug_det.check_data.kinds import CheckResult
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.mmdet.values import walk

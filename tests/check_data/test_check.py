@@ -15,14 +15,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from gradaug_det.check_data.check import (
-    KINDS,
     check_before_training,
     check_coco,
     check_imagefolder,
     compare,
 )
 from gradaug_det.check_data.images import File, Names, look_at_header
-from gradaug_det.check_data.kinds import MAX_EXAMPLES, SEVERITIES, kinds_table
+from gradaug_det.check_data.kinds import KINDS, MAX_EXAMPLES, SEVERITIES, kinds_table
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.mini_coco import build_mini_coco
 
