@@ -27,7 +27,7 @@ def check_masks(
     place: Callable[[int], dict[str, Any]],
     findings: Findings,
 ) -> None:
-    """Segmentations, and whether the boxes are theirs; sets their extents."""
+    """Looks at segmentations and whether the boxes are theirs; sets the objects' extents."""
     segmentations = [annotation.get("segmentation") for annotation in annotations]
     absent = [index for index, value in enumerate(segmentations) if not value]
     if absent and len(absent) == len(annotations):
@@ -36,8 +36,7 @@ def check_masks(
     findings.add_all("segmentation-missing", absent, place)
     for start in range(0, len(annotations), _CHUNK):
         polygons: dict[int, list[list]] = {}
-        for index in range(start, min(start + _CHUNK, len(annotations))):
-            value = segmentations[index]
+        for index, value in enumerate(segmentations[start : start + _CHUNK], start):
             crowd = annotations[index].get("iscrowd") == 1
             if not value:
                 continue
@@ -61,31 +60,26 @@ def _check_polygons(
     findings: Findings,
 ) -> None:
     """Sets the extents (x0, y0, x1, y1) of the annotations whose polygons are sound."""
-    sound: dict[int, list[list]] = {}
+    sound: dict[int, list] = {}  # index -> the numbers of all its polygons
     for index, parts in polygons.items():
-        long = [part for part in parts if len(part) >= 6 and len(part) % 2 == 0]
-        if len(long) < len(parts):
-            lengths = [len(part) for part in parts]
-            findings.add("polygon-too-short", **place(index), lengths=lengths)
-        if long:
-            sound[index] = long
-        else:
+        drawn = [part for part in parts if len(part) >= 6 and len(part) % 2 == 0]
+        if len(drawn) < len(parts):
+            findings.add("polygon-too-short", **place(index), lengths=[len(p) for p in parts])
+        numbers = list(chain.from_iterable(drawn))
+        if not drawn:
             objects.maskless[index] = True
-    flat = list(chain.from_iterable(chain.from_iterable(sound.values())))
-    if not set(map(type, flat)) <= {int, float}:
-        for index in list(sound):
-            if not all(map(is_number, chain.from_iterable(sound[index]))):
-                findings.add("segmentation-malformed", **place(index), segmentation=sound[index])
-                del sound[index]
-        flat = list(chain.from_iterable(chain.from_iterable(sound.values())))
+        elif not set(map(type, numbers)) <= {int, float}:
+            findings.add("segmentation-malformed", **place(index), segmentation=drawn)
+        else:
+            sound[index] = numbers
     if not sound:
         return
+    flat = list(chain.from_iterable(sound.values()))
     try:
         points = np.array(flat, np.float64).reshape(-1, 2)
     except OverflowError:  # an integer of hundreds of digits
         points = np.array([to_float(number) for number in flat], np.float64).reshape(-1, 2)
-    lengths = [sum(map(len, parts)) // 2 for parts in sound.values()]
-    starts = np.cumsum([0, *lengths[:-1]])
+    starts = np.cumsum([0, *(len(numbers) // 2 for numbers in sound.values())])[:-1]
     indices = np.array(list(sound), np.intp)
     found = np.concatenate(
         [np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)], axis=1
@@ -103,7 +97,7 @@ def _check_run_lengths(
     value: dict, objects: Objects, index: int, crowd: bool, place: dict, findings: Findings
 ) -> None:
     """Sets the extent (x0, y0, x1, y1) of a mask that is sound."""
-    from pycocotools import mask as coco_mask  # only with run lengths, as in datasets.masks
+    from pycocotools import mask as coco_mask  # only with run lengths, which few files have
 
     shape, counts = value.get("size"), value.get("counts")
     if not is_numbers(shape, 2) or not isinstance(counts, list | str):
@@ -133,7 +127,7 @@ def _check_run_lengths(
 
 
 def _fills(shape: list[int], counts: list | str) -> bool:
-    """Whether run lengths can be read and sum to the pixels of their size.
+    """Returns whether run lengths can be read and sum to the pixels of their size.
 
     pycocotools refuses too many pixels but not too few, and not before it has made an array of
     them all: a file of a kilobyte can ask for many of a gigabyte.
@@ -151,17 +145,15 @@ def _fills(shape: list[int], counts: list | str) -> bool:
 
 
 def _run_lengths(counts: str) -> np.ndarray:
-    """The numbers in a string that `_RUN_LENGTHS` matches, as pycocotools packs them.
-
-    5 bits a character, the lowest first, the last one's highest is the sign; from the fourth
-    number on they are differences to the one before the last.
-    """
+    """The numbers in a string that `_RUN_LENGTHS` matches, as pycocotools packs them."""
     codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - ord("0")
     ends = np.flatnonzero(codes < 32)
     starts = np.concatenate([[0], ends[:-1] + 1])
+    # 5 bits a character, the lowest first; the last one's highest is the sign.
     places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
     numbers = np.add.reduceat((codes & 31) << (5 * places), starts)
     numbers -= np.where(codes[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
+    # From the fourth number on they are differences to the one before the last.
     for first in (1, 2):
         numbers[first::2] = np.cumsum(numbers[first::2])
     return numbers
