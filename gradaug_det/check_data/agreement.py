@@ -1,4 +1,4 @@
-"""Whether data sets agree with each other, and whether enough of one is left to learn from."""
+"""Agreement of data sets with each other, and whether enough of one is left to learn from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ logger = logging.getLogger(__name__)
 FEW = 4  # objects of a class: if fewer are given, the loss of most of them is not worth a line
 
 
+def shorten(names: Sequence[str]) -> str:
+    """``(bolt, nut, pin, nail, screw, ...)``"""
+    return f"({', '.join(map(str, names[:5]))}{', ...' if len(names) > 5 else ''})"
+
+
 def check_same_classes(classes: Mapping[str, Sequence[str]]) -> None:
     """Fails if a class index stands for one class in a data set and for another in the next.
 
@@ -23,35 +28,20 @@ def check_same_classes(classes: Mapping[str, Sequence[str]]) -> None:
     """
     (first, expected), *others = classes.items() or [("", ())]
     for name, names in others:
-        for index, (left, right) in enumerate(zip_longest(expected, names)):
-            if left != right:
-                raise DataError(_difference(index, (first, left), (name, right), expected, names))
-
-
-def _difference(
-    index: int,
-    left: tuple[str, str | None],
-    right: tuple[str, str | None],
-    expected: Sequence[str],
-    names: Sequence[str],
-) -> str:
-    said = [
-        f"{'no class' if value is None else repr(value)} in {name}" for name, value in (left, right)
-    ]
-    if None not in (left[1], right[1]) and _spelling(left[1]) == _spelling(right[1]):
-        hint = "the names differ in case or spaces alone: spell them alike"
-    elif sorted(expected) == sorted(names):
-        hint = "give the same classes the same order of category ids in both files"
-    else:
-        hint = (
-            f"write the same categories with the same ids in both files ({len(expected)} and "
-            f"{len(names)} now), also those of which a file has no object"
-        )
-    return f"class {index} is {said[0]} and {said[1]}; {hint}"
-
-
-def _spelling(name: str) -> str:
-    return "".join(name.split()).casefold()
+        for index, pair in enumerate(zip_longest(expected, names)):
+            if pair[0] == pair[1]:
+                continue
+            if None not in pair and len({"".join(one.split()).casefold() for one in pair}) == 1:
+                hint = "the names differ in case or spaces alone: spell them alike"
+            elif sorted(expected) == sorted(names):
+                hint = "give the same classes the same order of category ids in both files"
+            else:
+                hint = (
+                    f"write the same categories with the same ids in both files ({len(expected)} "
+                    f"and {len(names)} now), also those of which a file has no object"
+                )
+            left, right = ("no class" if one is None else repr(one) for one in pair)
+            raise DataError(f"class {index} is {left} in {first} and {right} in {name}; {hint}")
 
 
 def check_kept(
@@ -84,6 +74,5 @@ def check_kept(
         lost = [f"{left} of {total} objects in all", *lost]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        logger.warning(
-            "%s: only %s%s are left to learn from%s", name, ", ".join(lost[:3]), more, because
-        )
+        shown = ", ".join(lost[:3]) + more
+        logger.warning("%s: only %s are left to learn from%s", name, shown, because)

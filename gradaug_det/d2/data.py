@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    Metadata,
+    MetadataCatalog,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.build import filter_images_with_few_keypoints
 from detectron2.data.datasets import load_coco_json
 from detectron2.evaluation import COCOEvaluator
@@ -23,7 +29,7 @@ from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
-from gradaug_det.check_data.agreement import check_kept, check_same_classes
+from gradaug_det.check_data.agreement import check_kept, check_same_classes, shorten
 from gradaug_det.check_data.check import check_before_training
 from gradaug_det.check_data.images import Names
 from gradaug_det.core import processes
@@ -32,7 +38,6 @@ from gradaug_det.evaluation.coco_data import CocoData
 
 logger = logging.getLogger("detectron2.gradaug")
 MINI_COCO = {"mini_coco_train": "train", "mini_coco_val": "val"}
-_RCNN = ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork")
 
 
 def register_mini_coco(root: str | Path | None = None) -> None:
@@ -81,39 +86,46 @@ class _CocoFile:
 
 
 def name_keypoints(name: str) -> None:
-    """Tells Detectron2 the keypoints that the categories of a COCO file name: what they are
-    called, which change places when an image is mirrored (by "left" and "right", or "l" and "r",
-    in their names), and the skeleton. Files without, or with several kinds, are left alone."""
+    """Tells Detectron2 the keypoints that the categories of a COCO file name.
+
+    They are what it calls them, which change places when an image is mirrored (by "left" and
+    "right", or "l" and "r", in their names), and the skeleton. Files without, or with several
+    kinds, are left alone.
+    """
     metadata = MetadataCatalog.get(name)
     file = Path(metadata.get("json_file") or "")
-    if metadata.get("keypoint_names") or not file.is_file():
+    # Most files have none, and need not be parsed to see it.
+    if not file.is_file() or not re.search(rb'"keypoints"\s*:\s*\[\s*"', file.read_bytes()):
         return
-    if not re.search(rb'"keypoints"\s*:\s*\[\s*"', file.read_bytes()):
-        return
-    try:
-        categories = CocoData.read(file).categories
-    except DataError:
-        return  # said by check_datasets
+    with suppress(DataError):  # said by check_datasets
+        metadata.set(**_keypoint_metadata(metadata, CocoData.read(file).categories))
+
+
+def _keypoint_metadata(metadata: Metadata, categories: Sequence[Any]) -> dict[str, list]:
     kinds = [c for c in categories if isinstance(c, dict) and c.get("keypoints")]
     names = kinds[0]["keypoints"] if kinds else []
-    if any(c["keypoints"] != names for c in kinds) or not all(isinstance(n, str) for n in names):
-        return
-    mirrored = {left: _mirrored(left) for left in names}
-    pairs = [(left, m) for left, m in mirrored.items() if m in names and m != left]
+    alike = all(c["keypoints"] == names for c in kinds) and all(isinstance(n, str) for n in names)
+    if metadata.get("keypoint_names") or not names or not alike:
+        return {}
+    pairs = [(left, _mirror(left)) for left in names]
     joints = kinds[0].get("skeleton") or []
-    sound = [tuple(j) for j in joints if all(isinstance(k, int) and 0 < k <= len(names) for k in j)]
-    metadata.set(
-        keypoint_names=list(names),
-        keypoint_flip_map=[(a, b) for a, b in pairs if names.index(a) < names.index(b)],
-        keypoint_connection_rules=[(names[a - 1], names[b - 1], (102, 204, 255)) for a, b in sound],
-    )
+    sound = [j for j in joints if all(isinstance(k, int) and 0 < k <= len(names) for k in j)]
+    return {
+        "keypoint_names": list(names),
+        "keypoint_flip_map": [
+            (a, b) for a, b in pairs if b in names and names.index(a) < names.index(b)
+        ],
+        "keypoint_connection_rules": [
+            (names[a - 1], names[b - 1], (102, 204, 255)) for a, b in sound
+        ],
+    }
 
 
 _SIDES = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])", re.IGNORECASE)
 _OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
-def _mirrored(name: str) -> str:
+def _mirror(name: str) -> str:
     """``left_ear`` -> ``right_ear``, ``Ear R`` -> ``Ear L``."""
 
     def swap(found: re.Match) -> str:
@@ -125,15 +137,12 @@ def _mirrored(name: str) -> str:
 
 @dataclass(frozen=True)
 class DataUse:
-    """What a config makes of its data sets.
+    """What a config makes of its data sets; registered names, and what is learned of them.
 
     Args:
-        train, test: registered names.
         num_classes: of the detector; None if the config does not say.
         masks: whether it learns and is scored by masks; None: it may.
-        mask_format: "polygon" or "bitmask".
         keypoints: how many it finds for each object; None if it finds none.
-        filter_empty: whether images without objects are left out.
         min_keypoints: images with fewer visible ones are left out.
         max_detections: that the evaluator counts for an image; None if it is not known.
         sigmas: of the keypoints' score; empty: COCO's 17.
@@ -148,7 +157,6 @@ class DataUse:
     masks: bool | None = None
     mask_format: str = "bitmask"
     keypoints: int | None = None
-    filter_empty: bool = True
     min_keypoints: int = 0
     max_detections: int | None = None
     sigmas: tuple[float, ...] = ()
@@ -157,11 +165,7 @@ class DataUse:
 
     @classmethod
     def of(cls, cfg: CfgNode | DictConfig, eval_only: bool = False) -> DataUse:
-        """Of a yaml config or a LazyConfig.
-
-        Args:
-            eval_only: whether nothing is trained.
-        """
+        """Reads a yaml config or a LazyConfig; with ``eval_only``, nothing is trained."""
         use = (_lazy_use if isinstance(cfg, DictConfig) else _yaml_use)(cfg)
         return replace(use, train=()) if eval_only else use
 
@@ -170,34 +174,28 @@ class DataUse:
 
 
 def _yaml_use(cfg: CfgNode) -> DataUse:
-    model = cfg.MODEL
-    rcnn = model.META_ARCHITECTURE in _RCNN
+    model, kind = cfg.MODEL, cfg.MODEL.META_ARCHITECTURE
+    rcnn = kind in ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork")
     counted = {
-        "GeneralizedRCNN": "MODEL.ROI_HEADS.NUM_CLASSES",
-        "PanopticFPN": "MODEL.ROI_HEADS.NUM_CLASSES",
-        "RetinaNet": "MODEL.RETINANET.NUM_CLASSES",
-    }.get(model.META_ARCHITECTURE)
-    value: Any = cfg
-    for part in counted.split(".") if counted else ():
-        value = value[part]
+        "GeneralizedRCNN": ("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES),
+        "PanopticFPN": ("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES),
+        "RetinaNet": ("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES),
+    }
+    key, count = counted.get(kind, (DataUse.num_classes_key, None))
+    stuff = kind in ("PanopticFPN", "SemanticSegmentor")
     head = model.ROI_KEYPOINT_HEAD
     return DataUse(
         train=tuple(cfg.DATASETS.TRAIN),
         test=tuple(cfg.DATASETS.TEST),
-        num_classes=value if counted else None,
-        num_classes_key=counted or "the detector's num_classes",
+        num_classes=count,
+        num_classes_key=key,
         masks=model.MASK_ON if rcnn else (None if model.MASK_ON else False),
         mask_format=cfg.INPUT.MASK_FORMAT,
         keypoints=head.NUM_KEYPOINTS if model.KEYPOINT_ON and rcnn else None,
-        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=head.MIN_KEYPOINTS_PER_IMAGE if model.KEYPOINT_ON else 0,
         max_detections=max_detections(cfg.TEST.DETECTIONS_PER_IMAGE),
         sigmas=tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS),
-        stuff_classes=(
-            model.SEM_SEG_HEAD.NUM_CLASSES
-            if model.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor")
-            else None
-        ),
+        stuff_classes=model.SEM_SEG_HEAD.NUM_CLASSES if stuff else None,
     )
 
 
@@ -206,40 +204,38 @@ def _lazy_use(cfg: DictConfig) -> DataUse:
         value = OmegaConf.select(cfg, key)
         return default if value is None else value
 
+    def names(key: str) -> tuple[str, ...]:
+        value = select(key, ())
+        return (value,) if isinstance(value, str) else tuple(value)
+
     dataset, mapper = "dataloader.train.dataset", "dataloader.train.mapper"
-    own = _target(select(dataset)) is get_detection_dataset_dicts
-    evaluator = select("dataloader.evaluator")
-    scored = is_coco_evaluator(evaluator)
+    evaluator = "dataloader.evaluator"
+    own = _find_target(select(dataset)) is get_detection_dataset_dicts
     keypoints = select("model.roi_heads.keypoint_head.num_keypoints")
-    tasks = select("dataloader.evaluator.tasks", ("bbox", "segm", "keypoints"))
-    limit = select("dataloader.evaluator.max_dets_per_image")
+    tasks = select(f"{evaluator}.tasks", ("bbox", "segm", "keypoints"))
+    limit = select(f"{evaluator}.max_dets_per_image")
     masks = bool(select(f"{mapper}.use_instance_mask", False))
     return DataUse(
-        train=_names(select(f"{dataset}.names")) if own else (),
-        test=_names(select("dataloader.evaluator.dataset_name")) if scored else (),
+        train=names(f"{dataset}.names") if own else (),
+        test=names(f"{evaluator}.dataset_name") if is_coco_evaluator(select(evaluator)) else (),
         masks=masks and ("segm" in tasks or None),
         mask_format=select(f"{mapper}.instance_mask_format", "polygon"),
         keypoints=keypoints if select(f"{mapper}.use_keypoint") else None,
-        filter_empty=select(f"{dataset}.filter_empty", True),
         min_keypoints=select(f"{dataset}.min_keypoints", 0),
         max_detections=limit if limit is None or isinstance(limit, int) else max(limit),
-        sigmas=tuple(select("dataloader.evaluator.kpt_oks_sigmas", ())),
+        sigmas=tuple(select(f"{evaluator}.kpt_oks_sigmas", ())),
         lazy=True,
     )
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value or ())
-
-
-def _target(node: Any) -> Any:
+def _find_target(node: Any) -> Any:
     target = node.get("_target_") if isinstance(node, DictConfig) else None
     return locate(target) if isinstance(target, str) else target
 
 
 def is_coco_evaluator(node: Any) -> bool:
-    """Whether a LazyConfig's node makes a COCOEvaluator."""
-    target = _target(node)
+    """Returns whether a LazyConfig's node makes a COCOEvaluator."""
+    target = _find_target(node)
     return isinstance(target, type) and issubclass(target, COCOEvaluator)
 
 
@@ -280,30 +276,36 @@ def check_datasets(
     """
     use = DataUse.of(cfg, eval_only)
     if again or use not in _checked:
-        _checked[use] = once_a_machine(lambda: _check(use)) or ()
+        _checked[use], keypoints = once_a_machine(lambda: _check(use))
+        for name, values in keypoints.items():  # to the processes that have not looked
+            MetadataCatalog.get(name).set(**values)
     return _checked[use]
 
 
 def check_own_records(cfg: DictConfig, records: Sequence[dict]) -> None:
-    """What can be said of a LazyConfig's training data that a function of the user's own loads.
-
-    Args:
-        records: what it has loaded.
+    """Checks a LazyConfig's training data that a function of the user's own has loaded.
 
     Raises:
-        DataError: Detectron2 would learn from none of it.
+        DataError: Detectron2 would learn from none of the ``records``.
     """
     use = DataUse.of(cfg)
     if not use.train:
         once_a_machine(lambda: _check_records("dataloader.train.dataset", list(records), 0, use))
 
 
-def _check(use: DataUse) -> tuple[str, ...]:
+def _check(use: DataUse) -> tuple[tuple[str, ...], dict[str, dict]]:
+    """Returns the classes, and metadata of keypoints by the data set's name."""
     classes: dict[str, Sequence[str]] = {}
+    keypoints: dict[str, dict] = {}
     for name in dict.fromkeys((*use.train, *use.test)):
-        in_file = _check_files(name, use)
+        data, metadata = _read(name), MetadataCatalog.get(name)
+        if data is not None:
+            if use.keypoints is not None:
+                keypoints[name] = _keypoint_metadata(metadata, data.categories)
+                metadata.set(**keypoints[name])  # for files that Detectron2's functions registered
+                _check_keypoints(name, use)
+            _check_file(name, data, use)
         records = _load(name)
-        metadata = MetadataCatalog.get(name)
         stuff = metadata.get("stuff_classes") or ()
         if use.stuff_classes is not None and use.stuff_classes < len(stuff):
             problem = f"is {use.stuff_classes}, but dataset {name!r} has {len(stuff)} classes"
@@ -312,18 +314,18 @@ def _check(use: DataUse) -> tuple[str, ...]:
         if metadata.get("thing_classes") and not stuff:
             classes[f"dataset {name!r}"] = tuple(metadata.thing_classes)
         if name in use.train:
-            _check_records(name, records, in_file, use)
+            _check_records(name, records, len(data.annotations) if data else 0, use)
             if isinstance(DatasetCatalog[name], _CocoFile):
                 DatasetCatalog[name].ready = records
     check_same_classes(classes)
     found = next(iter(classes.values()), ())
     if found and use.num_classes is not None:
         check_num_classes(use.num_classes_key, use.num_classes, found, scored=bool(use.test))
-    return found
+    return found, keypoints
 
 
-def _check_files(name: str, use: DataUse) -> int:
-    """Returns how many objects the annotation file has; 0 if it is not in COCO's format."""
+def _read(name: str) -> CocoData | None:
+    """Parses a data set's file; None if it is not in COCO's format."""
     if name not in DatasetCatalog.list():
         raise DataError(
             f"dataset {name!r} is not registered; pass --register {name} ANNOTATIONS.json "
@@ -332,7 +334,7 @@ def _check_files(name: str, use: DataUse) -> int:
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file")
     if json_file is None:
-        return 0  # not in COCO format: Detectron2's loader has the last word
+        return None  # Detectron2's loader has the last word
     if not Path(json_file).is_file():
         hint = (
             f"build it with: gradaug-det build-mini-coco --out {Path(json_file).parents[1]}"
@@ -341,10 +343,12 @@ def _check_files(name: str, use: DataUse) -> int:
         )
         raise DataError(f"dataset {name!r}: the annotation file {json_file} is missing; {hint}")
     if metadata.get("evaluator_type") != "coco":
-        return 0  # LVIS' and other files that have json_file are not of the same format
-    if use.keypoints is not None:
-        _check_keypoints(name, use)
-    root = Path(metadata.image_root)
+        return None  # LVIS' and other files that have json_file are not of the same format
+    return CocoData.read(json_file)
+
+
+def _check_file(name: str, data: CocoData, use: DataUse) -> None:
+    root = Path(MetadataCatalog.get(name).image_root)
     refused = {}
     if use.masks and name in use.train and use.mask_format == "polygon":
         # Detectron2 cannot draw run lengths then, and stops when the image's turn comes.
@@ -353,8 +357,8 @@ def _check_files(name: str, use: DataUse) -> int:
     if use.masks:
         off = use.key("MODEL.MASK_ON False", "dataloader.train.mapper.use_instance_mask=False")
         refused["no-segmentations"] = f"add masks, or set {off} for a detector of boxes"
-    result = check_before_training(
-        json_file,
+    check_before_training(
+        data,
         root if root.is_dir() else None,
         name=f"dataset {name!r}",
         masks=use.masks,
@@ -363,15 +367,14 @@ def _check_files(name: str, use: DataUse) -> int:
         trains=use.train == (name,),
         scored=name in use.test,
         framework="Detectron2",
-        handled=("missing-image",),  # named below, with what Detectron2 takes for the path
+        handled=("missing-image",),  # named by _load, with what Detectron2 takes for the path
         refused=refused,
         max_detections=use.max_detections if name in use.test else None,
     )
-    return result.counts["annotations"]
 
 
 def _load(name: str) -> list[dict]:
-    """The data set as Detectron2 has it, with its images on the disk."""
+    """Loads the data set as Detectron2 does, and looks for its images on the disk."""
     try:
         records = DatasetCatalog.get(name)
         files = [record["file_name"] for record in records]
@@ -393,31 +396,27 @@ def _load(name: str) -> list[dict]:
 
 
 def _check_keypoints(name: str, use: DataUse) -> None:
-    name_keypoints(name)  # for files that Detectron2's own functions registered
     names = MetadataCatalog.get(name).get("keypoint_names")
     if not names:
-        CocoData.read(MetadataCatalog.get(name).json_file)  # if it can be read at all
         raise DataError(
             f"dataset {name!r}: its categories do not name keypoints, or not the same; Detectron2 "
             'has one list for all classes: give each category in the file the same "keypoints": '
             "[names], in the order of the annotations"
         )
-    shown = f"({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-    if len(names) != use.keypoints:
+    count, said = len(names), f"dataset {name!r} names {len(names)}"
+    if count != use.keypoints:
         key = "roi_heads.keypoint_head.num_keypoints"
         raise ConfigError(
             use.key("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", f"model.{key}"),
-            f"is {use.keypoints}, but dataset {name!r} names {len(names)} {shown}; "
-            f"set it to {len(names)}",
+            f"is {use.keypoints}, but {said} {shorten(names)}; set it to {count}",
         )
-    sigmas = len(use.sigmas) or 17
-    if name in use.test and sigmas != len(names):
-        given = f"has {sigmas} numbers" if use.sigmas else "is empty, which means COCO's 17"
+    if name in use.test and (len(use.sigmas) or 17) != count:
+        given = f"has {len(use.sigmas)} numbers" if use.sigmas else "is empty: COCO's 17"
+        example = ", ".join(["0.05"] * count) + ("," if count == 1 else "")
         raise ConfigError(
             use.key("TEST.KEYPOINT_OKS_SIGMAS", "dataloader.evaluator.kpt_oks_sigmas"),
-            f"{given}, but dataset {name!r} names {len(names)} keypoints {shown}; give one for "
-            f"each: how far, relative to the object's size, people place it apart, for example "
-            f"({', '.join(['0.05'] * len(names))}{',' if len(names) == 1 else ''})",
+            f"{given}, but {said} keypoints {shorten(names)}; give one for each: how far, relative "
+            f"to the object's size, people place it apart, for example ({example})",
         )
 
 
@@ -439,7 +438,7 @@ def _check_records(name: str, records: Sequence[dict], in_file: int, use: DataUs
         used = filter_images_with_few_keypoints(records, use.min_keypoints)
     pairs = [(r, a) for r in used for a in r["annotations"] if "category_id" in a]
     crowd = np.array([bool(a.get("iscrowd", 0)) for _, a in pairs], bool)
-    empty = _empty(pairs, use.masks is not False) & ~crowd
+    empty = _find_empty(pairs, use.masks is not False) & ~crowd
     reasons = {
         "not loaded: no polygon of 3 points, or no image of that id": in_file - len(loaded),
         "in images with too few visible keypoints": len(loaded) - len(pairs),
@@ -466,9 +465,9 @@ def _check_indices(name: str, highest: int, known: int, use: DataUse) -> None:
         raise ConfigError(use.num_classes_key, f"{problem}; set it to {highest + 1} or more")
 
 
-def _empty(pairs: Sequence[tuple[dict, dict]], masks: bool) -> np.ndarray:
-    """Which annotations have no area once they are cut at the image's edges, as the mapper drops
-    them; (n,) of (record, annotation)."""
+def _find_empty(pairs: Sequence[tuple[dict, dict]], masks: bool) -> np.ndarray:
+    """The annotations without area once they are cut at the image's edges, as the mapper drops
+    them: (n,) of (record, annotation)."""
     boxes = [a.get("bbox", ()) for _, a in pairs]
     found = np.zeros(len(pairs), bool)
     if all(len(box) == 4 for box in boxes) and boxes:
@@ -480,11 +479,10 @@ def _empty(pairs: Sequence[tuple[dict, dict]], masks: bool) -> np.ndarray:
         size = [(r.get("width", np.inf), r.get("height", np.inf)) for r, _ in pairs]
         array = np.clip(array, 0, np.array(size, np.float64)[:, [0, 1, 0, 1]])
         found = ((array[:, 2:] - array[:, :2]) <= 1e-5).any(axis=1)
-    if masks:
-        for index, (_, annotation) in enumerate(pairs):
-            segmentation = annotation.get("segmentation")
-            if isinstance(segmentation, dict) and isinstance(segmentation["counts"], (str, bytes)):
-                found[index] |= not pycocotools.mask.area(segmentation)
+    for index, (_, annotation) in enumerate(pairs if masks else ()):
+        mask = annotation.get("segmentation")
+        if isinstance(mask, dict) and isinstance(mask["counts"], str | bytes):
+            found[index] |= not pycocotools.mask.area(mask)
     return found
 
 
@@ -500,8 +498,7 @@ def check_num_classes(key: str, count: int, classes: Sequence[str], *, scored: b
     """
     if count == len(classes):
         return
-    names = f"({', '.join(map(str, classes[:5]))}{', ...' if len(classes) > 5 else ''})"
-    problem = f"is {count}, but the data has {len(classes)} classes {names}"
+    problem = f"is {count}, but the data has {len(classes)} classes {shorten(classes)}"
     if count > len(classes) and not scored:
         logger.warning("%s %s: the others never occur", key, problem)
         return
