@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +88,7 @@ def leaves(dataset: Any, key: str) -> Iterator[tuple[str, Any]]:
 def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
     """Fails before a training if data is missing, cannot be learned from or does not agree.
 
-    Files are parsed once more than MMDetection does, each once; warnings are logged.
+    Each file is parsed once, besides by MMDetection itself; warnings are logged.
 
     Args:
         config: its ``train_dataloader`` and the like may hold configs of datasets or built ones.
@@ -99,15 +100,15 @@ def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
         ConfigError: the classes are not those of the file in its order, or a value cannot be used.
         DataError: names the file, the dataset's key in the config and what is wrong or to do.
     """
-    done: dict[tuple, CheckResult] = {}
+    read = cache(CocoData.read)
+    done: dict[_Part, CheckResult] = {}
     classes: dict[str, tuple[str, ...]] = {}
     for split in SPLITS:
         loader = config.get(f"{split}_dataloader")
         if loader is None:
             continue
-        key = f"{split}_dataloader.dataset"
         given = loader.get("dataset") if isinstance(loader, Mapping) else loader.dataset
-        found = list(leaves(given, key))
+        found = list(leaves(given, f"{split}_dataloader.dataset"))
         scorers = [] if split == "train" else list(_scorers(config, split))
         for key, leaf in found:
             _check_paths(key, leaf)
@@ -118,7 +119,7 @@ def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
             for scorer in scorers:
                 if scorer.annotations is None:
                     _check_ground_truth(scorer, key, leaf)
-            own = [s for s in scorers if s.annotations and _same(s.annotations, part.annotations)]
+            own = [s for s in scorers if s.annotations and _is_same(s.annotations, part)]
             part = part._replace(
                 masks=part.masks or any(scorer.masks for scorer in own),
                 trains=split == "train",
@@ -126,10 +127,10 @@ def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
                 scored=bool(own),
             )
             if part not in done:
-                done[part] = _check_part(key, part, trained)
+                done[part] = _check_part(key, part, trained, read)
             for scorer in scorers:
                 if scorer.annotations and scorer not in own:
-                    _check_scorer(scorer, key, part)
+                    _check_scorer(scorer, key, part, read)
             classes[key] = part.classes
     check_same_classes(classes)
     return {str(part.annotations): result for part, result in done.items() if part.trains}
@@ -145,32 +146,27 @@ def check_learned(runner: Runner, results: Mapping[str, CheckResult]) -> None:
     Raises:
         DataError: nothing is left to learn from, or nothing leaves the pipeline.
     """
-    key = "train_dataloader.dataset"
     whole = runner.train_dataloader.dataset
-    found = list(leaves(whole, key))
+    found = list(leaves(whole, "train_dataloader.dataset"))
     if not all(isinstance(leaf, BaseDetDataset) for _, leaf in found):
         return
     all_kept, all_given = Counter(), Counter()
-    for key_, leaf in found:
-        names = leaf.metainfo.get("classes") or ()
-        kept = Counter()
+    for key, leaf in found:
+        names, kept = leaf.metainfo.get("classes") or (), Counter()
         for index in range(len(leaf)):
             objects = leaf.get_data_info(index).get("instances")
             if objects is None:
                 return  # learns from something else
             kept.update(names[one["bbox_label"]] for one in objects if not one.get("ignore_flag"))
-        result = results.get(str(Path(leaf.ann_file)))
+        result, reason = results.get(str(Path(leaf.ann_file))), _LOST
         given = Counter(result.objects if result else kept)
-        reason = _LOST
         if result and len(leaf) < result.counts["images"]:
-            reason = (
-                f"filter_cfg and indices keep {len(leaf)} of {result.counts['images']} images; "
-                + reason
-            )
+            images = f"{len(leaf)} of {result.counts['images']} images"
+            reason = f"filter_cfg and indices keep {images}; {_LOST}"
         if len(found) > 1 and given.total():
-            check_kept(key_, kept, given, reason)
+            check_kept(key, kept, given, reason)
         all_kept, all_given = all_kept + kept, all_given + given
-    check_kept(key, all_kept, all_given, reason)
+    check_kept("train_dataloader.dataset", all_kept, all_given, reason)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     _check_pipeline(whole, any(hasattr(model, head) for head in ("bbox_head", "rpn_head")))
 
@@ -178,9 +174,8 @@ def check_learned(runner: Runner, results: Mapping[str, CheckResult]) -> None:
 def _check_paths(key: str, leaf: Any) -> None:
     if not isinstance(leaf, Mapping):
         return
-    prefix = leaf.get("data_prefix") or {}
     root = Path(leaf.get("data_root") or "")
-    for path in (leaf.get("ann_file"), prefix.get("img")):
+    for path in (leaf.get("ann_file"), (leaf.get("data_prefix") or {}).get("img")):
         path = path and root / path
         if path and "://" not in str(path) and not leaf.get("backend_args") and not path.exists():
             hint = f"correct {key}.data_root"
@@ -194,8 +189,7 @@ def coco_part(key: str, leaf: Any) -> _Part | None:
     or from elsewhere than a disk."""
     kind, get = type(leaf), vars(leaf).get
     if isinstance(leaf, Mapping):
-        get = leaf.get
-        kind = leaf.get("type")
+        kind, get = leaf.get("type"), leaf.get
         kind = DATASETS.get(kind) if isinstance(kind, str) else kind
     if not (
         isinstance(kind, type)
@@ -205,22 +199,22 @@ def coco_part(key: str, leaf: Any) -> _Part | None:
         and get("ann_file")
     ):
         return None
-    root, prefix = get("data_root") or "", get("data_prefix") or {}
-    annotations, images = Path(root, get("ann_file")), prefix.get("img")
+    annotations, images = get("ann_file"), (get("data_prefix") or {}).get("img")
     if isinstance(leaf, Mapping):
-        images = Path(root, images) if images else None
+        root = get("data_root") or ""
+        annotations, images = Path(root, annotations), images and Path(root, images)
         metainfo = {**kind.METAINFO, **(get("metainfo") or {})}
         masks = any(name == "with_mask" and value for _, name, value in walk(get("pipeline") or []))
     else:  # paths of a built one are joined
-        annotations, images = Path(get("ann_file")), Path(images) if images else None
         metainfo = leaf.metainfo
         masks = any(getattr(step, "with_mask", False) for step in leaf.pipeline.transforms)
     if "://" in f"{annotations}{images}" or get("backend_args"):
         return None
-    return _Part(annotations, images, _classes(key, metainfo["classes"]), masks)
+    classes = _read_classes(key, metainfo["classes"])
+    return _Part(Path(annotations), Path(images) if images else None, classes, masks)
 
 
-def _classes(key: str, given: Any) -> tuple[str, ...]:
+def _read_classes(key: str, given: Any) -> tuple[str, ...]:
     """The names; a text is a file of them, as MMEngine has it."""
     if isinstance(given, str):
         if not Path(given).is_file():
@@ -236,9 +230,11 @@ def _classes(key: str, given: Any) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _check_part(key: str, part: _Part, trained: tuple[str, ...] | None) -> CheckResult:
+def _check_part(
+    key: str, part: _Part, trained: tuple[str, ...] | None, read: Callable[[Path], CocoData]
+) -> CheckResult:
     result = check_before_training(
-        part.annotations,
+        read(part.annotations),
         part.images,
         name=key,
         masks=part.masks,
@@ -247,26 +243,26 @@ def _check_part(key: str, part: _Part, trained: tuple[str, ...] | None) -> Check
         max_detections=None if part.trains else _COUNTED,
         framework="MMDetection",
     )
-    _check_order(f"{key}.metainfo.classes", part, result, trained)
+    _check_order(f"{key}.metainfo.classes", part, result.file_order, trained)
     return result
 
 
 def _check_order(
-    key: str, part: _Part, result: CheckResult, trained: tuple[str, ...] | None
+    key: str, part: _Part, in_file: tuple[str, ...], trained: tuple[str, ...] | None
 ) -> None:
-    """MMDetection numbers the categories that classes name in the order of the file."""
-    order = tuple(name for name in result.file_order if name in part.classes)
-    lacking = set(result.file_order) < set(part.classes)
+    """Compares the classes with the categories, which MMDetection numbers in the file's order."""
+    order = tuple(name for name in in_file if name in part.classes)
+    lacking = set(in_file) < set(part.classes)
     if order == part.classes or (part.trains and lacking and part.classes[: len(order)] == order):
         return  # a class at the end that this file has no example of shifts no other
-    unknown = next((name for name in part.classes if name not in result.file_order), None)
+    unknown = next((name for name in part.classes if name not in in_file), None)
     if unknown is None:
         problem = f"is {part.classes}, but MMDetection numbers classes in the order of"
     elif part.classes == CocoDataset.METAINFO["classes"]:
         problem = "is not given, and COCO's 80 are not the categories of"
     else:
         problem = f"names {unknown!r}, which is no category of"
-    way_out = f"write metainfo=dict(classes={order if unknown is None else result.file_order})"
+    way_out = f"write metainfo=dict(classes={order if unknown is None else in_file})"
     if lacking or (unknown is None and trained not in (None, order)):
         way_out = f"give that file all categories, in the order {part.classes}"
     raise ConfigError(key, f"{problem} {part.annotations}; {way_out}")
@@ -314,19 +310,20 @@ def _check_ground_truth(scorer: _Scorer, key: str, leaf: Any) -> None:
     kept = [value for _, name, value in walk(steps) if name == "meta_keys"]
     packs = any(getattr(s.get("type"), "__name__", s.get("type")) == "PackDetInputs" for s in steps)
     if packs and not any("instances" in keys for keys in kept):
-        raise ConfigError(
-            f"{scorer.key}.ann_file", f"is missing; give it the annotation file of {key}"
-        )
+        problem = f"is missing; give it the annotation file of {key}"
+        raise ConfigError(f"{scorer.key}.ann_file", problem)
 
 
-def _check_scorer(scorer: _Scorer, key: str, part: _Part) -> None:
-    """The evaluator's file is another one than the dataset's."""
+def _check_scorer(scorer: _Scorer, key: str, part: _Part, read: Callable[[Path], CocoData]) -> None:
+    """Compares the evaluator's file, which is another one, with the dataset's."""
     other = _Part(scorer.annotations, None, part.classes, scorer.masks, scored=True)
-    _check_part(scorer.key, other, part.classes)
-    images = {one["id"]: one.get("file_name") for one in CocoData.read(part.annotations).images}
-    theirs = {one["id"]: one.get("file_name") for one in CocoData.read(other.annotations).images}
-    for image, name in images.items():
-        if image not in theirs or Path(str(theirs[image])).name != Path(str(name)).name:
+    _check_part(scorer.key, other, part.classes, read)
+    mine, theirs = (
+        {one["id"]: str(one.get("file_name")) for one in read(file).images}
+        for file in (part.annotations, other.annotations)
+    )
+    for image, name in mine.items():
+        if image not in theirs or Path(theirs[image]).name != Path(name).name:
             said = f"is {theirs[image]!r}" if image in theirs else "is missing"
             raise DataError(
                 f"{scorer.key}: image {image} ({name!r} in {part.annotations}) {said} in "
@@ -334,8 +331,8 @@ def _check_scorer(scorer: _Scorer, key: str, part: _Part) -> None:
             )
 
 
-def _same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
+def _is_same(file: Path, part: _Part) -> bool:
+    return file.exists() and part.annotations.exists() and file.samefile(part.annotations)
 
 
 def _check_pipeline(whole: Any, boxes: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
 from os import PathLike, environ
@@ -17,26 +18,33 @@ from torch.utils.data import DataLoader
 
 from gradaug_det.errors import ConfigError
 
-# The least value of each; None: any number.
+# A dataset's key, or that of one that it wraps.
+_DATASET = r"(train|val|test)_dataloader(\.datasets?(\.\d+)?)+"
+_PATH = (str, PathLike)
+# What the value of a key must be, if it is there.
+_SHAPES = [
+    (r"model|default_hooks", Mapping, "a dict"),
+    (r"train_cfg", Mapping, "a dict such as dict(type='EpochBasedTrainLoop', max_epochs=12)"),
+    (r"custom_hooks", list, "a list of dicts"),
+    (r"(train|val|test)_dataloader", (Mapping, DataLoader), "a dict"),
+    (rf"{_DATASET}\.data_root", _PATH, "a folder's path"),
+    (rf"{_DATASET}\.(ann_file|data_prefix\.\w+)", _PATH, "a path"),
+    (rf"{_DATASET}\.data_prefix", Mapping, "a dict such as dict(img='images/')"),
+    (rf"{_DATASET}\.metainfo", Mapping, "a dict such as dict(classes=('bolt', 'nut'))"),
+    (rf"{_DATASET}\.pipeline", (list, tuple), "a list of dicts"),
+    (rf"{_DATASET}\.pipeline\.\d+", (Mapping, Callable), "a dict"),
+    (rf"{_DATASET}\.filter_cfg", Mapping, "a dict such as dict(filter_empty_gt=True)"),
+]
+# Where a dict stands whose type has to be known, and to which registry.
+_TYPES = [
+    (_DATASET, DATASETS),
+    (rf"{_DATASET}\.pipeline\.\d+", TRANSFORMS),
+    (r"optim_wrapper\.optimizer", OPTIMIZERS),
+]
+# The least value of each, wherever it stands.
 _WHOLE = {"batch_size": 1, "num_classes": 1, "max_iters": 1, "max_epochs": 1, "val_interval": 1}
 _WHOLE |= {"num_workers": 0, "num_things_classes": 0, "num_stuff_classes": 0}
 _NUMBERS = ("lr", "momentum", "weight_decay", "score_thr", "max_per_img")
-_SHAPES = {
-    "model": (Mapping, "a dict"),
-    "train_cfg": (Mapping, "a dict such as dict(type='EpochBasedTrainLoop', max_epochs=12)"),
-    "default_hooks": (Mapping, "a dict"),
-    "custom_hooks": (list, "a list of dicts"),
-    "train_dataloader": ((Mapping, DataLoader), "a dict"),
-    "val_dataloader": ((Mapping, DataLoader), "a dict"),
-    "test_dataloader": ((Mapping, DataLoader), "a dict"),
-}
-_DATASET = {
-    "data_root": ((str, PathLike), "a folder's path"),
-    "data_prefix": (Mapping, "a dict such as dict(img='images/')"),
-    "metainfo": (Mapping, "a dict such as dict(classes=('bolt', 'nut'))"),
-    "pipeline": ((list, tuple), "a list of dicts"),
-    "filter_cfg": (Mapping, "a dict such as dict(filter_empty_gt=True)"),
-}
 
 
 def walk(value: Any, key: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -60,17 +68,26 @@ def check_values(config: Config) -> None:
     for key in ("model", "train_dataloader", "train_cfg", "optim_wrapper"):
         if config.get(key) is None:
             raise ConfigError(key, "is missing, and a training needs it")
-    _check_shapes(config, _SHAPES, "")
     for key, name, value in walk(dict(config.items())):
-        if isinstance(value, Mapping) and name in _SHAPES and name.endswith("_dataloader"):
-            _check_dataset(value.get("dataset"), f"{key}.dataset")
+        if value is None:
+            continue
+        for pattern, kinds, wanted in _SHAPES:
+            if re.fullmatch(pattern, key) and not isinstance(value, kinds):
+                problem = f"must be {wanted}, got {value!r}"
+                if name == "ann_file" and isinstance(value, (list, tuple)):
+                    problem += "; write dict(type='ConcatDataset', datasets=[...]) with one each"
+                raise ConfigError(key, problem)
+        for pattern, registry in _TYPES:
+            if isinstance(value, Mapping) and re.fullmatch(pattern, key):
+                _check_type(value, registry, key)
         least = _WHOLE.get(name)
-        if least is not None and value is not None:
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-                raise ConfigError(key, f"must be a whole number from {least} on, got {value!r}")
-        elif name in _NUMBERS and isinstance(value, str):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if least is not None and not (whole and value >= least):
+            raise ConfigError(key, f"must be a whole number from {least} on, got {value!r}")
+        if name in _NUMBERS and isinstance(value, str):
             raise ConfigError(key, f"must be a number, got {value!r}; write it without quotes")
-    _check_optim(config["optim_wrapper"])
+    if isinstance(config["optim_wrapper"], Mapping):  # else built, or the hook's own check says so
+        _check_optim(config["optim_wrapper"])
     if config.get("launcher", "none") == "pytorch" and "RANK" not in environ:
         problem = (
             "is 'pytorch', but torchrun started no processes: use torchrun, or launcher='none'"
@@ -78,43 +95,7 @@ def check_values(config: Config) -> None:
         raise ConfigError("launcher", problem)
 
 
-def _check_shapes(values: Mapping[str, Any], shapes: Mapping[str, Any], key: str) -> None:
-    for name, (kinds, wanted) in shapes.items():
-        if values.get(name) is not None and not isinstance(values[name], kinds):
-            raise ConfigError(f"{key}{name}", f"must be {wanted}, got {values[name]!r}")
-
-
-def _check_dataset(dataset: Any, key: str) -> None:
-    """A dataset's config with what it wraps."""
-    if not isinstance(dataset, Mapping):
-        return  # an object, or left to check_data
-    _check_type(dataset, DATASETS, key)
-    _check_shapes(dataset, _DATASET, f"{key}.")
-    file = dataset.get("ann_file")
-    if isinstance(file, (list, tuple)):
-        problem = (
-            f"must be one path, got {file!r}; write dict(type='ConcatDataset', datasets=[...])"
-        )
-        raise ConfigError(f"{key}.ann_file", f"{problem} with a dataset for each file")
-    if file is not None and not isinstance(file, (str, PathLike)):
-        raise ConfigError(f"{key}.ann_file", f"must be a path, got {file!r}")
-    prefix = dataset.get("data_prefix") or {}
-    for name, value in prefix.items():
-        if value is not None and not isinstance(value, (str, PathLike)):
-            raise ConfigError(f"{key}.data_prefix.{name}", f"must be a path, got {value!r}")
-    for index, step in enumerate(dataset.get("pipeline") or ()):
-        if isinstance(step, Mapping):
-            _check_type(step, TRANSFORMS, f"{key}.pipeline.{index}")
-        elif not callable(step):
-            raise ConfigError(f"{key}.pipeline.{index}", f"must be a dict, got {step!r}")
-    _check_dataset(dataset.get("dataset"), f"{key}.dataset")
-    inner = dataset.get("datasets")
-    for index, one in enumerate(inner if isinstance(inner, (list, tuple)) else ()):
-        _check_dataset(one, f"{key}.datasets.{index}")
-
-
 def _check_type(settings: Mapping[str, Any], registry: Registry, key: str) -> None:
-    """The class that ``type`` names has to be known."""
     kind = settings.get("type")
     if kind is None:
         raise ConfigError(f"{key}.type", "is missing")
@@ -126,14 +107,11 @@ def _check_type(settings: Mapping[str, Any], registry: Registry, key: str) -> No
     raise ConfigError(f"{key}.type", f"is {kind!r}, which is not registered; {hint}")
 
 
-def _check_optim(wrapper: Any) -> None:
-    if not isinstance(wrapper, Mapping):
-        return  # built already, or the hook's own check says so
-    settings = wrapper.get("optimizer")
-    if isinstance(settings, Mapping):
-        _check_type(settings, OPTIMIZERS, "optim_wrapper.optimizer")
-        if isinstance(settings.get("lr"), Real) and settings["lr"] < 0:
-            raise ConfigError("optim_wrapper.optimizer.lr", f"must be from 0 on: {settings['lr']}")
+def _check_optim(wrapper: Mapping[str, Any]) -> None:
+    optimizer = wrapper.get("optimizer")
+    rate = optimizer.get("lr") if isinstance(optimizer, Mapping) else None
+    if isinstance(rate, Real) and rate < 0:
+        raise ConfigError("optim_wrapper.optimizer.lr", f"must be from 0 on: {rate}")
     kind = wrapper.get("type", "OptimWrapper")
     kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
     accelerators = (is_cuda_available, is_npu_available, is_mlu_available, is_musa_available)

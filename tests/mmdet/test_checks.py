@@ -17,9 +17,8 @@ from torchvision.models import resnet18
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.evaluation.coco_data import CocoData
-from gradaug_det.mmdet.agreement import check_heads, check_tasks, check_weights
 from gradaug_det.mmdet.benchmark import _category_ids, _scoring
-from gradaug_det.mmdet.checks import TrainingChecks
+from gradaug_det.mmdet.checks import TrainingChecks, check_heads, check_tasks, check_weights
 from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.data import check_data
 from gradaug_det.mmdet.train import build_runner
