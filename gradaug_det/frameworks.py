@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gradaug_det.benchmark.detector import Detector
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.evaluation.coco_data import CocoData
-from gradaug_det.export.exporter import Exporter
+from gradaug_det.export.run import Exporter
 from gradaug_det.utils.detector_files import DetectorFiles
 
 
@@ -20,7 +20,7 @@ class Framework(NamedTuple):
 
     Attributes:
         detector: makes a :class:`gradaug_det.benchmark.detector.Detector` of (files, data, device).
-        exporter: makes a :class:`gradaug_det.export.exporter.Exporter` of (files).
+        exporter: makes a :class:`gradaug_det.export.run.Exporter` of (files).
         replay: module that builds a step's network and batch again.
     """
 

@@ -7,10 +7,14 @@ import logging
 from pathlib import Path
 
 from gradaug_det.errors import ConfigError
-from gradaug_det.export.run import IMAGES, Calibration, export_detector
+from gradaug_det.export.calibration import find_images
+from gradaug_det.export.programs import check_format
+from gradaug_det.export.run import export_detector
+from gradaug_det.frameworks import FRAMEWORKS, load_exporter
 from gradaug_det.utils.detector_files import DetectorFiles
 
 logger = logging.getLogger(__name__)
+IMAGES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats = parser.add_mutually_exclusive_group()
     for name, text in (("torchscript", "a traced program"), ("onnx", "the same as ONNX")):
         formats.add_argument(
-            f"--{name}",
-            action="store_const",
-            dest="program",
-            const=name,
-            help=f"also write {text}",
+            f"--{name}", action="store_const", dest="program", const=name, help=f"also write {text}"
         )
-    parser.add_argument("--framework", choices=["detectron2", "mmdet"], help="if not obvious")
+    parser.add_argument("--framework", choices=list(FRAMEWORKS), help="if not obvious")
     parser.add_argument(
         "--opts",
         nargs="+",
@@ -54,24 +54,23 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     if args.images is not None and args.calibrate is None:
         raise ConfigError("--images", "says how many of --calibrate are used, which is missing")
-    calibration = None
+    # What is wrong with other arguments is found before a detector is built.
+    if args.program is not None:
+        check_format(args.program)
+    images = []
     if args.calibrate is not None:
-        count = IMAGES if args.images is None else args.images
-        calibration = Calibration(args.calibrate, count)
+        images = find_images(args.calibrate, IMAGES if args.images is None else args.images)
     files = DetectorFiles(
         args.config, args.weights, args.config.stem, args.framework, tuple(args.opts)
     )
     exported = export_detector(
-        files, args.width, args.out, calibration=calibration, program=args.program
+        load_exporter(files), args.width, args.out, images=images, program=args.program
     )
     record = exported.record
+    channels, parameters = record["channels"], record["parameters"]
     logger.info(
-        "%s: channels %s, %d parameters (full: %s, %d)",
-        exported.weights,
-        record["channels"]["exported"],
-        record["parameters"]["exported"],
-        record["channels"]["full"],
-        record["parameters"]["full"],
+        f"{exported.weights}: channels {channels['exported']}, {parameters['exported']} parameters "
+        f"(full: {channels['full']}, {parameters['full']})"
     )
     logger.info("config: %s", exported.config)
     if exported.program is not None:

@@ -1,16 +1,20 @@
-"""A Detectron2 detector for the export (see :mod:`gradaug_det.export.exporter`)."""
+"""A Detectron2 detector for the export (see :class:`gradaug_det.export.run.Exporter`)."""
 
 from __future__ import annotations
 
+import importlib
+import sys
+import types
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetMapper
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.backbone import FPN, ResNet
 from torch import Tensor, nn
 
@@ -18,7 +22,6 @@ from gradaug_det.d2.backbone import detector_backbone
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.config import load_config
 from gradaug_det.d2.export_config import lazy_config
-from gradaug_det.d2.export_trace import traceable_detector
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.export.calibration import in_batches
 from gradaug_det.export.programs import Traceable
@@ -38,9 +41,10 @@ class Detectron2Exporter:
     """A yaml config with weights."""
 
     framework = "Detectron2"
-    weights_name = "model.pth"
+    backbone_of = staticmethod(detector_backbone)
 
     def __init__(self, files: DetectorFiles) -> None:
+        self.files = files
         if files.config.suffix == ".py":
             raise ConfigError(
                 "--config",
@@ -56,14 +60,9 @@ class Detectron2Exporter:
                 "others it is not known what follows the ResNet and reads its channels",
             )
         self.model = build_model(self.cfg).eval()
-        self.backbone = detector_backbone(self.model)
-        if type(self.model.backbone) is not FPN or type(self.backbone) is not ResNet:
+        if type(self.model.backbone) is not FPN or type(self.backbone_of(self.model)) is not ResNet:
             raise ConfigError(_NAME, "must make Detectron2's own FPN over its own ResNet")
         _StrictCheckpointer(self.model).load(str(files.weights))
-
-    @torch.no_grad()
-    def detect_blank(self) -> None:
-        self.model([{"image": torch.zeros(3, 64, 96, dtype=torch.uint8)}])
 
     def config(self, share: Fraction, weights: str) -> tuple[str, str]:
         cfg = self.cfg.clone()
@@ -94,9 +93,6 @@ class Detectron2Exporter:
         cfg.merge_from_file(str(config), allow_unsafe=False)
         return build_model(cfg).eval()
 
-    def part(self, model: nn.Module) -> nn.Module:
-        return model.backbone.bottom_up
-
     @torch.no_grad()
     def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:
         return list(model.backbone(images).values())
@@ -111,7 +107,53 @@ class Detectron2Exporter:
             yield model.preprocess_image(samples).tensor
 
     def traceable(self, model: nn.Module) -> Traceable:
-        return traceable_detector(model)
+        """The detector as a function of one image of any size, without pasting of masks."""
+        generator = torch.Generator().manual_seed(0)
+        image, other = (
+            torch.randint(0, 256, (3, *size), generator=generator).float()
+            for size in ((192, 256), (224, 160))
+        )
+        inputs = [{"image": image}]
+        # In this order the adapter returns them, the image's size last.
+        names = [*sorted(_detect(model, inputs)[0]["instances"].get_fields()), "image size"]
+        return Traceable(
+            name="model",
+            module=_tracing_adapter()(model, inputs, _detect).eval(),
+            example=image,
+            other=other,
+            sizes={1: "height", 2: "width"},
+            outputs=tuple(name.replace(" ", "_") for name in names),
+            note="the whole detector: one image (3, H, W) as float32, 0 to 255, resized and in the "
+            f"config's channel order -> {', '.join(names)}, in pixels of that image"
+            + ("; masks are of their boxes, not pasted" if "pred_masks" in names else ""),
+        )
+
+
+def _detect(model: nn.Module, inputs: list[dict]) -> list[dict]:
+    if not isinstance(model, GeneralizedRCNN):
+        return model(inputs)
+    # As Detectron2's own tools/deploy/export_model.py calls it.
+    return [{"instances": model.inference(inputs, do_postprocess=False)[0]}]
+
+
+def _tracing_adapter() -> Any:
+    """Returns ``detectron2.export.TracingAdapter``, also in 0.6, whose package needs Caffe2."""
+    try:
+        from detectron2.export import TracingAdapter
+    except ImportError:
+        # The adapter's own modules need nothing but PyTorch: they are imported under a package
+        # without an __init__, of which nothing stays.
+        name, before = "detectron2.export", set(sys.modules)
+        package = types.ModuleType(name)
+        package.__path__ = [f"{folder}/export" for folder in detectron2.__path__]
+        sys.modules[name] = package
+        try:
+            TracingAdapter = importlib.import_module(f"{name}.flatten").TracingAdapter
+        finally:
+            for key in set(sys.modules) - before:
+                if key.startswith(name):
+                    del sys.modules[key]
+    return TracingAdapter
 
 
 class _StrictCheckpointer(SafeCheckpointer):

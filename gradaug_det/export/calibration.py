@@ -6,17 +6,16 @@ fewer channels.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.utils.files import read_json
 
 logger = logging.getLogger(__name__)
 # Statistics are those of a batch, whose images should differ as those of a training's batch do.
@@ -24,7 +23,7 @@ BATCH_SIZE = 8
 
 
 def find_images(source: str | Path, count: int) -> list[Path]:
-    """The first images of a folder (by name) or of a COCO-format json (by id).
+    """Returns the first images of a folder (by name) or of a COCO-format json (by id).
 
     Args:
         source: a folder of images; or a json whose images lie beside it, or, where it is
@@ -38,19 +37,17 @@ def find_images(source: str | Path, count: int) -> list[Path]:
     source = Path(source)
     if count < 1:
         raise ConfigError("--images", f"must be 1 or more, got {count}")
-    if source.is_dir():
-        found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
-        if not found:
-            known = ", ".join(IMG_EXTENSIONS)
-            raise DataError(
-                f"--calibrate: there is no image in {str(source)!r} (looked for {known})"
-            )
-    elif source.is_file():
-        found = _images_of_json(source)
-    else:
+    if not source.exists():
         raise DataError(
             f"--calibrate: {str(source)!r} does not exist; give images or a COCO-format json"
         )
+    if source.is_dir():
+        found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+    else:
+        found = _images_of_json(source)
+    if not found:
+        known = ", ".join(IMG_EXTENSIONS)
+        raise DataError(f"--calibrate: there is no image in {str(source)!r} (looked for {known})")
     if len(found) < count:
         logger.warning("--images is %d, but %s has %d", count, source.name, len(found))
     return found[:count]
@@ -58,51 +55,44 @@ def find_images(source: str | Path, count: int) -> list[Path]:
 
 def _images_of_json(source: Path) -> list[Path]:
     try:
-        images = json.loads(source.read_text("utf-8"))["images"]
-        names = [image["file_name"] for image in sorted(images, key=lambda image: image["id"])]
+        images = sorted(read_json(source)["images"], key=lambda image: image["id"])
+        names = [image["file_name"] for image in images]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"--calibrate: {str(source)!r} is not in COCO's format "
             f"({type(error).__name__}: {error}); give a folder of images or a json with "
             "images[].id and images[].file_name"
         ) from None
-    if not names:
-        raise DataError(f"--calibrate: {str(source)!r} lists no images")
-    split = source.parent.parent / source.stem.removeprefix("instances_")
-    for folder in (source.parent, split):
-        if (folder / names[0]).is_file():
-            break
-    else:
-        raise DataError(
-            f"--calibrate: the first image of {source.name!r}, {names[0]!r}, is neither in "
-            f"{source.parent} nor in {split}; give the folder of the images instead"
-        )
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise DataError(
-            f"--calibrate: {len(missing)} images are missing in {str(folder)!r}: {missing[0]!r}"
-        )
-    return [folder / name for name in names]
+    folders = (source.parent, source.parent.parent / source.stem.removeprefix("instances_"))
+    paths = []
+    for name in names:
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is None:
+            raise DataError(
+                f"--calibrate: an image of {source.name!r}, {name!r}, is neither in {folders[0]} "
+                f"nor in {folders[1]}; give the folder of the images instead"
+            )
+        paths.append(path)
+    return paths
 
 
 def in_batches(items: Sequence, size: int = BATCH_SIZE) -> Iterator[Sequence]:
-    """Batches of about the same size, none larger: a last small one would count as much."""
+    """Yields batches of about the same size, none larger: a small last one would count as much."""
     count = -(-len(items) // size)
     for index in range(count):
         yield items[index * len(items) // count : (index + 1) * len(items) // count]
 
 
-def has_statistics(backbone: nn.Module) -> bool:
-    """Whether a norm of the backbone has running statistics, frozen or not."""
-    return any(_has_statistics(layer) for layer in backbone.modules())
+def find_norms(backbone: nn.Module) -> list[nn.Module]:
+    """Returns the norms of a backbone that have running statistics, frozen or not."""
+    return [
+        layer for layer in backbone.modules() if getattr(layer, "running_mean", None) is not None
+    ]
 
 
 @torch.no_grad()
 def recalibrate(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replaces the running statistics of the backbone's norms by the batches' average ones.
-
-    Frozen norms' too: PyTorch's ``update_bn`` runs the backbone with BatchNorm layers in the
-    places of all norms that have statistics, and what those measure is written to the norms.
 
     Args:
         backbone: in evaluation mode.
@@ -111,50 +101,29 @@ def recalibrate(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
     Raises:
         ConfigError: it has no norm with running statistics.
     """
-    places = [
-        (parent, name, layer)
-        for parent in backbone.modules()
-        for name, layer in parent.named_children()
-        if _has_statistics(layer)
-    ]
-    if not places:
+    norms = find_norms(backbone)
+    if not norms:
         raise ConfigError(
             "--calibrate", "needs norms with running statistics, and this backbone has none"
         )
-    meters = [_meter(layer) for _, _, layer in places]
+    meters, handles = [], []
+    for norm in norms:
+        # Without momentum it averages over all batches, as PyTorch's update_bn does; which cannot
+        # be used itself, as frozen norms are no BatchNorm layers that it would find.
+        meter = nn.BatchNorm2d(len(norm.running_mean), eps=norm.eps, momentum=None)
+        meter.to(norm.running_mean.device)
+        if norm.weight is not None:
+            meter.weight.copy_(norm.weight)
+            meter.bias.copy_(norm.bias)
+        meters.append(meter)
+        # What a forward hook returns replaces the output: layers after it see measured statistics.
+        handles.append(norm.register_forward_hook(lambda _, x, __, meter=meter: meter(*x)))
     try:
-        for (parent, name, _), meter in zip(places, meters, strict=True):
-            parent.add_module(name, meter)
-        # Not the backbone itself: train() of some keeps their norms in evaluation mode.
-        update_bn(batches, _Measured(meters, backbone))
+        for images in batches:
+            backbone(images)
     finally:
-        for parent, name, layer in places:
-            parent.add_module(name, layer)
-    for (_, _, layer), meter in zip(places, meters, strict=True):
-        layer.running_mean.copy_(meter.running_mean)
-        layer.running_var.copy_(meter.running_var)
-
-
-def _has_statistics(layer: nn.Module) -> bool:
-    return getattr(layer, "running_mean", None) is not None
-
-
-def _meter(layer: nn.Module) -> nn.BatchNorm2d:
-    """A BatchNorm with the layer's scale and shift."""
-    meter = nn.BatchNorm2d(len(layer.running_mean), eps=layer.eps).to(layer.running_mean.device)
-    if layer.weight is not None:
-        meter.weight.copy_(layer.weight)
-        meter.bias.copy_(layer.bias)
-    return meter
-
-
-class _Measured(nn.Module):
-    """The backbone, of whose layers only the meters are switched to training."""
-
-    def __init__(self, meters: list[nn.Module], backbone: nn.Module) -> None:
-        super().__init__()
-        self.meters = nn.ModuleList(meters)
-        self.run = backbone.forward
-
-    def forward(self, images: Tensor) -> None:
-        self.run(images)
+        for handle in handles:
+            handle.remove()
+    for norm, meter in zip(norms, meters, strict=True):
+        norm.running_mean.copy_(meter.running_mean)
+        norm.running_var.copy_(meter.running_var)

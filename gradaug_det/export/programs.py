@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from gradaug_det.errors import ConfigError
 
 OPSET = 17
 """Of ONNX: RoIAlign with Detectron2's half-pixel grid is in 16."""
+# Format -> packages that it needs.
+FORMATS = {"torchscript": (), "onnx": ("onnx", "onnxruntime")}
 
 
 @dataclass(frozen=True)
@@ -40,30 +43,74 @@ class Traceable:
     note: str
 
 
-@dataclass(frozen=True)
-class Program:
-    """A checked program.
-
-    Args:
-        name: of its file.
-        content: of its file.
-        note: for readers: what goes in and what comes out.
-    """
+class Program(NamedTuple):
+    """A checked program: name and content of its file, and a note for readers."""
 
     name: str
     content: bytes
     note: str
 
 
-def torchscript(traceable: Traceable) -> Program:
-    """By ``torch.jit.trace``.
+def check_format(format_: str) -> None:
+    """Checks, before any work for a program is done, that it can be made here.
 
     Raises:
-        RuntimeError, ValueError, TypeError, AttributeError: the module cannot be traced.
-        ConfigError: the program finds something else on an input of another size.
+        ConfigError: not one of :data:`FORMATS`, or a package that it needs is missing.
     """
+    if format_ not in FORMATS:
+        raise ConfigError("program", f"must be one of {list(FORMATS)}, got {format_!r}")
+    for package in FORMATS[format_]:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ConfigError(
+                f"--{format_}",
+                f"needs {package}: pip install 'gradaug_det[{format_}]'; its runtime checks the "
+                "program",
+            ) from error
+
+
+def make_program(format_: str, make_traceable: Callable[[], Traceable]) -> Program:
+    """Traces a program and compares what it finds with what the detector finds.
+
+    Args:
+        format_: one of :data:`FORMATS`.
+        make_traceable: makes what is traced; may fail as tracing may.
+
+    Raises:
+        ConfigError: :func:`check_format` refuses, or there is no such program of this detector:
+            says why.
+    """
+    check_format(format_)
+    try:
+        # The tracer warns of sizes that become constants; where they matter, the check finds them.
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traceable = make_traceable()
+            program, run = (_trace if format_ == "torchscript" else _export_onnx)(traceable)
+            images = (traceable.other, traceable.example)
+            same = all(_agree(run(image), traceable.module(image)) for image in images)
+        problem = "the program finds something else on an image of another size"
+    except (RuntimeError, ValueError, AttributeError, TypeError, KeyError) as error:
+        same, problem = False, f"tracing fails: {' '.join(str(error).split())[:200]}"
+    if not same:
+        raise ConfigError(
+            f"--{format_}", f"is not possible for this detector: {problem}; export without it"
+        )
+    return program
+
+
+def _agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    return all(
+        one.shape == other.shape
+        and torch.allclose(one.float(), other.float(), rtol=1e-4, atol=1e-4)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _trace(traceable: Traceable) -> tuple[Program, Callable[[Tensor], Sequence[Tensor]]]:
+    """Returns the program and what runs it."""
     program = torch.jit.trace(traceable.module, (traceable.example,), check_trace=False)
-    _check("--torchscript", traceable, program)
     buffer = io.BytesIO()
     torch.jit.save(program, buffer)
     note = traceable.note
@@ -72,16 +119,11 @@ def torchscript(traceable: Traceable) -> Program:
             "; a Python program imports torchvision before it loads this, one in C++ links "
             "libtorchvision"
         )
-    return Program(f"{traceable.name}.torchscript.pt", buffer.getvalue(), note)
+    return Program(f"{traceable.name}.torchscript.pt", buffer.getvalue(), note), program
 
 
-def onnx(traceable: Traceable) -> Program:
-    """By PyTorch's exporter from the traced module; ONNX Runtime runs it for the check.
-
-    Raises:
-        ConfigError: the program finds something else on an input of another size.
-        RuntimeError, ValueError, TypeError, AttributeError: the module cannot be exported.
-    """
+def _export_onnx(traceable: Traceable) -> tuple[Program, Callable[[Tensor], Sequence[Tensor]]]:
+    """Returns the program and what runs it in ONNX Runtime."""
     import onnxruntime
 
     buffer = io.BytesIO()
@@ -95,74 +137,10 @@ def onnx(traceable: Traceable) -> Program:
         output_names=list(traceable.outputs),
         dynamic_axes={"image": traceable.sizes},
     )
-    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    content = buffer.getvalue()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
     def run(image: Tensor) -> list[Tensor]:
         return [torch.as_tensor(v) for v in session.run(None, {"image": image.numpy()})]
 
-    _check("--onnx", traceable, run)
-    return Program(f"{traceable.name}.onnx", buffer.getvalue(), traceable.note)
-
-
-FORMATS: dict[str, Callable[[Traceable], Program]] = {"torchscript": torchscript, "onnx": onnx}
-_PACKAGES = {"torchscript": (), "onnx": ("onnx", "onnxruntime")}
-
-
-def check_format(format_: str) -> None:
-    """Before any work for a program is done.
-
-    Raises:
-        ConfigError: not one of :data:`FORMATS`, or a package that it needs is missing.
-    """
-    if format_ not in FORMATS:
-        raise ConfigError("program", f"must be one of {list(FORMATS)}, got {format_!r}")
-    for package in _PACKAGES[format_]:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ConfigError(
-                f"--{format_}",
-                f"needs {package}: pip install 'gradaug_det[{format_}]'; its runtime checks the "
-                "program",
-            ) from error
-
-
-def make_program(format_: str, traceable: Callable[[], Traceable]) -> Program:
-    """A program of one of :data:`FORMATS`.
-
-    Args:
-        format_: key of :data:`FORMATS`.
-        traceable: makes what is traced; may fail as tracing may.
-
-    Raises:
-        ConfigError: :func:`check_format` refuses, or there is no such program of this detector:
-            says why.
-    """
-    check_format(format_)
-    try:
-        # Sizes that become constants where they matter are found by the check.
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return FORMATS[format_](traceable())
-    except ConfigError:  # which is a ValueError
-        raise
-    except (RuntimeError, ValueError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise _refused(f"--{format_}", f"tracing fails: {reason}") from error
-
-
-def _check(option: str, traceable: Traceable, run: Callable[[Tensor], Sequence[Tensor]]) -> None:
-    for image in (traceable.other, traceable.example):
-        found, expected = run(image), traceable.module(image)
-        if not all(map(_close, found, expected)):
-            raise _refused(option, "the program finds something else on an image of another size")
-
-
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return found.shape == expected.shape and torch.allclose(
-        found.float(), expected.float(), rtol=1e-4, atol=1e-4
-    )
-
-
-def _refused(option: str, why: str) -> ConfigError:
-    return ConfigError(option, f"is not possible for this detector: {why}; export without it")
+    return Program(f"{traceable.name}.onnx", content, traceable.note), run

@@ -4,53 +4,79 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import pooch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.errors import ConfigError
-from gradaug_det.export.calibration import find_images, has_statistics, recalibrate
-from gradaug_det.export.exporter import Exporter
-from gradaug_det.export.programs import check_format, make_program
-from gradaug_det.export.slicing import check_same, find_readers, load_narrow, narrow_state
+from gradaug_det.export.calibration import find_norms, recalibrate
+from gradaug_det.export.programs import Traceable, make_program
+from gradaug_det.export.slicing import largest_difference, narrow_state
 from gradaug_det.export.widths import share_of_channels
-from gradaug_det.frameworks import load_exporter
 from gradaug_det.utils.detector_files import DetectorFiles
 from gradaug_det.utils.environment import describe_environment
 from gradaug_det.utils.files import atomic_path
 
 logger = logging.getLogger(__name__)
-IMAGES = 256
+WEIGHTS = "model.pth"
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """On what BatchNorm statistics are measured.
+class Exporter(Protocol):
+    """A detector of one framework that can be written as an ordinary one, made of `files`.
 
-    Args:
-        source: see :func:`gradaug_det.export.calibration.find_images`.
-        images: how many of it.
+    Raises (when it is made):
+        ConfigError: the config cannot be used, or is of a kind that cannot be exported.
+        ZooError: the weights cannot be used, or do not fit the config.
+
+    Attributes:
+        framework: for readers.
+        files: config and weights as they were trained.
+        model: the detector, in evaluation mode, on the CPU.
     """
 
-    source: Path
-    images: int = IMAGES
+    framework: str
+    files: DetectorFiles
+    model: nn.Module
+
+    def backbone_of(self, model: nn.Module) -> nn.Module:
+        """Returns the part of a detector that is slimmed."""
+
+    def config(self, share: Fraction, weights: str) -> tuple[str, str]:
+        """Returns name and content of the narrow detector's config, which needs no gradaug_det.
+
+        Args:
+            share: of the channels that it keeps.
+            weights: where its weights will be.
+
+        Raises:
+            ConfigError: the framework's config has no way to say it.
+        """
+
+    def build(self, config: Path) -> nn.Module:
+        """Builds the detector of such a config, in evaluation mode, without weights."""
+
+    def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:
+        """Returns what the heads read, of prepared images (N, 3, H, W)."""
+
+    def checkpoint(self, state: dict[str, Tensor], config: str) -> dict[str, Any]:
+        """Returns the content of the framework's checkpoint; ``config`` is the config's."""
+
+    def batches(self, model: nn.Module, images: Sequence[Path]) -> Iterator[Tensor]:
+        """Yields the images (N, 3, H, W) as a backbone sees them, by the config's test pipeline."""
+
+    def traceable(self, model: nn.Module) -> Traceable:
+        """Returns what of a detector a program can be made of; may fail as tracing may."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written.
-
-    Args:
-        config, weights: their paths.
-        program: the program's, if one was asked for.
-        record: the content of ``export.json``.
-    """
+class Exported(NamedTuple):
+    """Paths of what was written, and the content of ``export.json``."""
 
     config: Path
     weights: Path
@@ -59,11 +85,11 @@ class Exported:
 
 
 def export_detector(
-    files: DetectorFiles,
+    exporter: Exporter,
     width: float,
     out: str | Path,
     *,
-    calibration: Calibration | None = None,
+    images: Sequence[Path] = (),
     program: str | None = None,
 ) -> Exported:
     """Writes the sub-network of that width as a detector of its own.
@@ -72,10 +98,11 @@ def export_detector(
     and computes what the sub-network does.
 
     Args:
-        files: config and weights of the detector as it was trained.
+        exporter: the detector as it was trained.
         width: of the sub-network; 1 for the full one.
         out: folder; files of these names in it are replaced.
-        calibration: measure BatchNorm statistics; without it, they are the full network's, cut.
+        images: on which BatchNorm statistics are measured; without them, they are the full
+            network's, cut.
         program: also write one of :data:`gradaug_det.export.programs.FORMATS`.
 
     Raises:
@@ -84,85 +111,58 @@ def export_detector(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ConfigError("--out", f"must be a folder, and {str(out)!r} is a file")
-    if program is not None:
-        check_format(program)
-    images = find_images(calibration.source, calibration.images) if calibration else []
-    exporter = load_exporter(files)
-    model, backbone = exporter.model, exporter.backbone
-    share = share_of_channels(slim_plan(backbone), width)
-    readers = find_readers(model, backbone, exporter.detect_blank)
-    weights = out / exporter.weights_name
-    name, content = exporter.config(share, str(weights))
+    model, files = exporter.model, exporter.files
+    backbone = exporter.backbone_of(model)
+    plan = slim_plan(backbone)
+    name, config = exporter.config(share_of_channels(plan, width), str(out / WEIGHTS))
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
-        path.write_text(content, "utf-8")
+        path.write_text(config, "utf-8")
         narrow = exporter.build(path)
-    load_narrow(narrow, narrow_state(model, backbone, readers, width), name)
-    difference = _compare(exporter, narrow, width)
+    narrow.load_state_dict(narrow_state(model, backbone, narrow, width))
+
+    noise = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with at_width(backbone, width, norm="frozen"):
+        sliced = exporter.features(model, noise)
+    difference = largest_difference(lambda: exporter.features(narrow, noise), sliced)
     if images:
-        recalibrate(exporter.part(narrow), exporter.batches(narrow, images))
-    made = (
-        make_program(program, lambda: exporter.traceable(narrow)) if program is not None else None
-    )
+        recalibrate(exporter.backbone_of(narrow), exporter.batches(narrow, images))
+    elif find_norms(backbone):
+        logger.info("BatchNorm statistics are the full network's, cut; --calibrate measures them")
+    made = make_program(program, lambda: exporter.traceable(narrow)) if program else None
+
+    weights = Path(str(files.weights))
+    groups = [plan.groups[group] for group in plan.outputs if group is not None]
     record = {
         "framework": exporter.framework,
         "width": width,
-        "channels": _channels(backbone, width),
+        "channels": {
+            "full": [group.channels for group in groups],
+            "exported": [group.at(width) for group in groups],
+        },
         "parameters": {"full": _count(model), "exported": _count(narrow)},
         "largest_difference_to_sub_network": difference,
         "source": {
             "config": files.config.name,
             "overrides": list(files.overrides),
-            "weights": Path(str(files.weights)).name,
-            "weights_sha256": _sha256(Path(str(files.weights))),
+            "weights": weights.name,
+            # A URL is no file of this machine.
+            "weights_sha256": pooch.file_hash(str(weights)) if weights.is_file() else None,
         },
-        "calibration": _described(calibration, images, narrow, exporter),
-        "program": None if made is None else {"file": made.name, "note": made.note},
+        "calibration": {"source": images[0].parent.name, "images": len(images)} if images else None,
+        "program": {"file": made.name, "note": made.note} if made else None,
         "environment": describe_environment(),
     }
-    with atomic_path(weights) as temporary:
-        torch.save(exporter.checkpoint(narrow.state_dict(), content), temporary)
-    if made is not None:
-        with atomic_path(out / made.name) as temporary:
-            temporary.write_bytes(made.content)
-    for file, text in ((name, content), ("export.json", json.dumps(record, indent=1) + "\n")):
+    with atomic_path(out / WEIGHTS) as temporary:
+        torch.save(exporter.checkpoint(narrow.state_dict(), config), temporary)
+    contents = {name: config.encode(), "export.json": f"{json.dumps(record, indent=1)}\n".encode()}
+    if made:
+        contents[made.name] = made.content
+    for file, content in contents.items():
         with atomic_path(out / file) as temporary:
-            temporary.write_text(text, "utf-8")
-    return Exported(out / name, weights, made and out / made.name, record)
-
-
-@torch.no_grad()
-def _compare(exporter: Exporter, narrow: nn.Module, width: float) -> float:
-    """Largest difference of feature maps to the sub-network's, as a share of the largest value."""
-    images = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
-    with at_width(exporter.backbone, width, norm="frozen"):
-        sliced = exporter.features(exporter.model, images)
-    return check_same(exporter.features(narrow, images), sliced)
-
-
-def _channels(backbone: nn.Module, width: float) -> dict[str, list[int]]:
-    plan = slim_plan(backbone)
-    outputs = [plan.groups[group] for group in plan.outputs if group is not None]
-    return {
-        "full": [group.channels for group in outputs],
-        "exported": [group.at(width) for group in outputs],
-    }
+            temporary.write_bytes(content)
+    return Exported(out / name, out / WEIGHTS, out / made.name if made else None, record)
 
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _described(
-    calibration: Calibration | None, images: list[Path], narrow: nn.Module, exporter: Exporter
-) -> dict[str, Any] | None:
-    if calibration is not None:
-        return {"source": calibration.source.name, "images": len(images)}
-    if has_statistics(exporter.part(narrow)):
-        logger.info("BatchNorm statistics are the full network's, cut; --calibrate measures them")
-    return None
-
-
-def _sha256(path: Path) -> str | None:
-    """None for what is not a file of this machine."""
-    return pooch.file_hash(str(path)) if path.is_file() else None

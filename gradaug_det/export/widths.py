@@ -11,39 +11,43 @@ import math
 from fractions import Fraction
 
 from gradaug_det.core.checks import check_width
-from gradaug_det.core.plan import ChannelGroup, SlimPlan
+from gradaug_det.core.plan import SlimPlan
 from gradaug_det.errors import ConfigError
 
 
 def share_of_channels(plan: SlimPlan, width: float) -> Fraction:
-    """The one share of channels that all layers keep at ``width``.
+    """Returns the one share of channels that all layers keep at a width.
 
     Raises:
         ConfigError: the width is none, or layers keep different shares: names the nearest widths
             at which they do not.
     """
     check_width(width, "--width")
-    share = _common_share(plan, width)
-    if share is not None:
-        return share
-    ratios = expressible_widths(plan)
-    below = max((r for r in ratios if r < width), default=None)
-    above = min((r for r in ratios if r > width), default=None)
-    nearest = " or ".join(f"{float(ratio):g}" for ratio in (below, above) if ratio is not None)
-    group, other = _unequal(plan, width)
+    shares = _shares(plan, width)
+    if len(shares) == 1:
+        return next(iter(shares))
+    possible = expressible_widths(plan)
+    below, above = [w for w in possible if w < width][-1:], [w for w in possible if w > width][:1]
+    (one, kept), (other, others_kept) = list(shares.values())[:2]
     raise ConfigError(
         "--width",
-        f"{width:g} cannot be exported: layers of {group.channels} channels keep "
-        f"{group.at(width)} and those of {other.channels} keep {other.at(width)}, and a config "
-        f"has one number for all; the nearest widths that it can express are {nearest}",
+        f"{width:g} cannot be exported: layers of {one} channels keep {kept} and those of {other} "
+        f"keep {others_kept}, and a config has one number for all; the nearest widths that it can "
+        f"express are {' or '.join(f'{float(w):g}' for w in below + above)}",
     )
 
 
 def expressible_widths(plan: SlimPlan) -> list[Fraction]:
-    """All widths at which every layer keeps the same share, from small to 1."""
-    units = math.gcd(*(group.channels // group.quantum for group in _cut(plan)))
-    ratios = (Fraction(count, units) for count in range(1, units + 1))
-    return [ratio for ratio in ratios if _common_share(plan, float(ratio)) == ratio]
+    """Returns all widths at which every layer keeps the same share, from small to 1."""
+    units = math.gcd(*(group.channels // group.quantum for group in plan.groups if not group.fixed))
+    widths = [Fraction(count, units) for count in range(1, units + 1)]
+    return [width for width in widths if list(_shares(plan, float(width))) == [width]]
+
+
+def _shares(plan: SlimPlan, width: float) -> dict[Fraction, tuple[int, int]]:
+    """Returns the shares that layers keep, each with the channels and those kept of one of them."""
+    counts = [(group.channels, group.at(width)) for group in plan.groups if not group.fixed]
+    return {Fraction(kept, channels): (channels, kept) for channels, kept in counts}
 
 
 def scaled(key: str, channels: int, share: Fraction) -> int:
@@ -63,19 +67,3 @@ def scaled(key: str, channels: int, share: Fraction) -> int:
             f"number; take a --width that is a multiple of 1/{channels}",
         )
     return int(channels * share)
-
-
-def _cut(plan: SlimPlan) -> list[ChannelGroup]:
-    return [group for group in plan.groups if not group.fixed]
-
-
-def _common_share(plan: SlimPlan, width: float) -> Fraction | None:
-    shares = {Fraction(group.at(width), group.channels) for group in _cut(plan)}
-    return shares.pop() if len(shares) == 1 else None
-
-
-def _unequal(plan: SlimPlan, width: float) -> tuple[ChannelGroup, ChannelGroup]:
-    first, *others = _cut(plan)
-    share = Fraction(first.at(width), first.channels)
-    other = next(g for g in others if Fraction(g.at(width), g.channels) != share)
-    return first, other

@@ -1,4 +1,4 @@
-"""An MMDetection detector for the export (see :mod:`gradaug_det.export.exporter`)."""
+"""An MMDetection detector for the export (see :class:`gradaug_det.export.run.Exporter`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from mmcv.transforms import Compose
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -34,14 +33,14 @@ class MMDetectionExporter:
     """A config with weights."""
 
     framework = "MMDetection"
-    weights_name = "model.pth"
+    backbone_of = staticmethod(detector_backbone)
 
     def __init__(self, files: DetectorFiles) -> None:
+        self.files = files
         self.config_file = load_config(files.config, options(files.overrides))
         init_default_scope("mmdet")
         load_files_safely()
         self.model = _build(self.config_file)
-        self.backbone = detector_backbone(self.model)
         try:
             checkpoint = load_checkpoint(self.model, str(files.weights), "cpu", strict=True)
         except RuntimeError as error:
@@ -52,13 +51,6 @@ class MMDetectionExporter:
             ) from None
         self.dataset_meta = _plain((checkpoint.get("meta") or {}).get("dataset_meta"))
 
-    @torch.no_grad()
-    def detect_blank(self) -> None:
-        size = dict.fromkeys(("img_shape", "ori_shape"), (64, 96))
-        sample = DetDataSample(metainfo={"img_id": 0, "scale_factor": (1.0, 1.0), **size})
-        image = torch.zeros(3, 64, 96, dtype=torch.uint8)
-        self.model.test_step({"inputs": [image], "data_samples": [sample]})
-
     def config(self, share: Fraction, weights: str) -> tuple[str, str]:
         config = plain_config(self.config_file, share)
         config.load_from = weights
@@ -66,9 +58,6 @@ class MMDetectionExporter:
 
     def build(self, config: Path) -> nn.Module:
         return _build(Config.fromfile(config))
-
-    def part(self, model: nn.Module) -> nn.Module:
-        return model.backbone
 
     @torch.no_grad()
     def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:

@@ -11,7 +11,8 @@ import torch
 from gradaug_det.benchmark.changes import Clean
 from gradaug_det.benchmark.cost import at_detector_width
 from gradaug_det.core.slimming import slim_plan
-from gradaug_det.frameworks import load_detector
+from gradaug_det.export.run import export_detector
+from gradaug_det.frameworks import load_detector, load_exporter
 from gradaug_det.utils.detector_files import DetectorFiles
 
 WIDTH = 0.875
@@ -101,6 +102,10 @@ def some_as_truth(data, results):
         for x, y, w, h in [result["bbox"]]
     ]
     return truth
+
+
+def export(files, *args, **kwargs):
+    return export_detector(load_exporter(files), *args, **kwargs)
 
 
 def exported_files(exported):

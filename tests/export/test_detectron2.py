@@ -21,7 +21,6 @@ from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.export.calibration import find_images
 from gradaug_det.export.programs import FORMATS
-from gradaug_det.export.run import Calibration, export_detector
 from gradaug_det.frameworks import load_detector
 from gradaug_det.utils.detector_files import DetectorFiles
 from tests.cross.helpers import ROOT
@@ -32,6 +31,7 @@ from tests.export.helpers import (
     WIDTH,
     assert_same_results,
     detections,
+    export,
     exported_files,
     load_program,
     run_plainly,
@@ -84,7 +84,7 @@ def files(checkpoint, *opts):
 def mini(checkpoints, tmp_path_factory):
     """The mini detector, and its export."""
     source = files(checkpoints["detectron2"], *MINI)
-    return source, export_detector(source, WIDTH, tmp_path_factory.mktemp("d2") / "narrow")
+    return source, export(source, WIDTH, tmp_path_factory.mktemp("d2") / "narrow")
 
 
 def random_checkpoint(path, *opts, seed=0):
@@ -139,7 +139,7 @@ def test_plain_detectron2_loads_them(mini, tmp_path):
     """A ResNet-18 and a ResNet-50 in a process where importing gradaug_det fails."""
     random_checkpoint(tmp_path / "full.pth", *SMALL_R50)
     source = files(tmp_path / "full.pth", *SMALL_R50, *MINI)
-    pairs = [mini, (source, export_detector(source, WIDTH, tmp_path / "narrow"))]
+    pairs = [mini, (source, export(source, WIDTH, tmp_path / "narrow"))]
     assert [exported.config.name for _, exported in pairs] == ["config.py", "config.yaml"]
     image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
     found = run_plainly(RUN, image, [exported for _, exported in pairs], tmp_path)
@@ -166,7 +166,7 @@ def test_plain_detectron2_loads_them(mini, tmp_path):
 def test_other_detectors(opts, channels, tmp_path):
     """The export itself compares feature maps; what it says of them is in the record."""
     model = random_checkpoint(tmp_path / "full.pth", *opts)
-    exported = export_detector(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
+    exported = export(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
     assert exported.record["channels"]["exported"] == channels
     assert exported.record["largest_difference_to_sub_network"] < 1e-5
     weights = torch.load(exported.weights, weights_only=True)["model"]
@@ -179,7 +179,7 @@ def test_other_detectors(opts, channels, tmp_path):
 
 
 def test_full_width(checkpoints, tmp_path):
-    exported = export_detector(files(checkpoints["detectron2"]), 1.0, tmp_path / "full")
+    exported = export(files(checkpoints["detectron2"]), 1.0, tmp_path / "full")
     before = torch.load(checkpoints["detectron2"], weights_only=True)["model"]
     after = torch.load(exported.weights, weights_only=True)["model"]
     assert exported.config.name == "config.yaml"
@@ -194,9 +194,9 @@ def test_full_width(checkpoints, tmp_path):
 def test_calibrated_statistics_are_those_of_the_images(checkpoints, coco, tmp_path):
     """Each frozen norm's first statistics: of what it sees, when those before it are calibrated."""
     source = files(checkpoints["detectron2"])
-    kept = export_detector(source, WIDTH, tmp_path / "kept")
+    kept = export(source, WIDTH, tmp_path / "kept")
     both = [
-        export_detector(source, WIDTH, tmp_path / name, calibration=Calibration(coco / "val", 4))
+        export(source, WIDTH, tmp_path / name, images=find_images(coco / "val", 4))
         for name in ("one", "two")
     ]
     states = [torch.load(e.weights, weights_only=True)["model"] for e in (kept, *both)]
@@ -235,7 +235,7 @@ def test_the_traced_program_finds_the_same(program, checkpoints, tmp_path):
     """On images of other sizes, also where nothing is found."""
     opts = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.3")
     source = files(checkpoints["detectron2"], *opts)
-    exported = export_detector(source, WIDTH, tmp_path / "narrow", program=program)
+    exported = export(source, WIDTH, tmp_path / "narrow", program=program)
     assert "pred_boxes, pred_classes, pred_masks, scores" in exported.record["program"]["note"]
     if program == "torchscript":
         assert "imports torchvision before" in exported.record["program"]["note"]
@@ -270,7 +270,7 @@ def test_the_traced_program_finds_the_same(program, checkpoints, tmp_path):
 )
 def test_refusals(checkpoints, tmp_path, opts, width, error, message):
     with pytest.raises(error, match=message):
-        export_detector(files(checkpoints["detectron2"], *opts), width, tmp_path / "narrow")
+        export(files(checkpoints["detectron2"], *opts), width, tmp_path / "narrow")
     assert not (tmp_path / "narrow").exists()
 
 
@@ -278,11 +278,11 @@ def test_group_norm_has_no_narrow_config(tmp_path):
     opts = ("MODEL.RESNETS.NORM", "GN")
     random_checkpoint(tmp_path / "full.pth", *opts)
     with pytest.raises(ConfigError, match=r"MODEL.RESNETS.NORM is GN, whose 32 groups no key"):
-        export_detector(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
+        export(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
 
 
 def test_a_lazy_config_is_refused(checkpoints, tmp_path):
     config = ROOT / "configs/detectron2/mask_rcnn_R_50_FPN_1x_gradaug.py"
     source = DetectorFiles(config, str(checkpoints["detectron2"]), "lazy")
     with pytest.raises(ConfigError, match="is a LazyConfig, which this command does not rewrite"):
-        export_detector(source, WIDTH, tmp_path)
+        export(source, WIDTH, tmp_path)

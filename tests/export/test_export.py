@@ -11,14 +11,12 @@ from torch import nn
 from torchvision.models import resnet18, resnet50, resnext50_32x4d
 
 from gradaug_det.commands.cli import main
-from gradaug_det.core.slimming import slim_plan
+from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.errors import ConfigError, DataError, UnslimmableError
 from gradaug_det.export.calibration import find_images, in_batches, recalibrate
 from gradaug_det.export.programs import FORMATS, Traceable, make_program
-from gradaug_det.export.run import export_detector
-from gradaug_det.export.slicing import check_same, find_readers
+from gradaug_det.export.slicing import largest_difference, narrow_state
 from gradaug_det.export.widths import expressible_widths, scaled, share_of_channels
-from gradaug_det.utils.detector_files import DetectorFiles
 from tests.export.conftest import CONFIGS
 
 
@@ -41,42 +39,62 @@ def test_a_share_that_is_no_whole_number():
 class Tiny(nn.Module):
     """A backbone of one convolution, and what reads it."""
 
-    def __init__(self, read):
+    def __init__(self, read, channels=8, groups=1):
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-        self.head, self.grouped = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 8, 1, groups=2)
+        self.backbone = nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels))
+        self.head = nn.Conv2d(channels, 4, 1, groups=groups)
         self.read = read
 
     def forward(self):
-        return self.read(self, self.backbone(torch.zeros(1, 3, 8, 8)))
+        return [self.read(self, self.backbone(torch.ones(1, 3, 8, 8)))]
 
 
-def test_readers_are_found_wherever_they_are():
-    model = Tiny(lambda model, x: model.head(x) if x.shape[1] == 8 else None)
-    (group,) = slim_plan(model.backbone).outputs
-    assert find_readers(model, model.backbone, model) == {"head.weight": group}
+@torch.no_grad()
+def narrowed(read, groups=1):
+    """The network, the narrow one with its weights, and how much it differs from the slice."""
+    model, narrow = (Tiny(read, channels, groups).eval() for channels in (8, 4))
+    narrow.load_state_dict(narrow_state(model, model.backbone, narrow, 0.5))
+    with at_width(model.backbone, 0.5, norm="frozen"):
+        sliced = model()
+    return model, narrow, largest_difference(narrow, sliced)
+
+
+def test_what_reads_the_backbone_is_cut():
+    model, narrow, difference = narrowed(lambda model, x: model.head(x))
+    assert difference < 1e-5
+    assert torch.equal(narrow.head.weight, model.head.weight[:, :4])
 
 
 @pytest.mark.parametrize(
-    "read, message",
+    "read, groups, message",
     [
-        (lambda model, x: x.mean(1), "function 'mean' reads its outputs"),
-        (lambda model, x: model.grouped(x), "the grouped convolution of 'grouped.weight' reads"),
-        (lambda model, x: torch.conv2d(x, model.head.weight + 1), "whose weight is no parameter"),
+        (lambda model, x: x.mean(1), 1, "have differences of up to"),
+        (lambda model, x: model.head(x), 2, "'head.weight' is 4x4x1x1 .* and 4x2x1x1"),
+        (lambda model, x: x, 1, "have other shapes than the sub-network's"),
+        (lambda model, x: x.view(1, 8, 36), 1, r"have an error \(shape .* in place of the sub"),
     ],
 )
-def test_other_readers_are_refused(read, message):
-    model = Tiny(read)
+def test_other_readers_are_refused(read, groups, message):
     with pytest.raises(UnslimmableError, match=message):
-        find_readers(model, model.backbone, model)
+        narrowed(read, groups)
+
+
+def test_a_narrow_network_of_other_layers_is_refused():
+    model, narrow = Tiny(None), Tiny(None, 5)
+    with pytest.raises(UnslimmableError, match=r"'backbone.0.weight' is 4x3x3x3 .* and 5x3x3x3"):
+        narrow_state(model, model.backbone, narrow, 0.5)
+    narrow = Tiny(None, 4)
+    narrow.head = nn.Conv2d(4, 2, 1)
+    with pytest.raises(UnslimmableError, match=r"'head.weight' is 4x8x1x1 .* and 2x4x1x1"):
+        narrow_state(model, model.backbone, narrow, 0.5)
 
 
 def test_feature_maps_that_differ_are_an_error():
     maps = [torch.ones(1, 2, 3, 3)]
-    assert check_same([maps[0] + 1e-6], maps) < 1e-5
+    assert largest_difference(lambda: [maps[0] + 1e-6], maps) < 1e-5
     for wrong in (1.1 * maps[0], maps[0] * float("nan")):
-        with pytest.raises(Exception, match="nothing was written"):
-            check_same([wrong], maps)
+        with pytest.raises(UnslimmableError, match="nothing was written"):
+            largest_difference(lambda wrong=wrong: [wrong], maps)
 
 
 def test_one_batch_gives_fvcores_statistics():
@@ -174,13 +192,13 @@ def test_programs_that_cannot_be(program):
             make_program(program, lambda m=module: traceable(m))
 
 
-def test_a_program_without_its_format_or_runtime(monkeypatch, tmp_path):
+def test_a_program_without_its_format_or_runtime(monkeypatch, tmp_path, capsys):
     with pytest.raises(ConfigError, match="'torchscript', 'onnx'], got 'coreml'"):
         make_program("coreml", lambda: traceable(ConstantSize()))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r"--onnx needs onnxruntime: pip install"):
         make_program("onnx", lambda: traceable(ConstantSize()))
     # Before the detector, of which there is none here, is looked for.
-    files = DetectorFiles(tmp_path / "no.yaml", "no.pth", label="none")
-    with pytest.raises(ConfigError, match=r"--onnx needs onnxruntime"):
-        export_detector(files, 0.9, tmp_path, program="onnx")
+    arguments = ["export", "--config", str(tmp_path / "no.yaml"), "--weights", "no.pth"]
+    assert main([*arguments, "--width", "0.9", "--out", str(tmp_path), "--onnx"]) == 2
+    assert "--onnx needs onnxruntime" in capsys.readouterr().err

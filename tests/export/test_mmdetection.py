@@ -15,7 +15,6 @@ from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.export.calibration import find_images
 from gradaug_det.export.programs import FORMATS
-from gradaug_det.export.run import Calibration, export_detector
 from gradaug_det.frameworks import load_detector
 from gradaug_det.mmdet.export import MMDetectionExporter
 from gradaug_det.utils.detector_files import DetectorFiles
@@ -24,6 +23,7 @@ from tests.export.helpers import (
     WIDTH,
     assert_same_results,
     detections,
+    export,
     exported_files,
     load_program,
     run_plainly,
@@ -83,7 +83,7 @@ def mini(checkpoints, tmp_path_factory):
     """The mini detector, and its export."""
     source = files(checkpoints["mmdet"], *MINI)
     out = tmp_path_factory.mktemp("mmdet") / "narrow"
-    return source, export_detector(source, WIDTH, out)
+    return source, export(source, WIDTH, out)
 
 
 def test_detections_and_ap_are_the_sliced_networks(mini, data):
@@ -119,7 +119,7 @@ def test_plain_mmdetection_loads_it(mini, checkpoints, tmp_path):
     exporter = MMDetectionExporter(source)
     size = {"img_shape": (96, 128), "ori_shape": (96, 128), "scale_factor": (1.0, 1.0)}
     sample = DetDataSample(metainfo={"img_id": 0, **size})
-    with torch.no_grad(), at_width(exporter.backbone, WIDTH, norm="frozen"):
+    with torch.no_grad(), at_width(exporter.backbone_of(exporter.model), WIDTH, norm="frozen"):
         (expected,) = exporter.model.test_step({"inputs": [image], "data_samples": [sample]})
     assert len(scores) == len(expected.pred_instances) > 5
     torch.testing.assert_close(scores, expected.pred_instances.scores, rtol=1e-4, atol=1e-5)
@@ -142,10 +142,10 @@ def test_what_the_files_say(mini):
 @pytest.mark.parametrize("program", FORMATS)
 def test_traced_feature_maps(program, mini, tmp_path):
     source, _ = mini
-    run = load_program(export_detector(source, WIDTH, tmp_path, program=program).program)
+    run = load_program(export(source, WIDTH, tmp_path, program=program).program)
     exporter = MMDetectionExporter(source)
     images = torch.randn(2, 3, 96, 64)
-    with torch.no_grad(), at_width(exporter.backbone, WIDTH, norm="frozen"):
+    with torch.no_grad(), at_width(exporter.backbone_of(exporter.model), WIDTH, norm="frozen"):
         expected = exporter.features(exporter.model, images)
         torch.testing.assert_close(list(run(images)), expected, rtol=1e-4, atol=1e-4)
 
@@ -174,15 +174,15 @@ def test_traced_feature_maps(program, mini, tmp_path):
 def test_other_backbones_and_necks(opts, tmp_path):
     """The export itself compares feature maps; what it says of them is in the record."""
     random_checkpoint(tmp_path / "full.pth", *opts)
-    exported = export_detector(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
+    exported = export(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
     assert exported.record["channels"]["exported"] == [56, 112, 224, 448]
     assert exported.record["largest_difference_to_sub_network"] < 1e-5
 
 
 def test_calibrated_statistics_are_those_of_the_images(checkpoints, coco, tmp_path):
-    calibration = Calibration(coco / "annotations/instances_val.json", 3)
+    images = find_images(coco / "annotations/instances_val.json", 3)
     source = files(checkpoints["mmdet"])
-    exported = export_detector(source, WIDTH, tmp_path / "narrow", calibration=calibration)
+    exported = export(source, WIDTH, tmp_path / "narrow", images=images)
     exporter = MMDetectionExporter(source)
     model = exporter.build(exported.config)
     model.load_state_dict(torch.load(exported.weights, weights_only=True)["state_dict"])
@@ -207,5 +207,5 @@ def test_calibrated_statistics_are_those_of_the_images(checkpoints, coco, tmp_pa
 )
 def test_refusals(checkpoints, tmp_path, opts, error, message):
     with pytest.raises(error, match=message):
-        export_detector(files(checkpoints["mmdet"], *opts), WIDTH, tmp_path / "narrow")
+        export(files(checkpoints["mmdet"], *opts), WIDTH, tmp_path / "narrow")
     assert not (tmp_path / "narrow").exists()
