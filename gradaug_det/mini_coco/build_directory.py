@@ -26,14 +26,7 @@ def write_build_file(folder: Path, arguments: dict[str, Any]) -> None:
 
 
 def is_finished(out: Path, arguments: dict[str, Any], force: bool) -> bool:
-    """Returns whether ``out`` holds this very build already.
-
-    If not, `new_directory` may make it or, with ``force``, replace it.
-
-    Args:
-        out: where the build should go.
-        arguments: everything the files depend on, as JSON values.
-        force: replace another build, or the same one.
+    """Returns whether ``out`` holds the build of these arguments; ``force`` replaces any build.
 
     Raises:
         DataError: something is in the way; it says what, and what to do.
@@ -75,16 +68,15 @@ def is_finished(out: Path, arguments: dict[str, Any], force: bool) -> bool:
 
 @contextlib.contextmanager
 def new_directory(out: Path, replace: bool) -> Iterator[Path]:
-    """Yields a directory beside ``out`` that takes its name if the block succeeds.
+    """Yields a directory that becomes ``out``, or with ``replace`` takes its place, at the end.
 
-    Args:
-        out: the final path; its parents are made.
-        replace: something may be there; it is removed after the new one is complete.
+    If the block fails, nothing is left of it and ``out`` is as it was.
 
     Raises:
         DataError: ``out`` appeared during the block and ``replace`` is False.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, since a rename does not cross file systems.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.building-") as scratch:
         building, replaced = Path(scratch, "new"), Path(scratch, "replaced")
         building.mkdir()

@@ -25,7 +25,7 @@ _COLORS = (
 def draw_contact_sheet(root: Path, out: Path, tiles: Mapping[str, int]) -> None:
     """Draws the first images of some splits with everything their annotations say.
 
-    The annotations are read from the files, so the sheet shows what a training run will see.
+    Both are read from the files, so the sheet shows what a training run will see.
 
     Args:
         root: a directory with ``annotations/instances_<split>.json`` and ``<split>/``, its images

@@ -26,19 +26,12 @@ _CROP_STREAM = 2  # beside the streams of the mini-COCO splits, 0 and 1
 
 @dataclass(frozen=True)
 class Instance:
-    """The visible part of one garment, or of a pile of garments of one class.
+    """The visible part of one garment, or of a pile of garments of one class."""
 
-    Args:
-        label: 0..9, an index into `CLASS_NAMES`.
-        garment_ids: positions in the arrays that the garments came from; one unless a crowd.
-        mask: (H, W) bool, the visible pixels.
-        crowd: this is a pile, annotated as one region.
-    """
-
-    label: int
-    garment_ids: tuple[int, ...]
-    mask: np.ndarray
-    crowd: bool
+    label: int  # 0..9, an index into `CLASS_NAMES`
+    garment_ids: tuple[int, ...]  # positions in the arrays that they came from; one unless a crowd
+    mask: np.ndarray  # (H, W) bool, the visible pixels
+    crowd: bool  # a pile, annotated as one region
 
 
 def _random_patch(
@@ -108,6 +101,7 @@ def render_scene(
         The image (H, W, 3) uint8 RGB, and its instances from back to front: 1 to 6 garments,
         a few per cent of the images with a crowd besides, a few per cent with nothing at all.
     """
+    # The order of draws from `rng` decides what every build looks like: it must stay.
     kind = rng.uniform()
     scene = _Scene(render_canvas(rng, size, distractors=(4, 12)))
     things: list[tuple[int, tuple[int, ...], bool]] = []

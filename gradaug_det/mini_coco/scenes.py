@@ -64,8 +64,7 @@ def build_mini_coco(
 
     Args:
         out: the directory to make. Its parents are made too.
-        train: number of train images, at least 1.
-        val: number of val images, at least 1.
+        train, val: number of images, at least 1.
         seed: 0 or more.
         size: (H, W) of all images in pixels, 64 to 4096 each.
         segmentation: ``"polygon"`` for ordinary instances, as Detectron2's default needs;
@@ -139,19 +138,12 @@ def _check_arguments(
 
 @dataclass(frozen=True)
 class _Split:
-    """The garments that a split's images show; sent to the processes that draw.
-
-    Args:
-        name: ``"train"`` or ``"val"``.
-        images: (N, 28, 28) uint8.
-        labels: (N,) uint8.
-        positions: (N,) in what `load_garments` returned.
-    """
+    """The garments that a split's images show; sent to the processes that draw."""
 
     name: str
-    images: np.ndarray
-    labels: np.ndarray
-    positions: np.ndarray
+    images: np.ndarray  # (N, 28, 28) uint8
+    labels: np.ndarray  # (N,) uint8
+    positions: np.ndarray  # (N,) in what `load_garments` returned
 
 
 def _splits(fashion_mnist: str | Path | None) -> list[_Split]:
