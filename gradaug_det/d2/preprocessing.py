@@ -55,7 +55,7 @@ def _list_settings(cfg: CfgNode | DictConfig) -> list[Setting]:
     url = zoo_url(text)
     if url is None:
         return []
-    info = url.read_info()
+    info = url.info()
     if info.stem == "deep":
         raise ConfigError(
             key,

@@ -39,7 +39,7 @@ class GradAugZooHandler(PathHandler):
         """
         self._check_kwargs(kwargs)
         url = zoo_url(path)
-        source = url.fetch()
+        source = url.path()
         key = f"{compute_sha256(source)[:16]}-{url.order}-{_REVISION}"
         target = cache_dir() / "detectron2" / f"{source.stem}-{key}.pth"
         if not target.is_file():

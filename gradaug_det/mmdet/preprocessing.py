@@ -30,14 +30,14 @@ def check_preprocessing(config: Config) -> None:
         ZooError: the zoo has no such backbone.
     """
     if url := _find_url(config):
-        check_settings(_KEY, url, _list_settings(config.model, url.read_info()), _FIX)
+        check_settings(_KEY, url, _list_settings(config.model, url.info()), _FIX)
 
 
 def fix_preprocessing(config: Config) -> list[Setting]:
     """Sets the keys that :func:`check_preprocessing` would name; logs and returns them."""
     if not (url := _find_url(config)):
         return []
-    settings = list(_list_settings(config.model, url.read_info()))
+    settings = list(_list_settings(config.model, url.info()))
     return fix_settings(config, settings, MMLogger.get_current_instance())
 
 

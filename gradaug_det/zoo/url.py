@@ -39,14 +39,14 @@ class ZooURL:
     def is_file(self) -> bool:
         return self.name.endswith(".safetensors")
 
-    def fetch(self) -> Path:
+    def path(self) -> Path:
         """The verified file on this machine, downloaded if need be. Raises ZooError."""
         if not self.is_file:
             return fetch(self.name)
         read_info(self.name)  # refuses what is no backbone file
         return Path(self.name)
 
-    def read_info(self) -> BackboneInfo:
+    def info(self) -> BackboneInfo:
         """The description of the weights as they are delivered, without a download.
 
         Raises:
@@ -65,7 +65,7 @@ class ZooURL:
             ZooError: there is no such backbone or its file cannot be used.
             ConfigError: the framework has no such network.
         """
-        state, info = read_backbone(self.fetch())
+        state, info = read_backbone(self.path())
         orders = {"source_format": info.channel_order, "target_format": self.order}
         return convert(state, info.framework, target, **orders)
 
