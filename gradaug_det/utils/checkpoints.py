@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradaug_det.errors import ZooError
 from gradaug_det.utils.standins import RUNS, ForbiddenError, Unpickler, Whole, check_key
+from gradaug_det.utils.text import describe_error, to_printable
 
 _WAY_OUT = (
     "If you trust where it comes from, load it there with your own code and save its tensors with "
@@ -57,14 +58,13 @@ def load_checkpoint(path: str | Path, history: Callable[..., Any] = dict) -> dic
         content = load_file(path) if path.suffix == ".safetensors" else _read(path, history)
     except ForbiddenError as error:
         raise ZooError(
-            f"the checkpoint {path} is refused: besides weights it holds {_printable(str(error))}; "
-            f"nothing of it has run. {_WAY_OUT}"
+            f"the checkpoint {path} is refused: besides weights it holds "
+            f"{to_printable(str(error))}; nothing of it has run. {_WAY_OUT}"
         ) from None
     except Exception as error:  # a damaged file can make its reader fail anywhere
-        reason = _printable((str(error).splitlines() or [""])[0][:200])
         raise ZooError(
-            f"the checkpoint {path} cannot be read ({type(error).__name__}: {reason}): it is "
-            "damaged or not a checkpoint; copy or download it again"
+            f"the checkpoint {path} cannot be read ({describe_error(error)}): it is damaged or "
+            "not a checkpoint; copy or download it again"
         ) from None
     if not isinstance(content, dict):
         raise ZooError(f"the checkpoint {path} holds a {type(content).__name__}, not a dict")
@@ -76,10 +76,6 @@ def _is_tar(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(262)
     return start[257:] == b"ustar" or start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else repr(text)  # it can be a file's own
 
 
 def _read(path: Path, history: Callable[..., Any]) -> Any:

@@ -15,4 +15,4 @@ def to_printable(value: object) -> str:
 
 def describe_error(error: Exception) -> str:
     """An error's class and message in one printable line."""
-    return to_printable(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+    return to_printable(" ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(":"))

@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pooch
 import requests
@@ -103,8 +104,10 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
         ) from None
 
 
-class ResumingDownloader:
-    """A downloader for pooch that goes on where the last attempt broke off.
+def download_resuming(
+    size: int, progress: bool, url: str, output_file: str, _pooch: object = None
+) -> None:
+    """With its first two arguments given, a downloader for pooch with patience.
 
     pooch would retry a 404 and begin each time anew, and so would urllib3's Retry with a body that
     breaks off. Whether the pieces fit is not judged here: pooch compares the sha256.
@@ -112,61 +115,55 @@ class ResumingDownloader:
     Args:
         size: bytes of the file; a server that sends more is cut off.
         progress: draw a bar on stderr.
+        url: of the file.
+        output_file: path of the file to write.
+
+    Raises:
+        ZooError: at the last attempt's failure, or at once at one that would not pass (a 404).
     """
+    path = Path(output_file)
+    path.chmod(0o644)  # pooch's temporary files are the user's alone
+    with (
+        path.open("wb") as file,
+        tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar,
+    ):
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                for _ in _read_on(url, file, size):
+                    bar.update(file.tell() - bar.n)
+                return
+            except requests.RequestException as error:
+                if attempt == ATTEMPTS or not _may_pass(error):
+                    tries = f"{attempt} attempts" if attempt > 1 else "1 attempt"
+                    raise ZooError(f"cannot download {url} ({tries}): {error}") from None
+                pause = PAUSE_SECONDS * 2 ** (attempt - 1)
+                place = f"attempt {attempt + 1} of {ATTEMPTS} in {pause:g} s, from byte"
+                _log.warning("%s; %s %d", error, place, file.tell())
+                time.sleep(pause)
 
-    def __init__(self, size: int, progress: bool = False) -> None:
-        self.size, self.progress = size, progress
 
-    def __call__(self, url: str, output_file: str, _pooch: Any, check_only: bool = False) -> None:
-        """Write what ``url`` delivers to the path ``output_file``.
-
-        Raises:
-            ZooError: at the last attempt's failure, or at once at one that would not pass (a 404).
-        """
-        path = Path(output_file)
-        path.chmod(0o644)  # pooch's temporary files are the user's alone
-        with path.open("wb") as file:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    self._read_on(url, file)
-                    return
-                except requests.RequestException as error:
-                    if attempt == ATTEMPTS or not _may_pass(error):
-                        tries = f"{attempt} attempts" if attempt > 1 else "1 attempt"
-                        raise ZooError(f"cannot download {url} ({tries}): {error}") from None
-                    pause = PAUSE_SECONDS * 2 ** (attempt - 1)
-                    _log.warning(
-                        "%s; attempt %d of %d in %g s, from byte %d",
-                        *(error, attempt + 1, ATTEMPTS, pause, file.tell()),
-                    )
-                    time.sleep(pause)
-
-    def _read_on(self, url: str, file: BinaryIO) -> None:
-        """Appends to the file what it lacks."""
-        # A compressed answer would have another length and other ranges.
-        headers = {"Accept-Encoding": "identity"}
-        if start := file.tell():
-            headers["Range"] = f"bytes={start}-"
-        with (
-            requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response,
-            tqdm(total=self.size, unit="B", unit_scale=True, disable=not self.progress) as bar,
-        ):
-            response.raise_for_status()
-            # A server that knows no ranges answers 200 and sends the file from its first byte.
-            span = re.match(r"bytes (\d{1,12})-", response.headers.get("Content-Range", ""))
-            file.seek(int(span[1]) if span and response.status_code == 206 else 0)
-            file.truncate()
-            for chunk in response.iter_content(2**16):
-                if file.tell() + len(chunk) > self.size:
-                    raise ZooError(f"the server sends more than the {self.size} bytes of the file")
-                file.write(chunk)
-                bar.update(file.tell() - bar.n)
-        if file.tell() < self.size:  # a body without Content-Length ends like a whole one
-            raise requests.ConnectionError(f"{file.tell()} of {self.size} bytes arrived")
+def _read_on(url: str, file: BinaryIO, size: int) -> Iterator[None]:
+    """Appends to the file what it lacks, a chunk at a time."""
+    # A compressed answer would have another length and other ranges.
+    headers = {"Accept-Encoding": "identity"}
+    if start := file.tell():
+        headers["Range"] = f"bytes={start}-"
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        response.raise_for_status()
+        # A server that knows no ranges answers 200 and sends the file from its first byte.
+        span = re.match(r"bytes (\d{1,12})-", response.headers.get("Content-Range", ""))
+        file.seek(int(span[1]) if span and response.status_code == 206 else 0)
+        file.truncate()
+        for chunk in response.iter_content(2**16):
+            if file.tell() + len(chunk) > size:
+                raise ZooError(f"the server sends more than the {size} bytes of the file")
+            file.write(chunk)
+            yield
+    if file.tell() < size:  # a body without Content-Length ends like a whole one
+        raise requests.ConnectionError(f"{file.tell()} of {size} bytes arrived")
 
 
 def _may_pass(error: requests.RequestException) -> bool:
-    """Returns whether another attempt can succeed."""
     if error.response is not None:
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
     passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)

@@ -12,16 +12,15 @@ import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import requests
 
 from gradaug_det.errors import ZooError
 from gradaug_det.zoo.download import (
     URL_VARIABLE,
-    ResumingDownloader,
     compute_sha256,
     download,
+    download_resuming,
     is_file_of,
     local_path,
 )
@@ -54,7 +53,7 @@ def fetch(name: str, *, allow_unverified: bool = False, progress: bool | None = 
     if base is not None and not is_base_url(base):
         raise ZooError(f"{URL_VARIABLE} must be http(s)://..., got {base!r}; correct or unset it")
     url = f"{base.rstrip('/')}/{entry.file}" if base else None
-    return download(entry, url, ResumingDownloader(entry.size, progress))
+    return download(entry, url, partial(download_resuming, entry.size, progress))
 
 
 def _find_packaged(entry: Entry) -> Path:
@@ -86,7 +85,7 @@ def _fetch_from_drive(entry: Entry, allow_unverified: bool, progress: bool) -> P
 
 
 def _download_from_drive(
-    entry: Entry, progress: bool, url: str, output_file: str, _pooch: Any
+    entry: Entry, progress: bool, url: str, output_file: str, _pooch: object
 ) -> None:
     """With its first two arguments given, a downloader for pooch, by gdown."""
     try:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -222,7 +223,7 @@ def test_a_read_only_cache(make_index, monkeypatch):
                     os.seteuid(65534)
                 try:
                     with pytest.raises(ZooError, match=f"{message}; make it .* in GRADAUG_CACHE"):
-                        download(entry, server.url, http.ResumingDownloader(1))
+                        download(entry, server.url, partial(http.download_resuming, 1, False))
                 finally:
                     if root:
                         os.seteuid(0)
