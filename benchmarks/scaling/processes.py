@@ -39,6 +39,7 @@ def step_times(workload: Workload, variants: list[Variant], steps: int) -> dict[
             arguments = (meeting, mode == "together", folder, workload, variants, steps)
             mp.spawn(_process, arguments, nprocs=processes)
             found = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(processes)]
+        # The faster process waits for the slower one where they meet, in each mode alike.
         times = {
             name: median(map(max, zip(*(one[name] for one in found), strict=True)))
             for name in found[0]
@@ -73,6 +74,7 @@ def _process(
         times["all_reduce"] = [
             _time_run(lambda: average_gradients(model), meeting) for _ in range(steps)
         ]
+    # The first step of each allocates, and prepares kernels.
     torch.save({name: own[1:] for name, own in times.items()}, Path(folder) / f"{rank}.pt")
     if joined:
         dist.destroy_process_group()

@@ -40,6 +40,8 @@ def per_pass(
         GradAugError: there were more or fewer passes.
     """
     readings = [read()]
+    # A pass ends with its one backward, in all three engines and in the authors' loop: a meter that
+    # is read there parts the passes and needs no word from the training.
     original = Tensor.backward
 
     def backward(*args: Any, **kwargs: Any) -> None:
@@ -131,6 +133,7 @@ def _held_bytes(training: Training) -> int:
     """Bytes of the network's tensors and the optimizer's state, gradients not counted."""
     model = training.model
     states = chain.from_iterable(s.values() for s in training.optimizer.state.values())
+    # By identity, since tensors may be shared, as those of slimmable layers are.
     tensors: Iterable[Any] = chain(model.parameters(), model.buffers(), states)
     return sum({id(t): t.nbytes for t in tensors if isinstance(t, Tensor)}.values())
 
@@ -151,6 +154,7 @@ def measure(workload: Workload, variants: list[Variant], rounds: int) -> dict[st
             each.step(iteration)
     for iteration in range(WARMUP, WARMUP + rounds):
         logger.info("%s: round %d of %d", workload.task, iteration + 1 - WARMUP, rounds)
+        # Who goes first finds other caches and clock rates: each variant does so equally often.
         turn = iteration % len(measured)
         for each in measured[turn:] + measured[:turn]:
             each.time(iteration)

@@ -58,6 +58,7 @@ def values(results: Results, run: Run, seeds: Iterable[int], metric: str) -> lis
     At equal compute, GradAug's rows are those of equal epochs; when all train long, plain methods'
     rows are those of equal compute.
     """
+    # GradAug has no longer trainings "at equal compute": the plain methods are what is stretched.
     own = {"compute": "epochs"} if run.method not in PLAIN else {"long": "compute"}
     budget = own.get(run.budget, run.budget)
     names = (Run(run.method, run.split, budget, seed).name for seed in seeds)

@@ -45,6 +45,7 @@ def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:
     pooled = math.sqrt(
         sum(v * (n - 1) for v, n in zip(variances, counts, strict=True)) / (sum(counts) - 2)
     )
+    # Welch's, not Student's: GradAug spreads its seeds otherwise than plain fine-tuning does.
     difference = fmean(first) - fmean(second)
     low = high = difference
     if pooled:  # without any spread the interval is a point, which SciPy calls NaN

@@ -99,6 +99,7 @@ def run_trainings(
             stop.set()
             raise
 
+    # Threads, since each only waits for its process.
     with ThreadPoolExecutor(jobs) as pool:
         try:
             futures = [pool.submit(finish, training) for training in trainings]
@@ -112,6 +113,7 @@ def _finish(training: Training, root: Path, threads: int | None) -> float:
     """Runs a training unless it is done; returns its seconds (over all its attempts)."""
     script = training.framework.script()
     command = [script, *training.framework.arguments(training.job, training.folder)]
+    # Written before the training starts too: a folder whose key is another one's is never resumed.
     done = training.folder / "done.json"
     # Without the script's path: moving the environment does not change a result.
     settings = [*command[1:], str(training.data), _configs(training, root)]

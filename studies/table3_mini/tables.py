@@ -302,6 +302,7 @@ def _comparisons(part: str, results: Results) -> list[str]:
             title = f"{100 * share:g} %: GradAug minus plain on rescaled images, same compute"
             some = replace(labels, share=share)
             compared.append(Row((title,), some, some.control))
+    # A part of the sweep has one seed alone: it is read against the same seed of the others.
     lines = _first_seed(results) if part == "sweep" else []
     for row in compared:
         shown = {task: _difference(results, row, task) for task in IOU_TYPES}
@@ -324,6 +325,7 @@ def _first_seed(results: Results) -> list[str]:
 
 def _difference(results: Results, row: Row, task: str) -> str:
     """Returns the row minus its reference; empty with fewer than two seeds of either."""
+    # Of one seed there is no interval, and a difference without one says nothing.
     if row.reference is None or row.reference == row.cell:
         return ""
     ours, theirs = (values(results, cell, task) for cell in (row.cell, row.reference))
