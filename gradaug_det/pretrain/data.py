@@ -1,7 +1,6 @@
 """Images for pretraining. What a training sees at step t depends on (seed, t) alone.
 
-Order and augmentation are drawn anew from (seed, epoch, index), not from a generator with a state:
-a resumed training, and one with another number of loader processes, sees the same pixels.
+A resumed training, and one with another number of loader processes, sees the same pixels.
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ class Images:
 
 
 class Lighting(v2.Transform):
-    """PCA lighting noise on uint8 (3, H, W) images.
-
-    The authors' code adds the noise of the 0-1 scale to 0-255 images, where it rounds to nothing;
-    this is Krizhevsky's.
+    """PCA lighting noise on uint8 (3, H, W) images, on their own 0-255 scale.
 
     Args:
         std: of the noise in units of the eigenvalues.
+
+    Source: Krizhevsky et al., 2012. The authors' code adds the noise of the 0-1 scale to 0-255
+        images, where it rounds to nothing.
     """
 
     def __init__(self, std: float = 0.1) -> None:
@@ -64,6 +63,7 @@ class Lighting(v2.Transform):
         self.std = std
 
     def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+        # One number a principal component of the colours, the same for all pixels.
         alpha = torch.randn(3) * self.std * torch.tensor(_EIGENVALUES)
         shift = 255 * torch.tensor(_EIGENVECTORS) @ alpha
         return (inpt + shift.view(3, 1, 1)).round().clamp(0, 255).to(torch.uint8)
@@ -75,20 +75,19 @@ def load_images(settings: DataSettings, seed: int) -> Images:
     Raises:
         DataError: they are not there.
     """
-    images = _garments(settings) if settings.kind == "garments" else _folders(settings)
-    labels = np.asarray(images.train.targets)
-    chosen = _share(labels, settings.fraction, seed)
+    if settings.kind == "garments":
+        train, val = (_cached_crops(s, settings.root, settings.size) for s in ("train", "test"))
+        classes = list(CLASS_NAMES)
+    else:
+        train, val = _load_folders(settings.root)
+        val, classes = _CenterCropped(val, settings.size), train.classes
+    labels = np.asarray(train.targets)
+    chosen = _sample_share(labels, settings.fraction, seed)
     if settings.holdout:
-        held = set(_share(labels, settings.holdout, stable_seed("holdout", seed)).tolist())
-        images.val = _Raw(Subset(images.train, sorted(held)), settings.size)
-        chosen = np.array([index for index in chosen if index not in held])
-    images.train = Subset(images.train, chosen.tolist())
-    return images
-
-
-def _garments(settings: DataSettings) -> Images:
-    train, val = (_cached_crops(s, settings.root, settings.size) for s in ("train", "test"))
-    return Images(train, val, list(CLASS_NAMES))
+        held = _sample_share(labels, settings.holdout, stable_seed("holdout", seed))
+        val = _CenterCropped(Subset(train, held.tolist()), settings.size)
+        chosen = np.setdiff1d(chosen, held)
+    return Images(Subset(train, chosen.tolist()), val, classes)
 
 
 class Crops(Dataset):
@@ -132,25 +131,25 @@ class Crops(Dataset):
 _cached_crops = lru_cache(maxsize=4)(Crops)
 
 
-def _folders(settings: DataSettings) -> Images:
-    root = Path(settings.root)
+def _load_folders(folder: str) -> list[ImageFolder]:
+    root = Path(folder)
     for split in ("train", "val"):
-        if not settings.root or not (root / split).is_dir():
+        if not folder or not (root / split).is_dir():
             raise DataError(
                 f"data.root {str(root)!r} has no folder {split!r}; give the folder that holds "
                 "train/CLASS/*.jpg and val/CLASS/*.jpg"
             )
     try:
-        train, val = (ImageFolder(root / split, loader=_load) for split in ("train", "val"))
+        train, val = (ImageFolder(root / split, loader=_load_image) for split in ("train", "val"))
     except FileNotFoundError as error:
         raise DataError(f"data.root {str(root)!r}: {error}") from None
     if train.classes != val.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))[:5]
         raise DataError(f"train and val of {root} have different classes, e.g. {', '.join(odd)}")
-    return Images(train, _Raw(val, settings.size), train.classes)
+    return [train, val]
 
 
-def _load(path: str) -> Image.Image:
+def _load_image(path: str) -> Image.Image:
     """An image file as RGB.
 
     Raises:
@@ -173,7 +172,7 @@ def _load(path: str) -> Image.Image:
         ) from None
 
 
-def _share(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+def _sample_share(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Sorted indices of a random share of each class, at least one image of each."""
     rng = np.random.default_rng(stable_seed("share", seed))
     chosen = []
@@ -183,32 +182,25 @@ def _share(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-class _Raw(Dataset):
+class _CenterCropped(Dataset):
     """Evaluation's view: the middle of the image, uint8 (3, size, size)."""
 
     def __init__(self, images: Dataset, size: int) -> None:
         self.images = images
-        self.transform = v2.Compose(
-            [
-                v2.Resize(round(size * 256 / 224), antialias=True),
-                v2.CenterCrop(size),
-                v2.PILToTensor(),
-            ]
-        )
+        shorter = v2.Resize(round(size * 256 / 224), antialias=True)
+        self.transform = v2.Compose([shorter, v2.CenterCrop(size), v2.PILToTensor()])
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.images[index]
+        # Garments are drawn at their size, as tensors.
         return image if isinstance(image, Tensor) else self.transform(image), int(label)
 
 
 class Augmented(Dataset):
-    """(epoch, index) -> augmented uint8 (3, H, W) image and its label.
-
-    Pillow's images are cut and resized first: the rest of a photo's pixels never become a tensor.
-    """
+    """(epoch, index) -> augmented uint8 (3, H, W) image and its label."""
 
     def __init__(self, images: Dataset, settings: DataSettings, seed: int) -> None:
         self.images, self.seed = images, seed
@@ -218,6 +210,8 @@ class Augmented(Dataset):
             steps = [v2.Resize(settings.size, antialias=True), v2.PILToTensor(), shift, flip]
         else:
             jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
+            # Pillow's images are cut and resized first: the rest of a photo's pixels never become
+            # a tensor.
             crop = v2.RandomResizedCrop(settings.size, antialias=True)
             steps = [crop, v2.PILToTensor(), flip, jitter, Lighting()]
         self.transform = v2.Compose(steps)
@@ -256,23 +250,23 @@ class StatelessBatches:
                 f"batch_size {recipe.batch_size} is more than the {images} training images"
             )
 
-    @property
-    def steps(self) -> int:
+        self.steps = recipe.epochs * self.steps_per_epoch
         """Steps of the whole training."""
-        return self.recipe.epochs * self.steps_per_epoch
 
     def __len__(self) -> int:
         return self.steps - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.recipe.batch_size // self.world
-        order, of_epoch = None, None
+        whole = self.recipe.batch_size
+        size = whole // self.world
+        order = None
         for step in range(self.first, self.steps):
             epoch, place = divmod(step, self.steps_per_epoch)
-            if epoch != of_epoch:
-                seed = stable_seed("order", self.recipe.seed, epoch)
-                order, of_epoch = np.random.default_rng(seed).permutation(self.images), epoch
-            start = place * self.recipe.batch_size + self.rank * size
+            # Nothing has a state: an epoch's order can be made in any process, from any step on.
+            if order is None or place == 0:
+                rng = np.random.default_rng(stable_seed("order", self.recipe.seed, epoch))
+                order = rng.permutation(self.images)
+            start = place * whole + self.rank * size
             yield [(epoch, int(index)) for index in order[start : start + size]]
 
 
@@ -296,5 +290,4 @@ def val_loader(images: Images, recipe: Recipe, rank: int = 0, world: int = 1) ->
 
 def normalize(images: Tensor) -> Tensor:
     """uint8 RGB (N, 3, H, W) -> float32 with ImageNet's mean and standard deviation."""
-    mean, std = (images.new_tensor(v, dtype=torch.float32) for v in (PIXEL_MEAN, PIXEL_STD))
-    return (images.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    return v2.functional.normalize(images.float(), PIXEL_MEAN, PIXEL_STD)

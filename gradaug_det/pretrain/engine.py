@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import operator
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,17 @@ from gradaug_det.core.processes import Meeting
 from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.pretrain.classifier import Classifier
+from gradaug_det.pretrain.classifier import Classifier, add_stochastic_depth
 from gradaug_det.pretrain.data import (
-    Images,
+    PIXEL_MEAN,
+    PIXEL_STD,
     StatelessBatches,
     load_images,
     normalize,
     train_loader,
     val_loader,
 )
-from gradaug_det.pretrain.export import save_pretrained
 from gradaug_det.pretrain.recipe import Recipe
-from gradaug_det.pretrain.stochastic_depth import add_stochastic_depth
 from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.utils.files import (
     atomic_path,
@@ -45,6 +46,8 @@ from gradaug_det.utils.files import (
 )
 from gradaug_det.utils.seeding import isolated_rng, stable_seed
 from gradaug_det.utils.text import describe_error
+from gradaug_det.zoo.backbone import save_backbone
+from gradaug_det.zoo.info import DEPTHS, BackboneInfo
 
 logger = logging.getLogger(__name__)
 
@@ -72,20 +75,20 @@ class Pretraining:
                 "batch_size",
                 f"must be a multiple of the {fabric.world_size} processes, got {recipe.batch_size}",
             )
-        self.images: Images = load_images(recipe.data, recipe.seed)
+        self.images = load_images(recipe.data, recipe.seed)
         self.batches = StatelessBatches(
             len(self.images.train), recipe, 0, fabric.global_rank, fabric.world_size
         )
+        classes = len(self.images.classes)
         with isolated_rng(stable_seed("weights", recipe.seed)):
-            model = get_model(recipe.model, weights=None, num_classes=len(self.images.classes))
+            model = get_model(recipe.model, weights=None, num_classes=classes)
         add_stochastic_depth(model, recipe.stochastic_depth)
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
-        wrapped, self.optimizer = fabric.setup(model, _optimizer(model, recipe))
-        # Passes run on the module itself: gradients cross the network once a step, after all of
-        # them, not once a backward.
-        self.wrapped, self.model = wrapped, model
-        self.meeting = Meeting()
+        # Passes run on the module itself, not on what Fabric wraps it in: gradients cross the
+        # network once a step, after all of them, not once a backward.
+        self.wrapped, self.optimizer = fabric.setup(model, _make_optimizer(model, recipe))
+        self.model, self.meeting = model, Meeting()
         self.classifier = Classifier(
             model,
             rotations=tuple(recipe.gradaug.rotations),
@@ -96,10 +99,10 @@ class Pretraining:
         if recipe.ema_decay:
             average = get_ema_multi_avg_fn(recipe.ema_decay)
             self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-        classes = len(self.images.classes)
-        mixes = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
-        kind = mixes.get(recipe.mix)
-        self.mix = kind(alpha=recipe.mix_alpha, num_classes=classes) if kind else None
+        self.mix = None
+        if recipe.mix != "none":
+            kind = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[recipe.mix]
+            self.mix = kind(alpha=recipe.mix_alpha, num_classes=classes)
 
     def _lr_factor(self, step: int) -> float:
         """Linear warm-up, then a cosine to 0 at the last step."""
@@ -108,8 +111,6 @@ class Pretraining:
             return (step + 1) / warmup
         progress = (step - warmup) / max(1, self.batches.steps - warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-    # ---- the loop -----------------------------------------------------------------------------
 
     def run(self) -> dict[str, float]:
         """Trains what is left, evaluates and writes the backbone.
@@ -123,12 +124,18 @@ class Pretraining:
             SystemExit: SIGTERM came; with :data:`gradaug_det.core.preemption.EXIT_CODE`, after a
                 checkpoint.
         """
-        done = self._finished()
-        if done is not None:
-            return done
-        if self.fabric.is_global_zero:
-            remove_partial_files(self.out)
-        self._resume()
+        # However it ends: processes that wait for this one are told by its leaving.
+        with closing(self.meeting):
+            done = self._read_metrics()
+            if done is not None:
+                return done
+            if self.fabric.is_global_zero:
+                remove_partial_files(self.out)
+            self._resume()
+            self._train()
+            return self._finish()
+
+    def _train(self) -> None:
         progress = tqdm(
             train_loader(self.images, self.recipe, self.batches),
             self.recipe.name,
@@ -136,37 +143,30 @@ class Pretraining:
             total=self.batches.steps,
             disable=None if self.fabric.is_global_zero else True,
         )
+        per_epoch = self.batches.steps_per_epoch
+        period = self.recipe.checkpoint_steps or per_epoch
         self.model.train()
-        notice = TerminationNotice()
         self.fabric.barrier()  # who listens later than others would die of what they note
-        notice.listen()
-        try:
-            self._train(progress, notice)
-        finally:
-            notice.close()
-        return self._finish()
-
-    def _train(self, progress: tqdm, notice: TerminationNotice) -> None:
-        per_epoch, period = self.batches.steps_per_epoch, self.recipe.checkpoint_steps
-        for step, (images, labels) in enumerate(progress, start=self.batches.first):
-            losses = self.train_step(step, images, labels)
-            if step % 20 == 0:
-                self._log(step, losses, progress)
-            finished = step + 1
-            told_to_go = notice.received(self.fabric.device)
-            due = finished % (period or per_epoch) == 0 or finished == self.batches.steps
-            if due or told_to_go:
-                self._save(finished)
-            if told_to_go:
-                raise SystemExit(EXIT_CODE)
-            if finished % per_epoch == 0 and self.fabric.is_global_zero:
-                logger.info(
-                    "%s: epoch %d of %d, loss %.3f",
-                    self.recipe.name,
-                    finished // per_epoch,
-                    self.recipe.epochs,
-                    losses["loss"],
-                )
+        with closing(TerminationNotice()) as notice:
+            notice.listen()
+            for step, (images, labels) in enumerate(progress, start=self.batches.first):
+                losses = self.train_step(step, images, labels)
+                if step % 20 == 0:
+                    self._log(step, losses, progress)
+                finished = step + 1
+                told_to_go = notice.received(self.fabric.device)
+                if told_to_go or finished % period == 0 or finished == self.batches.steps:
+                    self._save(finished)
+                if told_to_go:
+                    raise SystemExit(EXIT_CODE)
+                if finished % per_epoch == 0 and self.fabric.is_global_zero:
+                    logger.info(
+                        "%s: epoch %d of %d, loss %.3f",
+                        self.recipe.name,
+                        finished // per_epoch,
+                        self.recipe.epochs,
+                        losses["loss"],
+                    )
 
     def train_step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One step of Algorithm 1 and of the optimizer.
@@ -187,6 +187,7 @@ class Pretraining:
             with isolated_rng(seed, fabric.device):
                 images, labels = self.mix(images, labels)
         self.optimizer.zero_grad()
+        # Stochastic depth draws from the generator: by step and process, as everything random here.
         noise = stable_seed("full pass", self.recipe.seed, step, fabric.global_rank)
         with (
             fabric.no_backward_sync(self.wrapped, enabled=fabric.world_size > 1),
@@ -221,8 +222,6 @@ class Pretraining:
         values["train/lr"] = self.schedule.get_last_lr()[0]
         self.fabric.log_dict(values, step=step)
         progress.set_postfix(loss=f"{values['train/loss']:.3f}")
-
-    # ---- state --------------------------------------------------------------------------------
 
     @property
     def _checkpoint(self) -> Path:
@@ -277,7 +276,7 @@ class Pretraining:
                 f"there, {own.get(odd)!r:.80} here); use another --out, or delete that folder"
             )
 
-    def _finished(self) -> dict[str, float] | None:
+    def _read_metrics(self) -> dict[str, float] | None:
         file = self.out / "metrics.json"
         if not file.is_file():
             return None
@@ -289,7 +288,8 @@ class Pretraining:
         model = self.ema.module if self.ema else self.model
         metrics = self.evaluate(model)
         if self.fabric.is_global_zero:
-            save_pretrained(self.out / "backbone.safetensors", model, self.recipe, metrics)
+            info = _describe(self.recipe, metrics)
+            save_backbone(self.out / "backbone.safetensors", model.state_dict(), info)
             content = {"recipe": self.recipe.as_dict(), "metrics": metrics}
             with atomic_path(self.out / "metrics.json") as temporary:
                 temporary.write_text(json.dumps(content, indent=1))
@@ -320,23 +320,36 @@ class Pretraining:
         return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count}
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _describe(recipe: Recipe, metrics: Mapping[str, float]) -> BackboneInfo:
+    """What the zoo's file says of itself: a detector's config must agree with it."""
+    slimmed = recipe.gradaug.num_subnets > 0
+    return BackboneInfo(
+        name=recipe.name,
+        architecture=recipe.model,
+        depth=DEPTHS[recipe.model],
+        min_width=recipe.gradaug.min_width if slimmed else 1.0,
+        stem="7x7",
+        stride_in="3x3",
+        channel_order="RGB",
+        pixel_mean=PIXEL_MEAN,
+        pixel_std=PIXEL_STD,
+        recipe=recipe.as_dict() | {"data": vars(recipe.data) | {"root": ""}},
+        metrics=dict(metrics),
+        licence="Apache-2.0",
+        source="trained by tools/pretrain.py of gradaug_det",
+    )
+
+
+def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     own = recipe.optim
     # On a CPU the unfused step is a fifth of a small network's training. The float16 scaler wants
     # to see the gradients before the step.
     fused = recipe.precision != "16-mixed"
+    shared = {"lr": own.lr, "weight_decay": own.weight_decay, "fused": fused}
     if own.name == "adamw":
-        return torch.optim.AdamW(
-            model.parameters(), own.lr, weight_decay=own.weight_decay, fused=fused
-        )
-    return torch.optim.SGD(
-        model.parameters(),
-        own.lr,
-        momentum=own.momentum,
-        weight_decay=own.weight_decay,
-        nesterov=own.momentum > 0,
-        fused=fused,
-    )
+        return torch.optim.AdamW(model.parameters(), **shared)
+    nesterov = own.momentum > 0
+    return torch.optim.SGD(model.parameters(), **shared, momentum=own.momentum, nesterov=nesterov)
 
 
 @torch.no_grad()

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from gradaug_det.core.checks import check_integer, check_number
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.errors import ConfigError
-from gradaug_det.zoo.info import NAME
+from gradaug_det.zoo.info import DEPTHS, NAME
 
 _CHOICES = {
+    "model": tuple(sorted(DEPTHS)),
     "data.kind": ("garments", "imagefolder"),
     "data.augment": ("light", "imagenet"),
     "optim.name": ("sgd", "adamw"),
@@ -132,26 +138,23 @@ class Recipe:
     checkpoint_steps: int = 0
 
     def check(self) -> Recipe:
-        """The recipe itself, if every value is allowed."""
-        from torchvision.models import list_models
-
-        known = [name for name in list_models() if name.startswith(("resne", "wide_resne"))]
-        for key, allowed in {**_CHOICES, "model": tuple(known)}.items():
-            value = self.get(key)
-            if value not in allowed:
-                raise ConfigError(key, f"must be one of {', '.join(allowed)}, got {value!r}")
+        """Returns the recipe itself, if every value is allowed."""
+        for key, allowed in _CHOICES.items():
+            if self.get(key) not in allowed:
+                problem = f"must be one of {', '.join(allowed)}, got {self.get(key)!r}"
+                raise ConfigError(key, problem)
         if len(self.name) > 100 or not NAME.fullmatch(self.name):
             # Said now: the backbone's file, which is written at the end, refuses it.
             problem = "must be lower-case letters, digits and single hyphens (at most 100)"
             raise ConfigError("name", f"{problem}, got {self.name!r}")
-        for key, low in (("epochs", 1), ("batch_size", 2), ("data.size", 16), ("data.workers", 0)):
+        for key, low in (("epochs", 1), ("batch_size", 2), ("data.size", 16)):
             check_integer(key, self.get(key), low=low)
-        check_integer("checkpoint_steps", self.checkpoint_steps, low=0)
-        check_integer("seed", self.seed, low=0)
+        for key in ("data.workers", "seed", "checkpoint_steps"):
+            check_integer(key, self.get(key), low=0)
         check_number("data.fraction", self.data.fraction, high=1.0, above=0.0)
         check_number("data.holdout", self.data.holdout, high=0.9)
-        check_number("optim.lr", self.optim.lr, above=0.0)
-        check_number("mix_alpha", self.mix_alpha, above=0.0)
+        for key in ("optim.lr", "mix_alpha"):
+            check_number(key, self.get(key), above=0.0)
         for key in ("optim.momentum", "stochastic_depth", "label_smoothing", "ema_decay"):
             check_number(key, self.get(key), high=1.0)
         for key in ("optim.weight_decay", "optim.warmup_epochs"):
@@ -163,17 +166,14 @@ class Recipe:
         if not self.gradaug.rotations:
             raise ConfigError("gradaug.rotations", "must list at least one angle; [0] never turns")
         try:
-            _ = self.options
+            _ = self.options  # checks the settings that a detector's training has too
         except ConfigError as error:
             raise ConfigError(f"gradaug.{error.key}", error.problem) from None
         return self
 
     def get(self, key: str) -> Any:
         """The value of a dotted key."""
-        value: Any = self
-        for part in key.split("."):
-            value = getattr(value, part)
-        return value
+        return attrgetter(key)(self)
 
     @property
     def options(self) -> GradAugOptions:
@@ -184,7 +184,7 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in the yaml file."""
         values = asdict(self)
-        # As in recipes written before there were these.
+        # As in recipes written before there were these, so that their trainings can be resumed.
         if self.gradaug.divisor == 1:
             del values["gradaug"]["divisor"]
         if not self.channels_last:
@@ -192,13 +192,13 @@ class Recipe:
         return values
 
     def same_training(self, other: dict[str, Any]) -> bool:
-        """Whether a checkpoint of the recipe ``other`` can be gone on with."""
-
-        def what_matters(recipe: dict[str, Any]) -> dict[str, Any]:
-            data = {**recipe["data"], "workers": None}  # who change nothing
-            return {**recipe, "data": data, "checkpoint_steps": None}
-
-        return what_matters(self.as_dict()) == what_matters(other)
+        """Returns whether a checkpoint of the recipe ``other`` can be gone on with."""
+        own, other = (
+            # Neither of the two changes what is trained.
+            {**recipe, "data": {**recipe["data"], "workers": 0}, "checkpoint_steps": 0}
+            for recipe in (self.as_dict(), other)
+        )
+        return own == other
 
 
 def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -212,15 +212,11 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: the file or an override cannot be used, or a value is not allowed.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     for text in overrides:
         if "=" not in text:
             raise ConfigError("overrides", f"must be key=value, got {text!r}")
     try:
-        layers = [OmegaConf.structured(Recipe), *_with_bases(Path(file))]
+        layers = [OmegaConf.structured(Recipe), *_load_layers(Path(file))]
         merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(list(overrides)))
         recipe = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
@@ -233,23 +229,26 @@ def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe.check()
 
 
-def _with_bases(file: Path, depth: int = 0) -> list[Any]:
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
-    if not file.is_file():
-        raise ConfigError("--config", f"names a file that does not exist: {file}")
-    if depth > 10:
-        raise ConfigError("base", f"of {file} never ends: files name each other in a circle")
-    try:
-        own = OmegaConf.load(file)
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(str(file), f"is not valid yaml: {error}") from None
-    except OSError as error:  # OmegaConf has one for a file that is no mapping or list, too
-        raise ConfigError(str(file), f"cannot be read as a mapping of keys: {error}") from None
-    if not OmegaConf.is_dict(own):
-        raise ConfigError(str(file), "must be a mapping of keys, it is a list")
-    base = own.pop("base", None)
-    if base is not None and not isinstance(base, str):
-        raise ConfigError("base", f"of {file} must be the name of another file, got {base!r}")
-    return [*(_with_bases(file.parent / base, depth + 1) if base else []), own]
+def _load_layers(file: Path | None) -> list[DictConfig]:
+    """The file's values, after those of the files that it is based on."""
+    layers: list[DictConfig] = []
+    while file is not None:
+        if not file.is_file():
+            raise ConfigError("--config", f"names a file that does not exist: {file}")
+        if len(layers) > 10:
+            raise ConfigError("base", f"of {file} never ends: files name each other in a circle")
+        try:
+            own = OmegaConf.load(file)
+        except (YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(str(file), f"is not valid yaml: {error}") from None
+        except OSError as error:  # OmegaConf has one for a file that is no mapping or list, too
+            problem = f"cannot be read as a mapping of keys: {error}"
+            raise ConfigError(str(file), problem) from None
+        if not OmegaConf.is_dict(own):
+            raise ConfigError(str(file), "must be a mapping of keys, it is a list")
+        base = own.pop("base", None)
+        if base is not None and not isinstance(base, str):
+            raise ConfigError("base", f"of {file} must be the name of another file, got {base!r}")
+        layers.insert(0, own)
+        file = file.parent / base if base else None
+    return layers

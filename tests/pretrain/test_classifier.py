@@ -10,8 +10,12 @@ from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.core.transforms import BatchTransform
-from gradaug_det.pretrain.classifier import Classifier, rotate, rotation_of
-from gradaug_det.pretrain.stochastic_depth import add_stochastic_depth
+from gradaug_det.pretrain.classifier import (
+    Classifier,
+    add_stochastic_depth,
+    rotate,
+    rotation_of,
+)
 
 
 @pytest.fixture
