@@ -32,6 +32,7 @@ from gradaug_det.core.resumed import (
     optimizer_settings,
 )
 from gradaug_det.core.step import check_alone
+from gradaug_det.d2.checks import check_batch
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.utils.seeding import seed_everything, seeded, stable_seed
 
@@ -55,13 +56,9 @@ class ResumableLoader:
             their own repeat too.
         seed: of order and augmentation; the same on all processes.
         total_batch_size, single_gpu_batch_size: of all processes together, or of each.
-        aspect_ratio_grouping, num_workers, collate_fn: see Detectron2's
-            ``build_detection_train_loader``.
-        drop_last: whether to leave out what is less than a batch at the end of a sampler that has
-            one.
-        options: of torch's ``DataLoader`` where they do not change which images come:
-            ``prefetch_factor``, ``persistent_workers``, ``pin_memory``, ``timeout``,
-            ``worker_init_fn``, ``multiprocessing_context``.
+        aspect_ratio_grouping, num_workers, collate_fn, drop_last: see Detectron2's
+            ``build_detection_train_loader``; the last is for samplers that end.
+        options: of torch's ``DataLoader``, where they do not change which images come.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -91,7 +88,7 @@ class ResumableLoader:
         listed = isinstance(dataset, list)
         self.dataset = DatasetFromList(dataset, copy=False) if listed else dataset
         self.mapper, self.make_sampler, self.seed = mapper, make_sampler, seed
-        self.batch_size = _batch_size(total_batch_size, single_gpu_batch_size)
+        self.batch_size = _share_batch(total_batch_size, single_gpu_batch_size)
         """Images a step of this process."""
         self.aspect_ratio_grouping, self.collate_fn = aspect_ratio_grouping, collate_fn
         self.drop_last = drop_last
@@ -181,20 +178,15 @@ def _keep(image: Any) -> Any:
     return image
 
 
-def _batch_size(total: int | None, single: int | None) -> int:
+def _share_batch(total: int | None, single: int | None) -> int:
     """Images a step of one process."""
-    world = comm.get_world_size()
-    if total and single:
-        raise ConfigError(
-            "single_gpu_batch_size", f"must not be given beside total_batch_size {total}"
-        )
-    size = single or total
-    if not isinstance(size, int) or size < 1 or (total and total % world):
-        raise ConfigError(
-            "SOLVER.IMS_PER_BATCH (total_batch_size)",
-            f"must be a multiple of the {world} processes and at least that, got {size!r}",
-        )
-    return single or total // world
+    if single is None:
+        check_batch("SOLVER.IMS_PER_BATCH (total_batch_size)", total)
+        return total // comm.get_world_size()
+    if total is not None:
+        problem = f"must not be given beside total_batch_size {total}"
+        raise ConfigError("single_gpu_batch_size", problem)
+    return check_integer("single_gpu_batch_size", single, low=1)
 
 
 def resumable_train_loader(cfg: CfgNode, seed: int) -> ResumableLoader:
@@ -207,12 +199,12 @@ def resumable_train_loader(cfg: CfgNode, seed: int) -> ResumableLoader:
     # A sampler made here would draw its seed from whatever state the generators have.
     parts = build_detection_train_loader.from_config(cfg, sampler=())
     del parts["sampler"]
-    dataset, mapper = parts.pop("dataset"), parts.pop("mapper")
+    own = {key: parts[key] for key in ("dataset", "mapper")}
 
     def make_sampler() -> Sampler:
-        return build_detection_train_loader.from_config(cfg, mapper, dataset=dataset)["sampler"]
+        return build_detection_train_loader.from_config(cfg, **own)["sampler"]
 
-    return ResumableLoader(dataset, mapper, make_sampler, seed, **parts)
+    return ResumableLoader(make_sampler=make_sampler, seed=seed, **parts)
 
 
 def resumable_lazy_loader(node: DictConfig, seed: int) -> ResumableLoader | None:
@@ -225,19 +217,18 @@ def resumable_lazy_loader(node: DictConfig, seed: int) -> ResumableLoader | None
             "images begin anew. gradaug_det.d2.resume.ResumableLoader goes on where it was left"
         )
         return None
+    for key in ("dataset", "mapper"):
+        if key not in node:
+            raise ConfigError(f"dataloader.train.{key}", "is missing")
     parts = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "sampler")}
-    if missing := [key for key in ("dataset", "mapper") if key not in parts]:
-        raise ConfigError(f"dataloader.train.{missing[0]}", "is missing")
-    dataset, mapper = parts.pop("dataset"), parts.pop("mapper")
-    own_seed = parts.pop("seed", None)
+    if parts.get("seed") is None:
+        parts["seed"] = seed
 
     def make_sampler() -> Sampler:
         sampler = node.get("sampler")
-        return instantiate(sampler) if sampler else TrainingSampler(len(dataset))
+        return instantiate(sampler) if sampler else TrainingSampler(len(parts["dataset"]))
 
-    return ResumableLoader(
-        dataset, mapper, make_sampler, seed if own_seed is None else own_seed, **parts
-    )
+    return ResumableLoader(make_sampler=make_sampler, **parts)
 
 
 def training_seed(configured: int | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode, instantiate
@@ -20,7 +21,6 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import OmegaConf
-from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.checks import check_batch, check_detector, check_device, check_operators
@@ -81,37 +81,6 @@ class Trainer(DefaultTrainer):
             self._trainer.load_state_dict(state_dict["_trainer"])
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Config and datasets of a run, checked and frozen, with loggers and seed set."""
-    register_mini_coco()
-    for dataset in args.register:
-        register_coco(*dataset)
-    cfg = load_config(args.config_file, args.opts)
-    _agree_on_preprocessing(cfg, args)
-    check_device(
-        "MODEL.DEVICE",
-        cfg.MODEL.DEVICE,
-        "SOLVER.AMP.ENABLED",
-        cfg.SOLVER.AMP.ENABLED and not args.eval_only,
-    )
-    check_operators(cfg)
-    if not (args.eval_only or cfg.SOLVER.REFERENCE_WORLD_SIZE):
-        check_batch("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH)
-    if not (cfg.DATASETS.TRAIN or args.eval_only):
-        raise ConfigError("DATASETS.TRAIN", "is empty; name a data set, as in ('mine_train',)")
-    check_datasets(cfg, eval_only=args.eval_only)
-    check_writable(cfg.OUTPUT_DIR)
-    cfg.freeze()
-    default_setup(cfg, args)
-    return cfg
-
-
-def _agree_on_preprocessing(cfg: Any, args: argparse.Namespace) -> None:
-    if getattr(args, "fix_preprocessing", False):
-        fix_preprocessing(cfg)
-    check_preprocessing(cfg)
-
-
 def run(args: argparse.Namespace) -> OrderedDict:
     """Trains or, with ``--eval-only``, evaluates; returns Detectron2's results.
 
@@ -122,8 +91,18 @@ def run(args: argparse.Namespace) -> OrderedDict:
     """
     if str(args.config_file).endswith(".py"):
         return run_lazy(args)
-    cfg = setup(args)
-    classes = check_datasets(cfg, eval_only=args.eval_only, again=False)
+    cfg = _load(args, load_config)
+    amp = cfg.SOLVER.AMP.ENABLED and not args.eval_only
+    check_device("MODEL.DEVICE", cfg.MODEL.DEVICE, "SOLVER.AMP.ENABLED", amp)
+    check_operators(cfg)
+    if not (args.eval_only or cfg.SOLVER.REFERENCE_WORLD_SIZE):
+        check_batch("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH)
+    if not (cfg.DATASETS.TRAIN or args.eval_only):
+        raise ConfigError("DATASETS.TRAIN", "is empty; name a data set, as in ('mine_train',)")
+    classes = check_datasets(cfg, eval_only=args.eval_only)
+    check_writable(cfg.OUTPUT_DIR)
+    cfg.freeze()
+    default_setup(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         check_detector(model, classes, scored=True)
@@ -131,8 +110,7 @@ def run(args: argparse.Namespace) -> OrderedDict:
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
-    model = trainer.model
-    model = model.module if isinstance(model, DistributedDataParallel) else model
+    model = getattr(trainer.model, "module", trainer.model)  # of DistributedDataParallel
     check_detector(model, classes, scored=bool(cfg.DATASETS.TEST))
     if cfg.GRADAUG.ENABLED:
         # Not only in the hook: an unsuitable detector should fail before any data is loaded.
@@ -143,11 +121,7 @@ def run(args: argparse.Namespace) -> OrderedDict:
 
 def run_lazy(args: argparse.Namespace) -> OrderedDict:
     """The same for a LazyConfig: ``cfg.gradaug``, if there, is a lazy GradAugHook."""
-    register_mini_coco()
-    for dataset in args.register:
-        register_coco(*dataset)
-    cfg = load_lazy_config(args.config_file, args.opts)
-    _agree_on_preprocessing(cfg, args)
+    cfg = _load(args, load_lazy_config)
     amp = bool(OmegaConf.select(cfg, "train.amp.enabled")) and not args.eval_only
     check_device("train.device", cfg.train.device, "train.amp.enabled", amp)
     total = OmegaConf.select(cfg, "dataloader.train.total_batch_size")
@@ -173,28 +147,40 @@ def run_lazy(args: argparse.Namespace) -> OrderedDict:
         model, loader or instantiate(cfg.dataloader.train), optimizer
     )
     checkpointer = SafeCheckpointer(model, cfg.train.output_dir, trainer=trainer)
-    main = comm.is_main_process()
+    exact_hook = ExactResume(loader, seed, cfg) if exact else None
+    saver = writer = None
+    if comm.is_main_process():
+        saver = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
+        writers = default_writers(cfg.train.output_dir, cfg.train.max_iter)
+        writer = hooks.PeriodicWriter(writers, period=cfg.train.log_period)
     trainer.register_hooks(
         [
-            ExactResume(loader, seed, cfg) if exact else None,
+            exact_hook,  # before all that draws random numbers
             instantiate(cfg.gradaug) if "gradaug" in cfg else None,
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
+            saver,
             hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_lazy(cfg, model)),
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter),
-                period=cfg.train.log_period,
-            )
-            if main
-            else None,
-            SaveOnTermination(checkpointer),
+            writer,
+            SaveOnTermination(checkpointer),  # after all that belongs to a step
         ]
     )
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     start = trainer.iter + 1 if args.resume and checkpointer.has_checkpoint() else 0
     trainer.train(start, cfg.train.max_iter)
     return OrderedDict()
+
+
+def _load(args: argparse.Namespace, load: Callable[[str, list[str]], Any]) -> Any:
+    """The config, with its datasets known and its preprocessing agreed on."""
+    register_mini_coco()
+    for dataset in args.register:
+        register_coco(*dataset)
+    cfg = load(args.config_file, args.opts)
+    if getattr(args, "fix_preprocessing", False):
+        fix_preprocessing(cfg)
+    check_preprocessing(cfg)
+    return cfg
 
 
 def evaluate_lazy(cfg: Any, model: Any) -> OrderedDict:
