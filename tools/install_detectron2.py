@@ -118,7 +118,7 @@ def __getattr__(name):
 
 
 class InstallError(Exception):
-    """What went wrong and what to do, in one sentence."""
+    """Says in one sentence what went wrong and what to do."""
 
 
 def probe(python: str = sys.executable) -> tuple[str | None, str]:
@@ -154,7 +154,7 @@ def installed_version() -> str | None:
 
 
 def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """Where the verified sdist is kept for the next time."""
+    """Returns the folder that keeps the verified sdist for the next time."""
     base = env.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "gradaug_det"
 
@@ -254,7 +254,7 @@ def apply_fixes(files: dict[str, bytes]) -> None:
 
 
 def wheel_path(member: str) -> str | None:
-    """Where a file of the sdist (path below its top folder) goes in the wheel, None if nowhere."""
+    """Returns where a file of the sdist (below its top folder) goes in the wheel, if anywhere."""
     for source, target in {**PROJECTS, "detectron2": "detectron2"}.items():
         if member.startswith(source + "/"):
             return target + member[len(source) :]

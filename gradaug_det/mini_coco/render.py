@@ -61,8 +61,10 @@ class _Scene:
         self.owner = np.zeros(self.size, np.int64)  # 0: the background; things count from 1
         self.needed = [0.0]  # visible pixels that each thing must keep
 
-    def place(self, patch: Patch, left: int, top: int, thing: int) -> bool:
-        """Draws a patch as (a part of) ``thing`` unless it, or what it covers, would vanish."""
+    def place(self, patch: Patch, x: float, y: float, thing: int) -> bool:
+        """Draws a patch round (x, y) as ``thing`` unless it, or what it covers, would vanish."""
+        side = patch.alpha.shape[0]
+        left, top = int(x - side / 2), int(y - side / 2)
         on_canvas, on_patch = overlap(patch.alpha, left, top, self.size)
         mask = patch.mask[on_patch]
         needed = max(MIN_VISIBLE_SHARE * np.count_nonzero(patch.mask), MIN_VISIBLE_PIXELS)
@@ -128,10 +130,8 @@ def _place_garment(rng: np.random.Generator, scene: _Scene, image: np.ndarray, l
     for _ in range(_PLACING_TRIES):
         scale = MIN_SCALE * (largest / MIN_SCALE) ** rng.uniform() ** 0.75
         patch = _random_patch(rng, image, label, scale, tint)
-        side = patch.alpha.shape[0]
-        left = int(rng.uniform(0.08, 0.92) * width - side / 2)
-        top = int(rng.uniform(0.08, 0.92) * height - side / 2)
-        if scene.place(patch, left, top, len(scene.needed)):
+        x, y = rng.uniform(0.08, 0.92) * width, rng.uniform(0.08, 0.92) * height
+        if scene.place(patch, x, y, len(scene.needed)):
             return True
     return False  # a crowded canvas: the image has one garment less
 
@@ -149,10 +149,8 @@ def _place_pile(
     for _ in range(rng.integers(10, 22)):
         garment = int(rng.choice(candidates))
         patch = _random_patch(rng, images[garment], label, rng.uniform(0.7, 1.2), _random_tint(rng))
-        side = patch.alpha.shape[0]
-        left = int(rng.normal(center_x, 1.6 * spread) - side / 2)
-        top = int(rng.normal(center_y, spread) - side / 2)
-        if scene.place(patch, left, top, thing=1):
+        x, y = rng.normal(center_x, 1.6 * spread), rng.normal(center_y, spread)
+        if scene.place(patch, x, y, thing=1):
             ids.append(garment)
     return label, tuple(ids)
 
