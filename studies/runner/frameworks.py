@@ -9,7 +9,6 @@ import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from gradaug_det.errors import ConfigError, GradAugError
 from studies.report.curves import Curves, read_detectron2_metrics, read_mmengine_metrics
@@ -38,8 +37,8 @@ class FineTuning:
         return self.iterations * 3 // 4
 
 
-class Framework(Protocol):
-    """Command line of a training, and where it leaves its scalars and predictions.
+class Detectron2:
+    """The command line of a training with ``tools/train_net.py``, and where it leaves its numbers.
 
     Attributes:
         name: as ``make demo FRAMEWORK=`` takes it.
@@ -48,45 +47,21 @@ class Framework(Protocol):
         script_in_shell: the training script as a reader of a report can type it.
     """
 
-    name: str
-    title: str
-    datasets_variable: str
-    script_in_shell: str
-
-    def script(self) -> str:
-        """Path of the training script, absolute or from the project's folder."""
-
-    def config(self, method: str) -> str:
-        """Path of the mini config, from the project's folder."""
-
-    def arguments(self, job: FineTuning, folder: Path) -> list[str]:
-        """The script's arguments: train into ``folder``, or go on where that was interrupted."""
-
-    def curves(self, folder: Path) -> Curves:
-        """Logged scalars of a finished training."""
-
-    def predictions(self, folder: Path) -> Path:
-        """COCO results of the validation that ends a training."""
-
-    def progress(self, line: str) -> str | None:
-        """Returns what is worth showing of an output line while a training runs, or None."""
-
-
-class Detectron2:
-    """Trains with ``tools/train_net.py``."""
-
     name = "detectron2"
     title = "Detectron2"
     datasets_variable = "DETECTRON2_DATASETS"
     script_in_shell = "tools/train_net.py"
 
     def script(self) -> str:
+        """Returns the path of the training script, absolute or from the project's folder."""
         return self.script_in_shell
 
     def config(self, method: str) -> str:
+        """Returns the path of the mini config, from the project's folder."""
         return f"configs/detectron2/mini_mask_rcnn_R_18_FPN_{method}.yaml"
 
     def arguments(self, job: FineTuning, folder: Path) -> list[str]:
+        """Returns the script's: train into ``folder``, or go on where that was interrupted."""
         return [
             *("--resume", "--config-file", self.config(job.method)),
             *("MODEL.WEIGHTS", job.weights),
@@ -99,19 +74,22 @@ class Detectron2:
         ]
 
     def curves(self, folder: Path) -> Curves:
+        """Returns the logged scalars of a finished training."""
         return read_detectron2_metrics(folder / "metrics.json")
 
     def predictions(self, folder: Path) -> Path:
+        """Returns the COCO results of the validation that ends a training."""
         return folder / "inference" / "mini_coco_val" / "coco_instances_results.json"
 
     def progress(self, line: str) -> str | None:
+        """Returns what is worth showing of an output line while a training runs, or None."""
         if "eta: " not in line:
             return None
         return line.split("]: ", 1)[-1].split("  data_time")[0].strip()
 
 
 class MMDetection:
-    """Trains with MMDetection's own script, which ``mim train mmdet`` runs too."""
+    """The same for MMDetection's own script, which ``mim train mmdet`` runs too."""
 
     name = "mmdet"
     title = "MMDetection"
@@ -159,6 +137,7 @@ class MMDetection:
         return f"{start}  {loss[1]}" if loss else start
 
 
+Framework = Detectron2 | MMDetection
 FRAMEWORKS: dict[str, Framework] = {f.name: f for f in (Detectron2(), MMDetection())}
 
 
