@@ -6,7 +6,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from gradaug_det.replay import replay
+from gradaug_det.core.dump import read_dump
+from gradaug_det.frameworks import load_replay
+from gradaug_det.replay import Replay, replay
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what each pass gives; the exit code is 1 if something is not finite again."""
-    found = replay(args.dump, args.config, args.trust_config)
+    found = replay_file(args.dump, args.config, args.trust_config)
     for line in found.lines:
         logger.info("%s", line)
     return 1 if found.again else 0
+
+
+def replay_file(
+    path: str | Path, config: str | Path | None = None, trust_config: bool = False
+) -> Replay:
+    """Runs the step in a file again; see :func:`gradaug_det.replay.replay`."""
+    dump = read_dump(path)
+    return replay(dump, load_replay(dump.framework), config, trust_config)

@@ -8,7 +8,8 @@ import torch
 from mmengine.config import Config
 
 from gradaug_det.commands import cli
-from gradaug_det.core.dump import read_dump, to_plain
+from gradaug_det.commands.replay import replay_file
+from gradaug_det.core.dump import read_dump
 from gradaug_det.core.gradients import check_gradients
 from gradaug_det.d2.hook import GradAugHook
 from gradaug_det.d2.replay import decode as decode_detectron2
@@ -16,7 +17,6 @@ from gradaug_det.d2.replay import encode as encode_detectron2
 from gradaug_det.errors import GradAugError, NonFiniteLossError
 from gradaug_det.mmdet import replay as mmdet_replay
 from gradaug_det.mmdet.batch import make_batch
-from gradaug_det.replay import replay
 from tests.d2 import helpers as d2
 from tests.mmdet import helpers as mm
 
@@ -92,7 +92,7 @@ def test_the_replay_of_a_step_is_the_step(made, tmp_path):
     with pytest.raises(NonFiniteLossError) as raised:
         train()
     (file,) = (tmp_path / "nonfinite").iterdir()
-    first, second = (replay(file, trust_config=True) for _ in range(2))
+    first, second = (replay_file(file, trust_config=True) for _ in range(2))
     assert first.passes == second.passes and len(first.passes) == 3
     infinite = {k for k, v in first.passes[1].losses.items() if v == float("inf")}
     assert infinite == set(raised.value.losses)
@@ -119,7 +119,7 @@ def test_a_gradient_that_is_not_finite_is_never_stepped_with(made, tmp_path):
         train()
     assert same(model.state_dict(), before)
     (file,) = (tmp_path / "nonfinite").iterdir()
-    found = replay(file, trust_config=True)
+    found = replay_file(file, trust_config=True)
     assert found.gradients and file.name.startswith("iter_0000000_gradient")
     model, before, train, skipped = made(tmp_path / "skip", STEEP | {"nonfinite": "skip"})
     train()
@@ -136,7 +136,7 @@ def test_the_first_bad_layer_is_named(tmp_path):
     name = "backbone.fpn_lateral4.weight"
     content["weights"][name][0] = float("nan")
     torch.save(content, file)
-    found = replay(file)
+    found = replay_file(file)
     assert found.weights == [name]
     (full,) = found.passes  # Detectron2 stops at proposals that are not finite
     assert full.first == "backbone.fpn_lateral4" and "Training has diverged" in full.stopped
@@ -148,7 +148,7 @@ def test_the_first_bad_layer_is_named(tmp_path):
 def test_batches_come_back_as_they_were(masks):
     batch = d2.tiny_batch(masks=masks)
     batch[0]["sem_seg"] = torch.zeros(96, 128, dtype=torch.long)
-    again = decode_detectron2(to_plain(encode_detectron2(batch)))
+    again = decode_detectron2(encode_detectron2(batch))
     for one, two in zip(batch, again, strict=True):
         assert one.keys() == two.keys() and torch.equal(one["image"], two["image"])
         fields = (one["instances"].get_fields(), two["instances"].get_fields())
@@ -158,7 +158,7 @@ def test_batches_come_back_as_they_were(masks):
         assert torch.equal(*crops)
     data = mm.collated(mm.tiny_items(masks="polygon" if masks == "polygon" else "bitmap"))
     mm_batch = make_batch(data["inputs"][0][None].float(), data["data_samples"][:1])
-    restored = mmdet_replay.decode(to_plain(mmdet_replay.encode(mm_batch)))
+    restored = mmdet_replay.decode(mmdet_replay.encode(mm_batch))
     one, two = mm_batch.samples[0].gt_instances, restored.samples[0].gt_instances
     assert one.keys() == two.keys()
     assert (one.masks.to_ndarray() == two.masks.to_ndarray()).all()
@@ -173,7 +173,7 @@ def test_what_is_no_step_is_refused(tmp_path):
 
 def step(framework, config):
     """The content of a step's file that holds nothing to learn from."""
-    content = {"format": 1, "framework": framework, "config": config, "iteration": 0, "rank": 0}
+    content = {"format": 2, "framework": framework, "config": config, "iteration": 0, "rank": 0}
     content |= {"subs": [], "bad": None, "options": {}, "rng": torch.get_rng_state()}
     return content | {"weights": {}, "batch": [], "images": ["a"]}
 

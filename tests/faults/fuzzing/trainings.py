@@ -126,25 +126,26 @@ def step_state() -> dict[str, Any]:
     from gradaug_det.core.sampling import sample_sub_networks
 
     subs = [asdict(sub) for sub in sample_sub_networks(GradAugOptions(2, 0.9, (1.0,), 0), 0)]
-    content = {"format": 1, "framework": "detectron2", "config": None, "iteration": 0}
+    content = {"format": 2, "framework": "detectron2", "config": None, "iteration": 0}
     content |= {"rank": 0, "subs": subs, "bad": 0, "options": {}, "rng": torch.get_rng_state()}
-    boxes = {"kind": "Boxes", "value": torch.ones(1, 4)}
-    polygons = {"kind": "PolygonMasks", "value": [[[1.0, 1, 2, 2, 3, 1]]]}
-    fields = {"gt_boxes": boxes, "gt_masks": polygons}
-    item = {"image": torch.ones(3, 4, 4), "instances": {"image_size": [4, 4], "fields": fields}}
+    boxes = {"kind": "Boxes", "parts": [torch.ones(1, 4)]}
+    polygons = [[[1.0, 1, 2, 2, 3, 1]]]
+    fields = {"gt_boxes": boxes, "gt_masks": {"kind": "PolygonMasks", "parts": [polygons]}}
+    instances = {"kind": "Instances", "parts": [[4, 4], fields]}
+    item = {"image": torch.ones(3, 4, 4), "instances": instances}
     fields = {"bboxes": {**boxes, "kind": "HorizontalBoxes"}}
-    fields |= {"masks": {**polygons, "size": [4, 4]}}
-    part = {"kind": "InstanceData", "meta": {}, "fields": fields}
-    sample = {"meta": {"img_shape": [4, 4]}, "parts": {"gt_instances": part}}
-    batch = {"inputs": torch.ones(1, 3, 4, 4), "samples": [sample]}
+    fields |= {"masks": {"kind": "PolygonMasks", "parts": [polygons, 4, 4]}}
+    part = {"gt_instances": {"kind": "InstanceData", "parts": [{}, fields]}}
+    sample = {"kind": "DetDataSample", "parts": [{"img_shape": [4, 4]}, part]}
+    batch = {"kind": "Batch", "parts": [torch.ones(1, 3, 4, 4), [sample]]}
     return content | {"weights": {}, "images": ["a"], "batch": [item], "other": batch}
 
 
 def read_step(folder: Path, path: Path) -> None:
     import torch
 
+    from gradaug_det.commands.replay import replay_file
     from gradaug_det.frameworks import load_replay
-    from gradaug_det.replay import replay
     from gradaug_det.utils.checkpoints import load_checkpoint
 
     with contextlib.suppress(GradAugError):  # a state has a batch of each framework
@@ -152,10 +153,10 @@ def read_step(folder: Path, path: Path) -> None:
         other = content.pop("other", None)
         for framework, batch in (("detectron2", content.get("batch")), ("mmdet", other)):
             torch.save(content | {"framework": framework, "batch": batch}, folder / "step.pt")
-            run_all(lambda: replay(folder / "step.pt"))
+            run_all(lambda: replay_file(folder / "step.pt"))
             with contextlib.suppress(Exception):  # replay says so in a sentence
                 load_replay(framework).decode(batch)
-    replay(path)
+    replay_file(path)
 
 
 def _recipe() -> Any:
