@@ -37,6 +37,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "coco": COCO,  # beside a framework that is there
         # Detectron2 itself is installed from its repository, or by tools/install_detectron2.py.
         "detectron2": [
             *COCO,
