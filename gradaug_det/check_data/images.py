@@ -8,6 +8,7 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -47,88 +48,79 @@ Look = Callable[[File], list[Problem]]
 """A way to look at a file; it raises nothing."""
 
 
-def exists(file: File) -> list[Problem]:
-    """Whether a file is there; does not open it."""
-    try:
-        return [] if file.path.is_file() else [("missing-image", {})]
-    except (OSError, ValueError) as error:  # a name that no file can have
-        return [("missing-image", {"problem": str(error)})]
-
-
 class Names:
     """Why a file is not where its name says, from what the images' folder holds."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, str] | None = None  # a name without case, accents' form -> path
 
     def cause(self, name: str) -> str | None:
-        """What is odd about ``file_name``, and the file that is probably meant."""
-        odd = [
-            said
-            for said, is_so in (
-                ("an address, not a file", "://" in name),
-                ("it has backslashes; write /", "\\" in name),
-                ("it is URL-encoded; write it decoded", unquote(name) != name),
-                ("it is a path of another machine", bool(_ABSOLUTE.match(name))),
-                ("it begins or ends with a space", name != name.strip()),
-            )
-            if is_so
-        ]
-        plain = unquote(name).strip().replace("\\", "/")
-        last = plain.rpartition("/")[2]
-        candidates = {
-            "": last,
-            "a prefix of Label Studio": _LABEL_STUDIO.sub("", last),
-            "another extension": last.rpartition(".")[0] or last,
+        """Returns what is odd about ``file_name``, and the file that is probably meant."""
+        clues = {
+            "an address, not a file": "://" in name,
+            "it has backslashes; write /": "\\" in name,
+            "it is URL-encoded; write it decoded": unquote(name) != name,
+            "it is a path of another machine": _ABSOLUTE.match(name),
+            "it begins or ends with a space": name != name.strip(),
         }
-        for how, candidate in candidates.items():
-            found = self._find(candidate, stem=how == "another extension")
+        odd = [clue for clue, is_so in clues.items() if is_so]
+        folder, _, last = unquote(name).strip().replace("\\", "/").rpartition("/")
+        for how, key in (
+            ("", _alike(last)),
+            ("a prefix of Label Studio", _alike(_LABEL_STUDIO.sub("", last))),
+            ("another extension", f"stem {_alike(last.rpartition('.')[0] or last)}"),
+        ):
+            found = self._files.get(key)
             if found is None:
                 continue
+            has, _, theirs = found.rpartition("/")
             if how:
                 odd.append(f"it has {how}")
-            elif unicodedata.normalize("NFC", found.rpartition("/")[2]) != unicodedata.normalize(
-                "NFC", last
-            ):
+            elif unicodedata.normalize("NFC", theirs) != unicodedata.normalize("NFC", last):
                 odd.append("upper and lower case differ")
-            elif found.rpartition("/")[2] != last:
+            elif theirs != last:
                 odd.append("its accents are written in another form of Unicode")
-            if found.rpartition("/")[0] != plain.rpartition("/")[0] and not odd[3:]:
+            if has != folder and len(odd) < 4:
                 odd.append("its folder is another one")
             return f"{', '.join(odd)}; the images' folder has {found}"
         return ", ".join(odd) or None
 
-    def _find(self, name: str, stem: bool) -> str | None:
-        if self._files is None:
-            self._files = {}
-            for folder, _, files in os.walk(self.folder):
-                for file in sorted(files):
-                    path = (Path(folder) / file).relative_to(self.folder).as_posix()
-                    self._files.setdefault(_alike(file), path)
-                    self._files.setdefault("stem " + _alike(Path(file).stem), path)
-        return self._files.get(("stem " if stem else "") + _alike(name))
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        """A name without case and accents' form, or ``stem`` and its stem -> path."""
+        found: dict[str, str] = {}
+        for folder, _, files in os.walk(self.folder):
+            for file in map(Path, sorted(files)):
+                path = (Path(folder) / file).relative_to(self.folder).as_posix()
+                found.setdefault(_alike(file.name), path)
+                found.setdefault(f"stem {_alike(file.stem)}", path)
+        return found
 
 
 def _alike(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def exists(file: File) -> list[Problem]:
+    """Looks whether a file is there; does not open it."""
+    try:
+        return [] if file.path.is_file() else [("missing-image", {})]
+    except (OSError, ValueError) as error:  # a name that no file can have
+        return [("missing-image", {"problem": str(error)})]
+
+
 def look_at_header(file: File) -> list[Problem]:
-    """What the header of a file shows: format, mode, size, orientation."""
+    """Looks at what the header of a file shows: format, mode, size, orientation."""
     return _look(file, decode=False)
 
 
 def look_at_pixels(file: File) -> list[Problem]:
-    """What decoding shows: all that the header does, and whether the pixels are there."""
+    """Decodes a file: finds all that the header shows, and whether the pixels are there."""
     return _look(file, decode=True)
 
 
 def look_at_all(
-    files: Sequence[File],
-    look: Look,
-    jobs: int,
-    progress: bool,
+    files: Sequence[File], look: Look, jobs: int, progress: bool
 ) -> Iterator[tuple[File, list[Problem]]]:
     """Looks at files in ``jobs`` threads (Pillow decodes outside the GIL); yields in order."""
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
@@ -163,7 +155,7 @@ def _look(file: File, decode: bool) -> list[Problem]:
                 stored = image.tag_v2[256], image.tag_v2[257]
             if decode:
                 image.load()
-            return [*_pixels(image), *_size(file, stored, orientations)]
+            return [*_check_pixels(image), *_check_size(file, stored, orientations)]
     # Pillow's decoders let through whatever a damaged file makes them raise: struct.error,
     # SyntaxError, ValueError, ZeroDivisionError, its own errors of too large images.
     except Exception as error:
@@ -171,7 +163,7 @@ def _look(file: File, decode: bool) -> list[Problem]:
         return [(kind, {"problem": str(error).replace(str(file.path), file.path.name)})]
 
 
-def _pixels(image: Image.Image) -> list[Problem]:
+def _check_pixels(image: Image.Image) -> list[Problem]:
     problems: list[Problem] = []
     if image.format not in _BY_BOTH:
         problems.append(("image-format", {"format": image.format}))
@@ -205,8 +197,8 @@ def _orientations(image: Image.Image) -> dict[str, int]:
     return {"stored": found, "Detectron2": found, "MMDetection": turned}
 
 
-def _size(file: File, stored: tuple[int, int], orientations: dict[str, int]) -> list[Problem]:
-    """Whether the frameworks at hand see the picture that was annotated."""
+def _check_size(file: File, stored: tuple[int, int], orientations: dict[str, int]) -> list[Problem]:
+    """Compares the picture that was annotated with the one that the frameworks at hand see."""
     if file.size is None:
         return []
     orientation = orientations["stored"]

@@ -20,7 +20,6 @@ _FITS, _FITS_NOT = 0.95, 0.8  # shares of the boxes that agree with a format, an
 _FAR = 1.25  # of the image's side
 _CORNER, _CORNER_BOXES, _CORNER_IMAGES = 0.6, 8, 4  # see _check_scale
 
-
 _far_numbers = np.errstate(over="ignore", invalid="ignore")  # a file may hold 1e308
 
 
@@ -53,16 +52,15 @@ class Objects:
     example: Callable[[int], dict[str, Any]]
 
 
+@_far_numbers
 def check_boxes(objects: Objects, given: np.ndarray, findings: Findings) -> None:
-    """Each box by itself, against its image; ``given`` says which annotations have one."""
+    """Looks at each box by itself and against its image; ``given`` says which are boxes at all."""
     boxes, size = objects.boxes, objects.size
     finite = np.isfinite(boxes).all(axis=1)
-    extent = boxes[:, 2:]
+    extent, end = boxes[:, 2:], boxes[:, :2] + boxes[:, 2:]
     negative = finite & (extent < 0).any(axis=1)
     empty = finite & ~negative & (extent == 0).any(axis=1)
     proper = finite & ~negative & ~empty
-    with np.errstate(over="ignore", invalid="ignore"):
-        end = boxes[:, :2] + extent
     outside = proper & ((boxes[:, :2] >= size) | (end <= 0)).any(axis=1)
     over = (boxes[:, :2] < -EDGE) | (end > size + EDGE)  # false where the size is not known
     for kind, found in (
@@ -77,7 +75,7 @@ def check_boxes(objects: Objects, given: np.ndarray, findings: Findings) -> None
 
 
 def check_extents(objects: Objects, findings: Findings) -> None:
-    """Masks against their images and boxes."""
+    """Compares masks with their images and boxes."""
     extents, size = objects.extents, objects.size
 
     def example(index: int) -> dict[str, Any]:
@@ -89,21 +87,20 @@ def check_extents(objects: Objects, findings: Findings) -> None:
     findings.add_all("box-differs-from-mask", np.flatnonzero(differs).tolist(), example)
 
 
+@_far_numbers
 def _fits_mask(boxes: np.ndarray, objects: Objects) -> np.ndarray:
-    """Whether each side is where the mask's is; true where there is no mask."""
+    """Returns whether each side is where the mask's is; true where there is no mask."""
     extents = objects.extents
-    with np.errstate(over="ignore", invalid="ignore"):
-        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        # What lies outside the image is said elsewhere: compare what is inside.
-        limit = np.concatenate([objects.size, objects.size], axis=1)
-        distance = np.abs(np.clip(corners, 0, limit) - np.clip(extents, 0, limit))
-        sides = extents[:, 2:] - extents[:, :2]
-        allowed = np.maximum(_MASK_PIXELS, _MASK_SHARE * np.concatenate([sides, sides], axis=1))
-        return ~(distance > allowed).any(axis=1)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    # What lies outside the image is said elsewhere: compare what is inside.
+    limit = np.tile(objects.size, 2)
+    distance = np.abs(np.clip(corners, 0, limit) - np.clip(extents, 0, limit))
+    sides = np.tile(extents[:, 2:] - extents[:, :2], 2)
+    return ~(distance > np.maximum(_MASK_PIXELS, _MASK_SHARE * sides)).any(axis=1)
 
 
 def check_unit(objects: Objects, points: np.ndarray, findings: Findings) -> None:
-    """Whether coordinates are in pixels; ``points`` are the labelled keypoints' (m, 2) x, y."""
+    """Looks whether coordinates are in pixels; ``points`` are the labelled keypoints' (m, 2) x, y."""
     large = (objects.size > 8).all(axis=1)
     for key, values in (("bbox", objects.boxes), ("segmentation", objects.extents)):
         known = large & np.isfinite(values).all(axis=1) & (values[:, 2:] > 0).all(axis=1)
@@ -117,13 +114,12 @@ def check_unit(objects: Objects, points: np.ndarray, findings: Findings) -> None
 
 @_far_numbers
 def check_format(objects: Objects, findings: Findings) -> None:
-    """Whether nearly all boxes make sense in another format, and many do not in COCO's."""
+    """Looks whether nearly all boxes make sense in another format, and many do not in COCO's."""
     usable = np.isfinite(objects.boxes).all(axis=1) & np.isfinite(objects.size).all(axis=1)
     usable &= ~objects.crowd.any(axis=1)
     if usable.sum() < FEW:
         return
     x, y, a, b = objects.boxes.T
-    # Annotations of boxes alone often have the box's own area: a proof, where it is the other's.
     formats = {
         "x0, y0, x1, y1": (x, y, a - x, b - y),
         "centre x, centre y, width, height": (x - a / 2, y - b / 2, a, b),
@@ -134,15 +130,15 @@ def check_format(objects: Objects, findings: Findings) -> None:
     reach = (objects.boxes[usable, :2] + objects.boxes[usable, 2:]).max()
     for name, whole in (("percent", 100), ("thousandths", 1000)):
         if whole / 2 < reach <= whole * 1.01:
-            scale = np.concatenate([objects.size, objects.size], axis=1) / whole
-            formats[f"x, y, width, height in {name}"] = tuple((objects.boxes * scale).T)
-    fits, equal = _sense(objects.boxes, objects)
-    if equal[usable].mean() >= _FITS:  # made of the boxes, the areas say nothing about them
+            scaled = objects.boxes * np.tile(objects.size, 2) / whole
+            formats[f"x, y, width, height in {name}"] = tuple(scaled.T)
+    # Annotations of boxes alone often have the box's own area: a proof, where it is the other's.
+    equal = _share_of_sense(objects.boxes, objects, usable)[1]
+    if equal >= _FITS:  # made of the boxes, the areas say nothing about them
         objects = replace(objects, area=np.full(len(objects.area), np.nan))
-    fits, equal = fits[usable].mean(), equal[usable].mean()
+    fits, equal = _share_of_sense(objects.boxes, objects, usable)
     for name, columns in formats.items():
-        other_fits, other_equal = _sense(np.stack(columns, axis=1), objects)
-        other_fits, other_equal = other_fits[usable].mean(), other_equal[usable].mean()
+        other_fits, other_equal = _share_of_sense(np.stack(columns, axis=1), objects, usable)
         proved = other_equal >= _FITS and equal <= 1 - _FITS_NOT
         if other_fits >= _FITS and (fits <= _FITS_NOT or proved):
             first = objects.example(int(np.argmax(usable)))
@@ -151,20 +147,21 @@ def check_format(objects: Objects, findings: Findings) -> None:
     _check_scale(objects, usable, findings)
 
 
-def _sense(boxes: np.ndarray, objects: Objects) -> tuple[np.ndarray, np.ndarray]:
-    """Whether boxes agree with borders, masks and areas; whether the area is the box's own."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        inside = (boxes[:, :2] >= -EDGE).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
-        inside &= (boxes[:, :2] + boxes[:, 2:] <= objects.size + EDGE).all(axis=1)
-        area = boxes[:, 2] * boxes[:, 3]
-        small_enough = ~(objects.area > 1.1 * area + 4)  # a mask may fill its box, and no more
-        equal = (np.abs(objects.area - area) <= 0.01 * area) & (area > 4)
-    no_mask = np.isnan(objects.extents).any(axis=1)
-    return inside & small_enough & _fits_mask(boxes, objects), equal & no_mask
+def _share_of_sense(boxes: np.ndarray, objects: Objects, usable: np.ndarray) -> tuple[float, float]:
+    """The shares of boxes that agree with borders, masks and areas, and whose area is their own."""
+    inside = (boxes[:, :2] >= -EDGE).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+    inside &= (boxes[:, :2] + boxes[:, 2:] <= objects.size + EDGE).all(axis=1)
+    area = boxes[:, 2] * boxes[:, 3]
+    small_enough = ~(objects.area > 1.1 * area + 4)  # a mask may fill its box, and no more
+    equal = (np.abs(objects.area - area) <= 0.01 * area) & (area > 4)
+    equal &= np.isnan(objects.extents).any(axis=1)
+    fits = inside & small_enough & _fits_mask(boxes, objects)
+    return fits[usable].mean(), equal[usable].mean()
 
 
 def _check_scale(objects: Objects, usable: np.ndarray, findings: Findings) -> None:
-    """Boxes of larger or smaller images, masks too: they leave the image, or one corner only."""
+    """Finds boxes of larger or smaller images, masks too: they leave the image, or one corner
+    only."""
     near = (objects.boxes[:, :2] / objects.size)[usable]
     far = ((objects.boxes[:, :2] + objects.boxes[:, 2:]) / objects.size)[usable]
     shown = {"boxes": len(far), "reach": far.max(axis=0).tolist()}
@@ -179,57 +176,63 @@ def _check_scale(objects: Objects, usable: np.ndarray, findings: Findings) -> No
         findings.add("boxes-in-corner", **shown)
 
 
+@_far_numbers
 def check_kept_objects(
     objects: Objects, names: Sequence[str], frameworks: Collection[str], findings: Findings
 ) -> None:
-    """What each framework learns from, by its own rules; ``names`` are the file's categories."""
+    """Counts what each framework learns from, by its own rules.
+
+    Args:
+        names: of the file's categories.
+    """
     if not len(objects.boxes):
         return
-    size = np.where(np.isnan(objects.size), np.inf, objects.size)
-    with np.errstate(over="ignore", invalid="ignore"):
-        end = objects.boxes[:, :2] + objects.boxes[:, 2:]
-        first, last = np.minimum(objects.boxes[:, :2], end), np.maximum(objects.boxes[:, :2], end)
-        turned = np.clip(last, 0, size) - np.clip(first, 0, size)
-        inside = np.clip(end, None, size) - np.clip(objects.boxes[:, :2], 0, None)
-    of_no_image = ("image_id is of no image", objects.row < 0)
-    of_no_category = ("category_id is of no category", objects.category < 0)
+    boxes, size = objects.boxes, np.where(np.isnan(objects.size), np.inf, objects.size)
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    # Detectron2 takes a box of negative sides for the one on the other side of its corner.
+    turned = np.clip(np.maximum(start, end), 0, size) - np.clip(np.minimum(start, end), 0, size)
+    inside = np.clip(end, None, size) - np.clip(start, 0, None)
+    of_both = {
+        "image_id is of no image": objects.row < 0,
+        "category_id is of no category": objects.category < 0,
+    }
+    crowd, maskless = objects.crowd.T, objects.maskless.T
     lost = {
-        "Detectron2": [
-            of_no_image,
-            of_no_category,
-            ("iscrowd is not 0, as it is for ordinary objects", objects.crowd[:, 0]),
-            ("bbox is empty or outside the image", ~(turned > 1e-5).all(axis=1)),
-            ("no mask can be drawn", objects.maskless[:, 0]),
-        ],
-        "MMDetection": [
-            of_no_image,
-            of_no_category,
-            ("iscrowd is not 0, as it is for ordinary objects", objects.crowd[:, 1]),
-            ("ignore is set", objects.ignore),
-            ("area is not positive", objects.area <= 0),
-            ("bbox is outside the image", ~(inside > 0).all(axis=1)),
-            ("bbox is below 1 pixel", ~(objects.boxes[:, 2:] >= 1).all(axis=1)),
-            ("no mask can be drawn", objects.maskless[:, 1]),
-        ],
+        "Detectron2": of_both
+        | {
+            "iscrowd is not 0, as it is for ordinary objects": crowd[0],
+            "bbox is empty or outside the image": ~(turned > 1e-5).all(axis=1),
+            "no mask can be drawn": maskless[0],
+        },
+        "MMDetection": of_both
+        | {
+            "iscrowd is not 0, as it is for ordinary objects": crowd[1],
+            "ignore is set": objects.ignore,
+            "area is not positive": objects.area <= 0,
+            "bbox is outside the image": ~(inside > 0).all(axis=1),
+            "bbox is below 1 pixel": ~(boxes[:, 2:] >= 1).all(axis=1),
+            "no mask can be drawn": maskless[1],
+        },
     }
     for framework in frameworks:
-        gone = np.logical_or.reduce([which for _, which in lost[framework]])
-        if not gone.any():
-            continue
-        for index in (-1, *range(len(names))):
-            chosen = objects.category == index if index >= 0 else np.ones(len(gone), bool)
+        causes = lost[framework]
+        gone = np.logical_or.reduce(list(causes.values()))
+        for name, chosen in (
+            (None, np.ones(len(gone), bool)),
+            *((name, objects.category == index) for index, name in enumerate(names)),
+        ):
             count, left = int(chosen.sum()), int((chosen & ~gone).sum())
-            few = count < FEW or 2 * left >= count
-            if few and not (index < 0 and left == 0):
+            nothing = name is None and left == 0
+            if not nothing and (count < FEW or 2 * left >= count):
                 continue
-            cause, which = max(lost[framework], key=lambda item: (item[1] & chosen).sum())
+            cause = max(causes, key=lambda one: (causes[one] & chosen).sum())
             findings.add(
-                "most-objects-lost" if left or index >= 0 else "no-objects-left",
+                "no-objects-left" if nothing else "most-objects-lost",
                 framework=framework,
-                name=names[index] if index >= 0 else None,
+                name=name,
                 kept=left,
                 objects=count,
-                cause=f"{(which & chosen).sum()} x {cause}",
+                cause=f"{(causes[cause] & chosen).sum()} x {cause}",
             )
-            if left == 0 and index < 0:
+            if nothing:
                 break  # of every class, then
