@@ -100,7 +100,7 @@ def _fits_mask(boxes: np.ndarray, objects: Objects) -> np.ndarray:
 
 
 def check_unit(objects: Objects, points: np.ndarray, findings: Findings) -> None:
-    """Looks whether coordinates are in pixels; ``points`` are the labelled keypoints' (m, 2) x, y."""
+    """Looks whether boxes, masks and ``points``, labelled keypoints' (m, 2) x, y, are in pixels."""
     large = (objects.size > 8).all(axis=1)
     for key, values in (("bbox", objects.boxes), ("segmentation", objects.extents)):
         known = large & np.isfinite(values).all(axis=1) & (values[:, 2:] > 0).all(axis=1)

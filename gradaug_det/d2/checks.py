@@ -28,35 +28,22 @@ _COMPILED = {
     ModulatedDeformConv: "modulated_deform_conv_forward",
     ROIAlignRotated: "roi_align_rotated_forward",
 }
+_NOT_COMPILED = "asks for what this pure-Python build of Detectron2 does not have"
+_BUILD_IT = "build Detectron2 with its C++ operators"
 
 
 def check_operators(cfg: CfgNode) -> None:
     """Raises ConfigError if a yaml config asks for what a pure-Python build of Detectron2 has not
     got; names the key."""
-    heads = ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD")
-    for key, asked, function, way_out in (
-        (
-            "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
-            any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
-            "deform_conv_forward",
-            "[False, False, False, False]",
-        ),
-        *(
-            (
-                f"MODEL.{head}.POOLER_TYPE",
-                cfg.MODEL[head].POOLER_TYPE == "ROIAlignRotated",
-                "roi_align_rotated_forward",
-                "ROIAlignV2, for boxes that are not rotated",
-            )
-            for head in heads
-        ),
-    ):
-        if asked and not _is_compiled(function):
-            raise ConfigError(key, f"{_NOT_COMPILED}; set it to {way_out}, or {_BUILD_IT}")
-
-
-_NOT_COMPILED = "asks for what this pure-Python build of Detectron2 does not have"
-_BUILD_IT = "build Detectron2 with its C++ operators"
+    model, asked = cfg.MODEL, {}
+    if any(model.RESNETS.DEFORM_ON_PER_STAGE) and not _is_compiled(_COMPILED[DeformConv]):
+        asked["RESNETS.DEFORM_ON_PER_STAGE"] = "[False, False, False, False]"
+    for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"):
+        rotated = model[head].POOLER_TYPE == "ROIAlignRotated"
+        if rotated and not _is_compiled(_COMPILED[ROIAlignRotated]):
+            asked[f"{head}.POOLER_TYPE"] = "ROIAlignV2, for boxes that are not rotated"
+    for key, way_out in asked.items():
+        raise ConfigError(f"MODEL.{key}", f"{_NOT_COMPILED}; set it to {way_out}, or {_BUILD_IT}")
 
 
 def check_detector(model: nn.Module, classes: Sequence[str], *, scored: bool) -> None:
@@ -74,14 +61,13 @@ def check_detector(model: nn.Module, classes: Sequence[str], *, scored: bool) ->
         for kind, function in _COMPILED.items():
             if isinstance(layer, kind) and not _is_compiled(function):
                 raise ConfigError(f"{kind.__name__} in {name}", f"{_NOT_COMPILED}; {_BUILD_IT}")
-    if classes:
-        for name, count in _heads(model):
-            key = f"num_classes of the detector's {name}" if name else "the detector's num_classes"
-            check_num_classes(key, count, classes, scored=scored)
+    for name, count in _heads(model) if classes else ():
+        key = f"num_classes of the detector's {name}" if name else "the detector's num_classes"
+        check_num_classes(key, count, classes, scored=scored)
 
 
 def _heads(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """Modules that tell things apart, and how many they know."""
+    """Yields the modules that tell things apart, and how many they know."""
     for name, module in model.named_modules():
         if {"backbone", "sem_seg_head"} & set(name.split(".")):
             continue  # a classifier's classes; classes of stuff
@@ -104,8 +90,7 @@ def _is_compiled(function: str) -> bool:
 
 
 def check_training(trainer: Any) -> None:
-    """The checks of data and heads for a training that was set up elsewhere; those that this
-    process has made before are not made again.
+    """Checks data and heads of a training that was set up elsewhere, once in a process.
 
     Args:
         trainer: one of Detectron2's. Of those without a yaml config, nothing is known.
@@ -155,11 +140,8 @@ def check_device(key: str, device: object, amp_key: str = "", amp: bool = False)
             key, f"is {device!r}, but this machine has {has}; set it to {way_out}"
         ) from None
     if amp and kind != "cuda":
-        raise ConfigError(
-            amp_key,
-            f"is True, which Detectron2 does on GPUs alone, and {key} is {str(device)!r}; set "
-            f"{amp_key} to False",
-        )
+        problem = f"is True, which Detectron2 does on GPUs alone, and {key} is {str(device)!r}"
+        raise ConfigError(amp_key, f"{problem}; set {amp_key} to False")
 
 
 def check_gpus(wanted: int) -> None:

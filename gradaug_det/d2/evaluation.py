@@ -33,7 +33,13 @@ from torch.nn.parallel import DistributedDataParallel
 from gradaug_det.d2.data import DataUse, is_coco_evaluator, max_detections
 from gradaug_det.errors import DataError
 from gradaug_det.evaluation.coco import Scoring, run_evaluator
-from gradaug_det.evaluation.coco_data import load_ground_truth
+from gradaug_det.evaluation.coco_data import CocoData
+
+_OTHERS = {
+    "cityscapes_instance": CityscapesInstanceEvaluator,
+    "cityscapes_sem_seg": CityscapesSemSegEvaluator,
+    "pascal_voc": PascalVOCDetectionEvaluator,
+}
 
 
 class FasterCOCOEvaluator(COCOEvaluator):
@@ -70,12 +76,12 @@ class FasterCOCOEvaluator(COCOEvaluator):
             return
 
         self._logger.info("Evaluating predictions with faster-coco-eval...")
-        ground_truth = load_ground_truth(self._coco_api)
+        truth = CocoData.read(self._coco_api).truth
         for task in tasks:
             evaluator = None  # what `_derive_coco_results` wants when nothing was detected
             if results:
                 evaluator = run_evaluator(
-                    ground_truth,
+                    truth,
                     results,
                     task,
                     image_ids=img_ids,
@@ -124,45 +130,34 @@ def scoring(cfg: CfgNode | DictConfig, model: nn.Module | None = None) -> Scorin
 
 
 def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
-    """The evaluator that a dataset's ``evaluator_type`` asks for, with the config's settings; for
-    those without, COCO's.
-
-    Args:
-        cfg: a yaml config.
-        name: of a registered dataset.
-    """
-    metadata = MetadataCatalog.get(name)
-    kind = metadata.get("evaluator_type", "coco")
+    """Builds the evaluator that a registered dataset's ``evaluator_type`` asks for, or COCO's, with
+    the settings of a yaml config."""
+    kind = MetadataCatalog.get(name).get("evaluator_type", "coco")
     folder = str(Path(cfg.OUTPUT_DIR) / "inference" / name)
-    others = {
-        "cityscapes_instance": lambda: CityscapesInstanceEvaluator(name),
-        "cityscapes_sem_seg": lambda: CityscapesSemSegEvaluator(name),
-        "pascal_voc": lambda: PascalVOCDetectionEvaluator(name),
-        "lvis": lambda: LVISEvaluator(name, output_dir=folder),
-    }
-    if kind in others:
-        return others[kind]()
+    if kind == "lvis":
+        return LVISEvaluator(name, output_dir=folder)
+    if kind in _OTHERS:
+        return _OTHERS[kind](name)
     found: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg"):
         found.append(SemSegEvaluator(name, output_dir=folder))
     if kind != "sem_seg":
         settings = scoring(cfg)
-        found.append(
-            FasterCOCOEvaluator(
-                name,
-                tasks=settings.tasks,
-                output_dir=folder,
-                max_dets_per_image=settings.max_detections,
-                kpt_oks_sigmas=settings.sigmas or (),
-            )
+        evaluator = FasterCOCOEvaluator(
+            name,
+            tasks=settings.tasks,
+            output_dir=folder,
+            max_dets_per_image=settings.max_detections,
+            kpt_oks_sigmas=settings.sigmas or (),
         )
+        found.append(evaluator)
     if kind == "coco_panoptic_seg":
         found.append(COCOPanopticEvaluator(name, folder))
     return found[0] if len(found) == 1 else DatasetEvaluators(found)
 
 
 def lazy_evaluator(cfg: DictConfig, model: nn.Module) -> Any:
-    """The evaluator of a LazyConfig; one of COCO without a limit of its own counts as many
+    """Builds the evaluator of a LazyConfig; one of COCO without a limit of its own counts as many
     detections of an image as the detector gives."""
     node = cfg.dataloader.evaluator
     if is_coco_evaluator(node) and node.get("max_dets_per_image") is None:

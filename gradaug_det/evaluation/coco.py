@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gradaug_det.errors import ConfigError
-from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth, load_predictions
+from gradaug_det.evaluation.coco_data import CocoData, check_scorable, load_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def evaluate_coco(
         raise ConfigError(
             "iou_types", f"{iou_types!r} is not understood; give a sequence of {list(TASKS)}"
         )
-    truth, predictions = load_ground_truth(ground_truth), load_predictions(predictions)
+    truth, predictions = CocoData.read(ground_truth).truth, load_predictions(predictions)
     return {
         iou_type: _summarise(
             run_evaluator(truth, predictions, iou_type, **settings), truth["categories"]
@@ -111,7 +111,7 @@ def run_evaluator(
     """Runs one COCO evaluator and returns it with its ``eval`` arrays filled.
 
     Args:
-        truth: from :func:`.coco_data.load_ground_truth`.
+        truth: of :attr:`.coco_data.CocoData.truth`.
         predictions: COCO result dicts.
         iou_type: ``"bbox"``, ``"segm"`` or ``"keypoints"``.
         backend: ``"faster"`` (faster-coco-eval, C++) or ``"pycocotools"`` (the reference, slower).

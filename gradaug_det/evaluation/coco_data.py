@@ -135,11 +135,6 @@ class CocoData:
         return {"info": self.content.get("info", {}), **lists}
 
 
-def load_ground_truth(source: Any) -> dict[str, Any]:
-    """Returns what can be scored against; see :meth:`CocoData.read` and :attr:`CocoData.truth`."""
-    return CocoData.read(source).truth
-
-
 def load_predictions(source: str | Path | Sequence[dict]) -> list[dict]:
     """Reads predictions in COCO's result format (a list, or the path of a JSON list).
 

@@ -26,7 +26,7 @@ def report_content(report: Report, ground_truth: dict, methods: Sequence[Method]
 
     Args:
         report: what was run.
-        ground_truth: from :func:`gradaug_det.evaluation.coco_data.load_ground_truth`.
+        ground_truth: of :attr:`gradaug_det.evaluation.coco_data.CocoData.truth`.
         methods: from :func:`studies.report.comparison.group_methods`.
 
     Returns:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradaug_det.evaluation.coco import TASK_NAMES
-from gradaug_det.evaluation.coco_data import check_scorable, load_ground_truth, load_predictions
+from gradaug_det.evaluation.coco_data import CocoData, check_scorable, load_predictions
 from gradaug_det.reports.pictures import (
     choose_images,
     predicted_instances,
@@ -54,7 +54,7 @@ def write_report(out_dir: str | Path, report: Report) -> Path:
     Raises:
         DataError: ground truth, predictions or images that cannot be used.
     """
-    ground_truth = load_ground_truth(report.gt_json)
+    ground_truth = CocoData.read(report.gt_json).truth
     methods = group_methods(report.runs, report.baseline_method)
     images = choose_images(ground_truth, report.num_pictures) if report.image_root else []
     content = report_content(report, ground_truth, methods)

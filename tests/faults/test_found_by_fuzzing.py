@@ -13,7 +13,7 @@ from gradaug_det.check_data.check import HEADER_IMAGES, check_coco
 from gradaug_det.check_data.masks import _run_lengths
 from gradaug_det.core.checks import check_number
 from gradaug_det.errors import ConfigError, GradAugError, ZooError
-from gradaug_det.evaluation.coco_data import load_ground_truth
+from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.mini_coco.masks import mask_to_rle
 from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.utils.text import to_printable
@@ -195,7 +195,7 @@ def test_ground_truth_of_the_wrong_kind_is_a_sentence(tmp_path, content):
     file = tmp_path / "x.json"
     file.write_bytes(content)
     with pytest.raises(GradAugError, match=r"x\.json"):
-        load_ground_truth(file)
+        CocoData.read(file).truth  # noqa: B018
 
 
 def test_headers_of_usual_data_sets_are_looked_at():
