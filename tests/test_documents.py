@@ -81,7 +81,12 @@ def test_the_readme_is_short():
 
 
 def test_docs_are_pages_and_no_raw_results():
-    assert {p.suffix for p in (ROOT / "docs").rglob("*") if p.is_file()} <= {".md", ".svg", ".css"}
+    assert {p.suffix for p in (ROOT / "docs").rglob("*") if p.is_file()} <= {
+        ".md",
+        ".svg",
+        ".css",
+        ".py",
+    }
 
 
 def test_the_conventions_quote_docstrings_of_today():
