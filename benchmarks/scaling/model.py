@@ -18,7 +18,7 @@ from benchmarks.training.measure import mean_flops
 from benchmarks.training.workload import Variant, Workload, training_class
 from gradaug_det.core.checks import check_integer, check_number
 from gradaug_det.core.gradients import BUCKET_BYTES
-from gradaug_det.reports.rendering import json_text, templates, write_files
+from gradaug_det.reports.rendering import format_json, load_templates, write_files
 from gradaug_det.utils.environment import describe_environment, machine_line
 
 logger = logging.getLogger(__name__)
@@ -228,6 +228,8 @@ def write_scaling(
         "environment": describe_environment(),
     }
     machine = machine_line(content["environment"])
-    text = templates(TEMPLATES).get_template("scaling.md.j2").render(machine=machine, **content)
-    write_files(folder, {"scaling.json": json_text(content), "scaling.md": text})
+    text = (
+        load_templates(TEMPLATES).get_template("scaling.md.j2").render(machine=machine, **content)
+    )
+    write_files(folder, {"scaling.json": format_json(content), "scaling.md": text})
     return folder / "scaling.md"

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.training.workload import TASKS
 from gradaug_det.errors import DataError
-from gradaug_det.reports.rendering import json_text, templates, write_files
+from gradaug_det.reports.rendering import format_json, load_templates, write_files
 from gradaug_det.utils.environment import machine_line
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -94,7 +94,7 @@ def write_report(folder: str | Path, task: str, content: dict[str, Any]) -> Path
     ]
     ordered = sorted([*sections, new], key=lambda s: list(TASKS).index(s["task"]))
     everything = {"schema_version": SCHEMA_VERSION, "sections": ordered}
-    write_files(folder, {f"{NAME}.json": json_text(everything), f"{NAME}.md": _markdown(ordered)})
+    write_files(folder, {f"{NAME}.json": format_json(everything), f"{NAME}.md": _markdown(ordered)})
     return folder / f"{NAME}.md"
 
 
@@ -142,7 +142,7 @@ def _markdown(sections: list[dict[str, Any]]) -> str:
         }
         for content in sections
     ]
-    return templates(TEMPLATES).get_template("training.md.j2").render(sections=shown)
+    return load_templates(TEMPLATES).get_template("training.md.j2").render(sections=shown)
 
 
 def _title(section: dict[str, Any]) -> str:

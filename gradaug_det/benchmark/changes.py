@@ -6,9 +6,11 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gradaug_det.errors import ConfigError
-from gradaug_det.evaluation.corruptions import check_corruption, corrupt_image
+from gradaug_det.evaluation.corruptions import SEVERITIES, corrupt_image, corruption_names
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,27 @@ class Corruption:
     severity: int
 
     def __post_init__(self) -> None:
-        check_corruption(self.kind, self.severity)
+        if self.kind not in corruption_names():
+            known = ", ".join(corruption_names())
+            raise ConfigError("corruption", f"{self.kind!r} is unknown; choose among {known}")
+        if self.severity not in SEVERITIES:
+            allowed = list(SEVERITIES)
+            raise ConfigError("severity", f"must be one of {allowed}, got {self.severity!r}")
 
     @property
     def name(self) -> str:
         return f"{self.kind}-{self.severity}"
 
     def apply(self, image: np.ndarray, file_name: str, order: str) -> np.ndarray:
-        """The corrupted uint8 (H, W, 3) image; the same for the same file name and pixels.
+        """Returns the corrupted uint8 (H, W, 3) image, the same for the same file name and pixels.
 
         Args:
             file_name: without its folder: seeds what is random.
             order: of the channels, ``RGB`` or ``BGR``; corruptions such as snow tell them apart.
         """
+        step = 1 if order == "RGB" else -1
         seed = zlib.crc32(f"{file_name}/{self.name}".encode())
-        if order == "RGB":
-            return corrupt_image(image, self.kind, self.severity, seed)
-        return corrupt_image(image[..., ::-1], self.kind, self.severity, seed)[..., ::-1]
+        return corrupt_image(image[..., ::step], self.kind, self.severity, seed)[..., ::step]
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,13 @@ class FGSM:
 
     @property
     def seed(self) -> int:
-        """Of what is random in the training loss: which proposals and anchors it samples."""
+        """The seed of the training loss, which samples proposals and anchors."""
         return zlib.crc32(self.name.encode())
+
+    def step(self, pixels: Tensor, loss: Tensor) -> Tensor:
+        """Returns the pixels (3, H, W), which require gradients, moved up the loss."""
+        (gradient,) = torch.autograd.grad(loss, pixels)
+        return (pixels.detach() + self.epsilon * gradient.sign()).clamp(0, 255)
 
 
 Change = Clean | Corruption | FGSM

@@ -33,6 +33,7 @@ class Detector(Protocol):
         backbone: the part of it that can be slimmed.
         divisor: of the channels of its sub-networks, as its config trains them.
         scoring: the config's own settings of its evaluation.
+        description: all of the config: detections of another one are not taken for this one's.
     """
 
     files: DetectorFiles
@@ -41,6 +42,7 @@ class Detector(Protocol):
     backbone: nn.Module
     divisor: int
     scoring: Scoring
+    description: str
 
     def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:
         """The images in that order, prepared as the config's own test pipeline does.
@@ -53,9 +55,6 @@ class Detector(Protocol):
 
     def detect(self, sample: Any) -> list[dict]:
         """COCO results of a sample: boxes XYWH in pixels of the original image, RLE masks."""
-
-    def description(self) -> str:
-        """All of the config: detections of another one are not taken for this one's."""
 
 
 def check_num_classes(model_classes: int | None, data: CocoData, key: str) -> None:

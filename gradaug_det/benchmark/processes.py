@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,16 +13,14 @@ import torch.distributed as dist
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Within the block, all processes that ``torchrun`` started know each other.
-
-    Objects, not tensors, are exchanged: ``gloo`` serves on every device.
-    """
+    """Within the block, all processes that ``torchrun`` started know each other."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    # The first process scores and measures alone, for longer than the usual half hour on COCO.
+    # Nothing on a GPU is exchanged: gloo serves on every device. The first process scores and
+    # measures alone, for longer than the usual half hour on COCO.
     dist.init_process_group("gloo", timeout=timedelta(hours=12))
     try:
         yield
@@ -39,23 +36,6 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first() -> bool:
-    return rank() == 0
-
-
-def gather(value: Any) -> list[Any] | None:
-    """Returns every process's value, by rank, in the first process; None in the others."""
-    if not dist.is_initialized():
-        return [value]
-    values = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(value, values)
-    return values
-
-
-def from_first(value: Any) -> Any:
-    """Returns the first process's value, in all processes."""
-    if not dist.is_initialized():
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()

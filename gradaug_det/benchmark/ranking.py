@@ -1,65 +1,40 @@
-"""Which images a detector does best and worst on."""
+"""The images that a detector does best and worst on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import product
 
-import numpy as np
+from gradaug_det.evaluation.coco import run_evaluator
 
 
 def image_scores(
-    ground_truth: dict,
-    predictions: Sequence[dict],
-    image_ids: Sequence[int],
-    score_threshold: float,
-) -> Mapping[int, float]:
-    """F1 of each image that has objects, in [0, 1].
+    truth: dict, predictions: Sequence[dict], image_ids: Sequence[int], score_threshold: float
+) -> dict[int, float]:
+    """Returns the F1 of each image that has objects, in [0, 1].
 
-    Detections that score at least the threshold are matched, best first, to the object of their
-    category that they overlap most with, at a box IoU of 0.5 or more. Crowds count as nothing, nor
-    do detections mostly inside one.
+    Detections that score at least the threshold are matched as COCO does at a box IoU of 0.5.
+    Crowds count as nothing, nor do detections mostly inside one of their category.
 
     Returns:
         Image id -> 2 * matches / (objects + detections).
     """
-    truth = _by_image(ground_truth["annotations"], image_ids)
-    found = _by_image([p for p in predictions if p["score"] >= score_threshold], image_ids)
+    found = [p for p in predictions if p["score"] >= score_threshold]
+    # pycocotools, because faster-coco-eval keeps what matched in C++ alone.
+    evaluator = run_evaluator(truth, found, "bbox", backend="pycocotools", image_ids=image_ids)
+    params = evaluator.params
+    matches, objects, detections = (dict.fromkeys(image_ids, 0) for _ in range(3))
+    # The evaluator's own image numbers rise with the ids.
+    for (_, area, image_id), one in zip(
+        product(params.catIds, params.areaRng, sorted(image_ids)), evaluator.evalImgs, strict=True
+    ):
+        if one is not None and area == params.areaRng[0]:  # of all sizes
+            counts = ~one["dtIgnore"][0]  # at the first IoU, 0.5
+            matches[image_id] += int((counts & (one["dtMatches"][0] > 0)).sum())
+            detections[image_id] += int(counts.sum())
+            objects[image_id] += int((one["gtIgnore"] == 0).sum())
     return {
-        image_id: score
+        image_id: 2 * matches[image_id] / (objects[image_id] + detections[image_id])
         for image_id in image_ids
-        if (score := _f1(truth[image_id], found[image_id])) is not None
+        if objects[image_id]
     }
-
-
-def _f1(truth: list[dict], found: list[dict]) -> float | None:
-    objects = [a for a in truth if not a.get("iscrowd")]
-    if not objects:
-        return None
-    crowds = [a for a in truth if a.get("iscrowd")]
-    free, matches, counted = set(range(len(objects))), 0, 0
-    for detection in sorted(found, key=lambda p: -p["score"]):
-        same = [i for i in free if objects[i]["category_id"] == detection["category_id"]]
-        overlaps = _ious(detection, [objects[i] for i in same])
-        if len(overlaps) and overlaps.max() >= 0.5:
-            free.remove(same[int(overlaps.argmax())])
-            matches, counted = matches + 1, counted + 1
-        elif not (_ious(detection, crowds, crowd=True) >= 0.5).any():
-            counted += 1
-    return 2 * matches / (len(objects) + counted)
-
-
-def _ious(detection: dict, others: list[dict], crowd: bool = False) -> np.ndarray:
-    from pycocotools import mask
-
-    if not others:
-        return np.zeros(0)
-    boxes = [[float(v) for v in other["bbox"]] for other in others]
-    return mask.iou([detection["bbox"]], boxes, [crowd] * len(boxes))[0]
-
-
-def _by_image(items: Sequence[dict], image_ids: Sequence[int]) -> dict[int, list[dict]]:
-    grouped: dict[int, list[dict]] = {image_id: [] for image_id in image_ids}
-    for item in items:
-        if item["image_id"] in grouped:
-            grouped[item["image_id"]].append(item)
-    return grouped

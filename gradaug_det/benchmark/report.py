@@ -31,13 +31,13 @@ from gradaug_det.reports.pictures import (
 )
 from gradaug_det.reports.rendering import (
     MISSING,
-    counted,
-    embedded,
-    json_text,
-    number_text,
-    picture_column,
-    plain,
-    templates,
+    count_items,
+    draw_column,
+    embed_plots,
+    format_json,
+    format_number,
+    load_templates,
+    to_json_data,
     write_files,
 )
 from gradaug_det.utils.environment import machine_line
@@ -88,9 +88,9 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
     }
     html_view = {
         **view,
-        "plots": embedded([cost_plot(benchmark), *recall_plots(benchmark, curves)]),
-        "corruption_plots": embedded([corruption_plot(benchmark)]),
-        "fgsm_plots": embedded([fgsm_plot(benchmark)]),
+        "plots": embed_plots([cost_plot(benchmark), *recall_plots(benchmark, curves)]),
+        "corruption_plots": embed_plots([corruption_plot(benchmark)]),
+        "fgsm_plots": embed_plots([fgsm_plot(benchmark)]),
         "bars": [
             ("AP by size of the objects", _bars(benchmark, _SIZES)),
             ("AP by category", _bars(benchmark, _categories(benchmark))),
@@ -101,11 +101,11 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
             if entries
         ],
     }
-    environment = templates()
+    environment = load_templates()
     write_files(
         out_dir,
         {
-            "report.json": json_text(content),
+            "report.json": format_json(content),
             "report.md": environment.get_template("benchmark.md.j2").render(view),
             "index.html": environment.get_template("benchmark.html.j2").render(html_view),
         },
@@ -161,7 +161,7 @@ def _content(
 ) -> dict:
     """Everything numeric as JSON data: the content of ``report.json``."""
     truth, chosen = benchmark.data.truth, set(benchmark.image_ids)
-    return plain(
+    return to_json_data(
         {
             "schema_version": SCHEMA_VERSION,
             "title": benchmark.title,
@@ -283,7 +283,7 @@ def _fgsm_values(result: WidthResult, task: str) -> dict[str, float | None]:
 
 
 def _row(name: str, values: list[float | None], digits: int = 2, main: bool = False) -> dict:
-    return {"name": name, "cells": [number_text(value, digits) for value in values], "main": main}
+    return {"name": name, "cells": [format_number(value, digits) for value in values], "main": main}
 
 
 def _bars(benchmark: Benchmark, names: dict[str, str]) -> dict[str, list[dict]]:
@@ -331,8 +331,8 @@ def _picture_row(benchmark: Benchmark, image_id: int, score: float) -> dict:
     image = next(image for image in truth["images"] if image["id"] == image_id)
     picture = read_image(benchmark.data.folder / image["file_name"])
     objects = truth_instances(truth, image_id)
-    columns = [picture_column("Ground truth", counted(objects, "object"), picture, objects)]
+    columns = [draw_column("Ground truth", count_items(objects, "object"), picture, objects)]
     for detector in benchmark.detectors:
         found = predicted_instances(detector.widest.predictions, truth, image_id, threshold)
-        columns.append(picture_column(detector.label, counted(found, "detection"), picture, found))
+        columns.append(draw_column(detector.label, count_items(found, "detection"), picture, found))
     return {"image_id": image_id, "score": score, "columns": columns}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from gradaug_det.benchmark.changes import FGSM, Change, Clean, Corruption
 from gradaug_det.benchmark.cost import at_detector_width, measure_costs
 from gradaug_det.benchmark.detector import Detector
-from gradaug_det.benchmark.processes import from_first, gather, is_first, rank, world_size
+from gradaug_det.benchmark.processes import rank, wait_for_all, world_size
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, Metrics, WidthResult
 from gradaug_det.benchmark.store import DetectionStore
 from gradaug_det.check_data.check import check_before_training
@@ -126,12 +126,12 @@ def run_benchmark(
     for detector in detectors:
         _check_keypoints(detector, data)
     store = Path(out) / "detections"
-    if is_first() and not resume:
+    if rank() == 0 and not resume:
         shutil.rmtree(store, ignore_errors=True)
-    from_first(None)  # nobody writes before the old detections are gone
+    wait_for_all()  # nobody writes before the old detections are gone
     image_ids = sorted(image["id"] for image in data.truth["images"])[: settings.limit]
     results = [_evaluate(detector, data, image_ids, store, settings) for detector in detectors]
-    if not is_first():
+    if rank():
         return None
     _fill_in_costs(results, detectors, image_ids, settings)
     return Benchmark(
@@ -177,14 +177,14 @@ def _evaluate(
     # Once for a detector: a change under which it finds nothing says nothing about its masks.
     tasks = scoring.tasks_of([result for found in clean.values() for result in found])
     widths = {
-        width: WidthResult(width, score(found) if is_first() else {}, found)
+        width: WidthResult(width, {} if rank() else score(found), found)
         for width, found in clean.items()
     }
     widest = widths[max(widths)]
     for change in settings.changes():
         # One change after the other: on COCO, all of their detections would not fit into memory.
         found = detect(widest.width, change)
-        if is_first():
+        if rank() == 0:
             aps = {task: metrics["AP"] for task, metrics in score(found).items()}
             widest.add(change, aps)
     weights = _shorten(files.weights)
@@ -203,14 +203,14 @@ def _detect(
 ) -> list[dict]:
     """COCO results of all images, in the first process; an empty list in the others."""
     store = DetectionStore(folder / f"width-{width:g}" / change.name, rank())
-    done = from_first(store.read() if is_first() else None)
+    done = store.read()
+    wait_for_all()  # or one could read what another one has just written, and share out the rest
     mine = [image_id for image_id in image_ids if image_id not in done][rank() :: world_size()]
-    written = store.write(_detect_each(detector, mine, width, change, workers))
-    parts = gather(written)
-    if parts is None:
+    store.write(_detect_each(detector, mine, width, change, workers))
+    wait_for_all()
+    if rank():
         return []
-    for part in parts:
-        done |= part
+    done = store.read()
     return [result for image_id in image_ids for result in done[image_id]]
 
 
@@ -225,7 +225,7 @@ def _detect_each(
         num_workers=workers,
         collate_fn=_unchanged,  # PyTorch would turn arrays of the frameworks' own into tensors
     )
-    bar = tqdm(loader, f"width {width:g}, {change.name}", disable=None if is_first() else True)
+    bar = tqdm(loader, f"width {width:g}, {change.name}", disable=True if rank() else None)
     for image_id, sample in zip(image_ids, bar, strict=True):
         with at_detector_width(detector, width):
             if isinstance(change, FGSM):
@@ -255,7 +255,7 @@ def _unchanged(sample: Any) -> Any:
 
 def _folder_name(detector: Detector, data: CocoData) -> str:
     """A digest of all that detections depend on: another detector's are never taken for these."""
-    digest = hashlib.sha256(detector.description().encode())
+    digest = hashlib.sha256(detector.description.encode())
     for name, tensor in sorted(detector.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -23,7 +23,7 @@ class DetectionStore:
         self.file = self.folder / f"rank{rank}.jsonl"
 
     def read(self) -> dict[int, list[dict]]:
-        """COCO results by image id, of all processes of this and earlier runs.
+        """Returns COCO results by image id, of all processes of this and earlier runs.
 
         A line that was cut off, by a kill or a full disk, counts as not there.
         """
@@ -37,16 +37,12 @@ class DetectionStore:
                     logger.warning("%s has an incomplete line; that image is detected again", file)
         return found
 
-    def write(self, results: Iterable[tuple[int, list[dict]]]) -> dict[int, list[dict]]:
-        """Appends (image id, its COCO results) one by one and returns them all."""
+    def write(self, results: Iterable[tuple[int, list[dict]]]) -> None:
+        """Appends (image id, its COCO results), each before the next one is asked for."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        written = {}
         with self.file.open("a", encoding="utf-8") as file:
             if file.tell() and not self.file.read_bytes().endswith(b"\n"):
                 file.write("\n")  # ends what an interrupted process left unfinished
             for image_id, found in results:
-                line = json.dumps({"image_id": image_id, "results": found})
-                file.write(line + "\n")
+                file.write(json.dumps({"image_id": image_id, "results": found}) + "\n")
                 file.flush()
-                written[image_id] = found
-        return written

@@ -13,6 +13,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data import transforms as T
+from detectron2.data.common import MapDataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -46,7 +47,7 @@ class Detectron2Detector:
         self.files, self.data = files, data
         check_device("--device", device)
         load = _load_lazy if files.config.suffix == ".py" else _load_yaml
-        cfg, self.model, self.mapper, self.divisor, self._description = load(files, device)
+        cfg, self.model, self.mapper, self.divisor, self.description = load(files, device)
         head = getattr(self.model, "roi_heads", self.model)
         check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
         check_detector(self.model, [name for _, name in data.classes], scored=True)
@@ -62,21 +63,15 @@ class Detectron2Detector:
         mapper = copy.copy(self.mapper)
         mapper.is_train = isinstance(change, FGSM)  # keeps the annotations, nothing else
         if isinstance(change, Corruption):
-            return _Corrupted([self._records[i] for i in image_ids], mapper, change)
-        return _Samples([self._records[i] for i in image_ids], mapper)
+            mapper = _CorruptingMapper(mapper, change)
+        return MapDataset([self._records[image_id] for image_id in image_ids], mapper)
 
     def attack(self, sample: dict, change: FGSM) -> dict:
         pixels = sample["image"].to(torch.float32).requires_grad_()
-        device = self.model.device
-        with (
-            training_losses(self.model, change.seed, device),
-            EventStorage(),
-            no_traces(self.model),
-        ):
+        losses_of = training_losses(self.model, change.seed, self.model.device)
+        with losses_of, EventStorage(), no_traces(self.model):
             losses = self.model([{**sample, "image": pixels}])
-        (gradient,) = torch.autograd.grad(sum(losses.values()), pixels)
-        moved = (pixels.detach() + change.epsilon * gradient.sign()).clamp(0, 255)
-        return {**sample, "image": moved}
+        return {**sample, "image": change.step(pixels, sum(losses.values()))}
 
     @torch.no_grad()
     def detect(self, sample: dict) -> list[dict]:
@@ -86,45 +81,26 @@ class Detectron2Detector:
             result["category_id"] = category_id(result["category_id"], self.data)
         return results
 
-    def description(self) -> str:
-        return self._description
 
-
-class _Samples(Dataset):
-    def __init__(self, records: list[dict], mapper: DatasetMapper) -> None:
-        self.records, self.mapper = records, mapper
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.mapper(self.records[index])
-
-
-class _Corrupted(_Samples):
+class _CorruptingMapper:
     """The mapper reads the image itself, so the corruption goes in as its first augmentation."""
 
-    def __init__(self, records: list[dict], mapper: DatasetMapper, change: Corruption) -> None:
-        super().__init__(records, mapper)
-        if mapper.image_format not in ("RGB", "BGR"):
+    def __init__(self, mapper: DatasetMapper, change: Corruption) -> None:
+        self.order = mapper.image_format
+        if self.order not in ("RGB", "BGR"):
             raise ConfigError(
-                "INPUT.FORMAT", f"must be RGB or BGR for corruptions, got {mapper.image_format}"
+                "INPUT.FORMAT", f"must be RGB or BGR for corruptions, got {self.order}"
             )
-        self._corrupt = _Corrupt(change, mapper.image_format)
-        mapper.augmentations = T.AugmentationList([self._corrupt, mapper.augmentations])
+        self.mapper, self.change = mapper, change
 
-    def __getitem__(self, index: int) -> dict:
-        self._corrupt.file_name = Path(self.records[index]["file_name"]).name
-        return super().__getitem__(index)
+    def __call__(self, record: dict) -> dict:
+        def corrupt(image: np.ndarray) -> np.ndarray:
+            return self.change.apply(image, Path(record["file_name"]).name, self.order)
 
-
-class _Corrupt(T.Augmentation):
-    def __init__(self, change: Corruption, order: str) -> None:
-        super().__init__()
-        self.change, self.order, self.file_name = change, order, ""
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        return T.ColorTransform(lambda img: self.change.apply(img, self.file_name, self.order))
+        mapper = copy.copy(self.mapper)
+        first = T.ColorTransform(corrupt)
+        mapper.augmentations = T.AugmentationList([first, self.mapper.augmentations])
+        return mapper(record)
 
 
 def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, Any, DatasetMapper, int, str]:

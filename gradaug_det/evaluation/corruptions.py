@@ -12,31 +12,22 @@ from functools import cache
 
 import numpy as np
 
-from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.errors import DataError
+from gradaug_det.utils.seeding import seeded
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST_SIDE = 32  # pixels; the corruptions are not defined below
 
 
 def corruption_names() -> list[str]:
-    """ImageNet-C's fifteen."""
+    """Returns ImageNet-C's fifteen."""
     from imagecorruptions import get_corruption_names
 
     return get_corruption_names("common")
 
 
-def check_corruption(name: str, severity: int) -> None:
-    """Raises ConfigError if there is no such corruption."""
-    if name not in corruption_names():
-        raise ConfigError(
-            "corruption", f"{name!r} is unknown; choose among {', '.join(corruption_names())}"
-        )
-    if severity not in SEVERITIES:
-        raise ConfigError("severity", f"must be one of {list(SEVERITIES)}, got {severity!r}")
-
-
 def corrupt_image(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:
-    """An image, corrupted.
+    """Returns an image, corrupted.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -54,29 +45,26 @@ def corrupt_image(image: np.ndarray, name: str, severity: int, seed: int) -> np.
             f"corruptions need images of {SMALLEST_SIDE} pixels or more a side, this one has "
             f"{image.shape[0]} x {image.shape[1]}"
         )
-    with seeded(seed):
+    with seeded_corruptions(seed):
         return corrupt(np.ascontiguousarray(image), corruption_name=name, severity=severity)
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded_corruptions(seed: int) -> Iterator[None]:
     """Within the block, all that the corruptions draw from is seeded; they take no generator.
 
-    That is NumPy's global generator, numba's own (glass blur), and a fresh ``default_rng()`` in
-    scikit-image (impulse noise).
+    Beside NumPy's global generator that is numba's own (glass blur), and a fresh ``default_rng()``
+    in scikit-image (impulse noise).
     """
-    state, default_rng = np.random.get_state(), np.random.default_rng  # noqa: NPY002
+    default_rng = np.random.default_rng
     generator = default_rng(seed)
-    try:
-        np.random.seed(seed)  # noqa: NPY002
+    with seeded(seed):
         _numba_seed()(seed)
-        np.random.default_rng = lambda given=None: (
-            generator if given is None else default_rng(given)
-        )
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-        np.random.default_rng = default_rng
+        np.random.default_rng = lambda own=None: generator if own is None else default_rng(own)
+        try:
+            yield
+        finally:
+            np.random.default_rng = default_rng
 
 
 @cache  # compiled once a process

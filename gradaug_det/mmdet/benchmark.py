@@ -47,9 +47,9 @@ class MMDetectionDetector:
         weights = files.weights or self.config.get("load_from")
         if not weights:
             raise ConfigError("--weights", f"is missing and {files.config} has no load_from")
-        self._description = f"{self.config.pretty_text}\n{weights}"
+        self.description = f"{self.config.pretty_text}\n{weights}"
         load_files_safely()
-        self.model = MODELS.build(_without_pretrained(self.config.model)).to(device)
+        self.model = MODELS.build(self.config.model).to(device)
         load_checkpoint(self.model, str(weights), map_location=device)
         self.model.eval()
         self.backbone = self.model.backbone
@@ -86,19 +86,13 @@ class MMDetectionDetector:
         batch = pseudo_collate([{**sample, "inputs": pixels}])
         batch["data_samples"] = copy.deepcopy(batch["data_samples"])
         preprocessor = self.model.data_preprocessor
-        with (
-            training_losses(self.model, change.seed, self.device),
-            no_traces(self.model),
-            Overrides() as overrides,
-        ):
+        losses_of = training_losses(self.model, change.seed, self.device)
+        with losses_of, no_traces(self.model), Overrides() as overrides:
             # Ground truth masks are padded as in training; random resizing is left out.
             overrides.set(preprocessor.__dict__, "batch_augments", None)
             data = preprocessor(batch, training=True)
-            losses = self.model(**data, mode="loss")
-            total, _ = self.model.parse_losses(losses)
-        (gradient,) = torch.autograd.grad(total, pixels)
-        moved = (pixels.detach() + change.epsilon * gradient.sign()).clamp(0, 255)
-        return {**sample, "inputs": moved}
+            loss, _ = self.model.parse_losses(self.model(**data, mode="loss"))
+        return {**sample, "inputs": change.step(pixels, loss)}
 
     @torch.no_grad()
     def detect(self, sample: dict) -> list[dict]:
@@ -129,9 +123,6 @@ class MMDetectionDetector:
             ):
                 result["segmentation"] = {**mask, "counts": mask["counts"].decode()}
         return results
-
-    def description(self) -> str:
-        return self._description
 
 
 @TRANSFORMS.register_module()
@@ -200,14 +191,6 @@ def _scoring(config: Config) -> Scoring:
     detections = (test_cfg.get("rcnn") or test_cfg).get("max_per_img") or 100
     counted = max(metric.get("proposal_nums", (100, 300, 1000)))
     return Scoring(tasks=tasks, max_detections=max(100, min(detections, counted)))
-
-
-def _without_pretrained(model: Any) -> Any:
-    """Model settings that load no backbone: the checkpoint's weights replace it anyway."""
-    model = copy.deepcopy(model)
-    if model.get("backbone", {}).get("init_cfg"):
-        model.backbone.init_cfg = None
-    return model
 
 
 def options(overrides: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from scipy.ndimage import binary_erosion
 
 from gradaug_det.errors import DataError
 
@@ -21,7 +22,7 @@ _CROWD_COLOUR = (150, 150, 150)
 
 
 @dataclass
-class Shown:
+class Instance:
     """An object to draw: XYWH box in pixels, optional COCO segmentation, score of a detection."""
 
     bbox: Sequence[float]
@@ -48,28 +49,11 @@ def category_colours(categories: Iterable[dict]) -> dict[int, tuple[int, int, in
     return colours
 
 
-def choose_images(ground_truth: dict, count: int) -> list[dict]:
-    """Spread ``count`` images evenly over the dataset, preferring those with several objects.
-
-    The choice depends on the ground truth alone, so no run can look better by it.
-    """
-    objects: dict[int, int] = {}
-    for annotation in ground_truth["annotations"]:
-        if not annotation.get("iscrowd"):
-            objects[annotation["image_id"]] = objects.get(annotation["image_id"], 0) + 1
-    images = sorted(ground_truth["images"], key=lambda image: image["id"])
-    candidates = [image for image in images if objects.get(image["id"], 0) >= 2]
-    if len(candidates) < count:
-        candidates = [image for image in images if objects.get(image["id"], 0) >= 1]
-    count = min(count, len(candidates))
-    return [candidates[(2 * i + 1) * len(candidates) // (2 * count)] for i in range(count)]
-
-
-def truth_instances(ground_truth: dict, image_id: int) -> list[Shown]:
+def truth_instances(ground_truth: dict, image_id: int) -> list[Instance]:
     """The annotated objects of an image; crowds are grey."""
     colours, names = _by_id(ground_truth)
     return [
-        Shown(
+        Instance(
             annotation["bbox"],
             names[annotation["category_id"]] + (" (crowd)" if annotation.get("iscrowd") else ""),
             _CROWD_COLOUR if annotation.get("iscrowd") else colours[annotation["category_id"]],
@@ -82,13 +66,13 @@ def truth_instances(ground_truth: dict, image_id: int) -> list[Shown]:
 
 def predicted_instances(
     predictions: Iterable[dict], ground_truth: dict, image_id: int, score_threshold: float
-) -> list[Shown]:
+) -> list[Instance]:
     """Detections of an image that score at least the threshold, best first, 30 at most."""
     colours, names = _by_id(ground_truth)
     found = [p for p in predictions if p["image_id"] == image_id and p["score"] >= score_threshold]
     found.sort(key=lambda p: -p["score"])
     return [
-        Shown(
+        Instance(
             p["bbox"],
             names[p["category_id"]],
             colours[p["category_id"]],
@@ -117,7 +101,7 @@ def read_image(path: Path) -> Image.Image:
         raise DataError(f"image {path} cannot be read: {error}") from error
 
 
-def draw_instances(image: Image.Image, instances: Sequence[Shown]) -> Image.Image:
+def draw_instances(image: Image.Image, instances: Sequence[Instance]) -> Image.Image:
     """Draw objects on a copy of the image, enlarged (at most 4 times) if it is small.
 
     Args:
@@ -139,7 +123,7 @@ def draw_instances(image: Image.Image, instances: Sequence[Shown]) -> Image.Imag
             colour = np.array(shown.colour, dtype=np.float32)
             inside = canvas[mask]
             canvas[mask] = inside * (1 - _MASK_OPACITY) + colour * _MASK_OPACITY
-            canvas[_outline(mask)] = colour
+            canvas[mask & ~binary_erosion(mask)] = colour
     drawn = Image.fromarray(canvas.round().astype(np.uint8))
 
     pen = ImageDraw.Draw(drawn)
@@ -157,7 +141,7 @@ def draw_instances(image: Image.Image, instances: Sequence[Shown]) -> Image.Imag
 
 
 def _draw_labels(
-    pen: ImageDraw.ImageDraw, instances: Sequence[Shown], boxes: list, size: tuple[int, int]
+    pen: ImageDraw.ImageDraw, instances: Sequence[Instance], boxes: list, size: tuple[int, int]
 ) -> None:
     """Write each label at its box, where it hides the least of the labels written before."""
     font = ImageFont.load_default(_FONT_SIZE)
@@ -203,25 +187,14 @@ def _mask(
         return None
     import pycocotools.mask
 
-    width, height = size
-    if isinstance(segmentation, list):
-        parts = pycocotools.mask.frPyObjects(segmentation, height, width)
-        rle = pycocotools.mask.merge(parts)
-    elif isinstance(segmentation["counts"], list):
-        rle = pycocotools.mask.frPyObjects(segmentation, height, width)
-    else:
-        rle = segmentation
+    rle = segmentation
+    if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
+        rle = pycocotools.mask.frPyObjects(segmentation, size[1], size[0])
+    if isinstance(rle, list):  # one for each polygon
+        rle = pycocotools.mask.merge(rle)
     mask = Image.fromarray(pycocotools.mask.decode(rle) * 255)
     # Enlarged smoothly and cut at one half: pixel stairs would hide the shape.
     return np.asarray(mask.resize(drawn_size, Image.Resampling.BILINEAR)) > 127
-
-
-def _outline(mask: np.ndarray) -> np.ndarray:
-    inner = np.zeros_like(mask)
-    inner[1:-1, 1:-1] = (
-        mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:] & mask[1:-1, 1:-1]
-    )
-    return mask & ~inner
 
 
 def _by_id(ground_truth: dict) -> tuple[dict[int, tuple[int, int, int]], dict[int, str]]:

@@ -14,14 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gradaug_det.reports.pictures import Shown, draw_instances
+from gradaug_det.reports.pictures import Instance, draw_instances
 from gradaug_det.reports.plots import Plot
 from gradaug_det.utils.files import atomic_path
 
 MISSING = "–"  # noqa: RUF001
 
 
-def templates(*folders: Path) -> Any:
+def load_templates(*folders: Path) -> Any:
     """The Jinja environment of the reports; pages are escaped, Markdown is not.
 
     Args:
@@ -36,11 +36,11 @@ def templates(*folders: Path) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number_text, "signed": signed}
+    environment.filters |= {"number": format_number, "signed": with_sign}
     return environment
 
 
-def picture_column(caption: str, note: str, picture: Any, instances: Sequence[Shown]) -> dict:
+def draw_column(caption: str, note: str, picture: Any, instances: Sequence[Instance]) -> dict:
     """A picture with objects drawn into it, for a page: its caption and a data URL."""
     drawn = draw_instances(picture, instances)
     buffer = io.BytesIO()
@@ -56,12 +56,12 @@ def picture_column(caption: str, note: str, picture: Any, instances: Sequence[Sh
     }
 
 
-def counted(items: Sequence, noun: str) -> str:
+def count_items(items: Sequence, noun: str) -> str:
     """E.g. ``1 object``, ``3 objects``."""
     return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
 
 
-def json_text(content: dict) -> str:
+def format_json(content: dict) -> str:
     """JSON for readers: one point of a curve a line instead of four."""
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     return re.sub(r"\[\n\s*([^\s\[\],]+),\n\s*([^\s\[\],]+)\n\s*\]", r"[\1, \2]", text) + "\n"
@@ -72,7 +72,7 @@ def data_url(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def embedded(plots: Iterable[Plot | None]) -> list[dict]:
+def embed_plots(plots: Iterable[Plot | None]) -> list[dict]:
     """Plots for a page: their fields and a data URL as ``source``; those that are None left out."""
     return [
         {**asdict(plot), "source": data_url("image/svg+xml", plot.svg.encode())}
@@ -90,11 +90,11 @@ def write_files(folder: str | Path, files: Mapping[str, str]) -> None:
             partial.write_text(text, encoding="utf-8")
 
 
-def number_text(value: float | None, digits: int = 2) -> str:
+def format_number(value: float | None, digits: int = 2) -> str:
     return MISSING if value is None else f"{value:.{digits}f}"
 
 
-def signed(value: float, digits: int = 2) -> str:
+def with_sign(value: float, digits: int = 2) -> str:
     """A difference with its sign; a true minus sign, and no sign for what rounds to zero."""
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
@@ -102,12 +102,12 @@ def signed(value: float, digits: int = 2) -> str:
     return ("+" if value > 0 else "\N{MINUS SIGN}") + text
 
 
-def plain(value: Any) -> Any:
+def to_json_data(value: Any) -> Any:
     """JSON data: NaN becomes None (JSON has no NaN), a path its file name, NumPy a number."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json_data(item) for item in value]
     if isinstance(value, os.PathLike):
         return Path(value).name
     if value is None or isinstance(value, (bool, str)):

@@ -23,7 +23,7 @@ from gradaug_det.evaluation.corruptions import (
     SEVERITIES,
     SMALLEST_SIDE,
     corruption_names,
-    seeded,
+    seeded_corruptions,
 )
 from gradaug_det.pretrain.data import normalize
 from gradaug_det.utils.files import atomic_path
@@ -100,7 +100,7 @@ def corrupt_images(images: Tensor, name: str, severity: int) -> Tensor:
         raise DataError(
             f"corruptions need images of {SMALLEST_SIDE} pixels, these are {images.shape[-2:]}"
         )
-    with seeded(zlib.crc32(f"{name}/{severity}".encode())):
+    with seeded_corruptions(zlib.crc32(f"{name}/{severity}".encode())):
         corrupted = [
             corrupt(image, corruption_name=name, severity=severity)
             for image in images.permute(0, 2, 3, 1).contiguous().numpy()

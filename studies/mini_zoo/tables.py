@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean, stdev
 
-from gradaug_det.reports.rendering import signed
+from gradaug_det.reports.rendering import with_sign
 from gradaug_det.utils.files import atomic_path
 from studies.mini_zoo.study import COMPUTE_RATIO, LONG, METHODS, PLAIN, SPLITS, Run
 from studies.report.statistics import agreement
@@ -133,7 +133,7 @@ def _difference(method: str, numbers: list[float], reference: list[float]) -> st
     if method == "baseline" or min(len(numbers), len(reference)) < 2:
         return ""
     found = agreement(numbers, reference)
-    return f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
+    return f"{with_sign(found.difference)} [{with_sign(found.low)}, {with_sign(found.high)}]"
 
 
 _FIT = """Per cent right without augmentation: near 100, a network has learned its images by heart,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradaug_det.evaluation.coco import CATEGORY_PREFIX, TASK_NAMES
-from gradaug_det.reports.rendering import MISSING, number_text, plain, signed
+from gradaug_det.reports.rendering import MISSING, format_number, to_json_data, with_sign
 from studies.report.comparison import (
     TABLE_METRICS,
     Method,
@@ -33,7 +33,7 @@ def report_content(report: Report, ground_truth: dict, methods: Sequence[Method]
         A dict with ``schema_version``; numbers that do not exist are None, paths are file names.
     """
     baseline = methods[0]
-    return plain(
+    return to_json_data(
         {
             "schema_version": SCHEMA_VERSION,
             "title": report.title,
@@ -112,12 +112,12 @@ def table_rows(methods: Sequence[Method]) -> list[dict]:
             cells = []
             for position, method in enumerate(methods):
                 cell = {
-                    "value": number_text(method.mean(task, metric)),
-                    "spread": number_text(method.spread(task, metric)),
+                    "value": format_number(method.mean(task, metric)),
+                    "spread": format_number(method.spread(task, metric)),
                 }
                 if position:
                     delta = difference(method, methods[0], task, metric)
-                    cell["difference"] = MISSING if delta is None else signed(delta)
+                    cell["difference"] = MISSING if delta is None else with_sign(delta)
                     cell["better"] = delta is not None and delta > 0
                 cells.append(cell)
             rows.append({"task": task, "metric": metric, "cells": cells})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,17 @@ from typing import Any
 from gradaug_det.evaluation.coco import TASK_NAMES
 from gradaug_det.evaluation.coco_data import CocoData, check_scorable, load_predictions
 from gradaug_det.reports.pictures import (
-    choose_images,
     predicted_instances,
     read_image,
     truth_instances,
 )
 from gradaug_det.reports.plots import METHOD_COLOURS
 from gradaug_det.reports.rendering import (
-    counted,
-    embedded,
-    json_text,
-    picture_column,
-    templates,
+    count_items,
+    draw_column,
+    embed_plots,
+    format_json,
+    load_templates,
     write_files,
 )
 from gradaug_det.utils.environment import machine_line
@@ -67,13 +67,13 @@ def write_report(out_dir: str | Path, report: Report) -> Path:
             for position, method in enumerate(methods)
         },
         "bars": category_bars(methods),
-        "plots": embedded(training_plots(methods)),
+        "plots": embed_plots(training_plots(methods)),
         "picture_rows": _picture_rows(report, ground_truth, methods, images),
     }
     files = {
-        "report.json": json_text(content),
+        "report.json": format_json(content),
         "report.md": report_markdown(content),
-        "index.html": templates(TEMPLATES).get_template("report.html.j2").render(html_view),
+        "index.html": load_templates(TEMPLATES).get_template("report.html.j2").render(html_view),
     }
     write_files(out_dir, files)
     return Path(out_dir) / "index.html"
@@ -81,7 +81,7 @@ def write_report(out_dir: str | Path, report: Report) -> Path:
 
 def report_markdown(content: Mapping[str, Any]) -> str:
     """Returns the ``report.md`` of what a ``report.json`` holds."""
-    return templates(TEMPLATES).get_template("report.md.j2").render(_tables(content))
+    return load_templates(TEMPLATES).get_template("report.md.j2").render(_tables(content))
 
 
 def _tables(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,14 +113,28 @@ def _picture_rows(
     for image in images:
         picture = read_image(Path(report.image_root) / image["file_name"])
         truth = truth_instances(ground_truth, image["id"])
-        columns = [picture_column("Ground truth", counted(truth, "object"), picture, truth)]
+        columns = [draw_column("Ground truth", count_items(truth, "object"), picture, truth)]
         for method in methods:
             if method.name not in results:
                 continue
             found = predicted_instances(
                 results[method.name], ground_truth, image["id"], report.score_threshold
             )
-            note = f"{counted(found, 'detection')} ≥ {report.score_threshold:g}"
-            columns.append(picture_column(method.label, note, picture, found))
+            note = f"{count_items(found, 'detection')} ≥ {report.score_threshold:g}"
+            columns.append(draw_column(method.label, note, picture, found))
         rows.append({"image_id": image["id"], "columns": columns})
     return rows
+
+
+def choose_images(truth: dict, count: int) -> list[dict]:
+    """Spreads ``count`` images evenly over the dataset, preferring those with several objects.
+
+    The choice depends on the ground truth alone, so no run can look better by it.
+    """
+    objects = Counter(a["image_id"] for a in truth["annotations"] if not a.get("iscrowd"))
+    images = sorted(truth["images"], key=lambda image: image["id"])
+    candidates = [image for image in images if objects[image["id"]] >= 2]
+    if len(candidates) < count:
+        candidates = [image for image in images if objects[image["id"]] >= 1]
+    count = min(count, len(candidates))
+    return [candidates[(2 * i + 1) * len(candidates) // (2 * count)] for i in range(count)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from gradaug_det.benchmark.records import relative_performance
 from gradaug_det.evaluation.coco import IOU_TYPES, TASK_NAMES
-from gradaug_det.reports.rendering import signed
+from gradaug_det.reports.rendering import with_sign
 from gradaug_det.utils.files import atomic_path
 from studies.report.statistics import Agreement, agreement
 from studies.table3_mini.plots import Curve, Point, ap_plot
@@ -333,7 +333,7 @@ def _difference(results: Results, row: Row, task: str) -> str:
 
 
 def _interval(found: Agreement) -> str:
-    return f"{signed(found.difference)} [{signed(found.low)}, {signed(found.high)}]"
+    return f"{with_sign(found.difference)} [{with_sign(found.low)}, {with_sign(found.high)}]"
 
 
 def _mean(numbers: list[float]) -> str:

@@ -190,12 +190,15 @@ def box(x, category=1, score=0.9, image_id=1, **more):
 
 
 def test_ranking_counts_matches():
+    objects = [
+        *(box(0), box(20), box(40, category=2)),
+        *(box(0, image_id=2), box(50, image_id=2, iscrowd=1)),
+        box(0, image_id=4, iscrowd=1),
+    ]
     truth = {
-        "annotations": [
-            *(box(0), box(20), box(40, category=2)),
-            *(box(0, image_id=2), box(50, image_id=2, iscrowd=1)),
-            box(0, image_id=4, iscrowd=1),
-        ]
+        "images": [{"id": number} for number in (1, 2, 3, 4)],
+        "categories": [{"id": number, "name": str(number)} for number in (1, 2)],
+        "annotations": [{"iscrowd": 0, **one, "id": row} for row, one in enumerate(objects)],
     }
     found = [
         *(box(1), box(1, score=0.8), box(20, category=2), box(60, score=0.3)),

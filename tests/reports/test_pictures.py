@@ -6,15 +6,14 @@ from PIL import Image
 
 from gradaug_det.errors import DataError
 from gradaug_det.reports.pictures import (
-    Shown,
+    Instance,
     category_colours,
-    choose_images,
     draw_instances,
     predicted_instances,
     read_image,
     truth_instances,
 )
-from tests.evaluation.helpers import CATEGORIES, ellipse, encode, make_ground_truth, run_lengths
+from tests.evaluation.helpers import CATEGORIES, ellipse, encode, run_lengths
 
 GREY = (100, 100, 100)
 COLOUR = (250, 30, 40)
@@ -48,7 +47,7 @@ def test_small_images_are_enlarged(size, drawn):
 def test_box_and_mask_are_drawn_where_they_are():
     mask = np.zeros((192, 256), np.uint8)
     mask[60:100, 80:160] = 1
-    shown = Shown([80, 60, 80, 40], "bag", COLOUR, encode(mask), 0.9)
+    shown = Instance([80, 60, 80, 40], "bag", COLOUR, encode(mask), 0.9)
     pixels = np.asarray(draw_instances(Image.new("RGB", (256, 192), GREY), [shown]))
     blended = 0.58 * np.array(GREY) + 0.42 * np.array(COLOUR)
     np.testing.assert_allclose(pixels[150, 240], blended, atol=1)  # inside the mask, at 2x
@@ -71,7 +70,7 @@ def test_every_kind_of_segmentation(kind):
     pixels = np.asarray(
         draw_instances(
             Image.new("RGB", (256, 192), GREY),
-            [Shown([60, 50, 120, 90], "x", COLOUR, segmentation)],
+            [Instance([60, 50, 120, 90], "x", COLOUR, segmentation)],
         )
     )
     changed = (pixels != GREY).any(axis=-1).sum()
@@ -80,7 +79,7 @@ def test_every_kind_of_segmentation(kind):
 
 def test_labels_stay_inside_and_apart():
     boxes = [[0, 0, 30, 20], [2, 1, 30, 20], [226, 172, 30, 20]]
-    shown = [Shown(box, "ankle boot", COLOUR, score=0.5) for box in boxes]
+    shown = [Instance(box, "ankle boot", COLOUR, score=0.5) for box in boxes]
     one = np.asarray(draw_instances(Image.new("RGB", (256, 192), GREY), shown[:1]))
     two = np.asarray(draw_instances(Image.new("RGB", (256, 192), GREY), shown[:2]))
     filled = [(p == COLOUR).all(axis=-1).sum() for p in (one, two)]
@@ -89,21 +88,6 @@ def test_labels_stay_inside_and_apart():
     label = (corner == COLOUR).all(axis=-1)
     assert label.sum() > 0.8 * filled[0]
     assert shown[0].label == "ankle boot 0.50"
-
-
-def test_the_choice_of_images_does_not_depend_on_results():
-    truth = make_ground_truth(images=30)
-    chosen = choose_images(truth, 5)
-    objects = {i["id"]: 0 for i in truth["images"]}
-    for annotation in truth["annotations"]:
-        objects[annotation["image_id"]] += not annotation["iscrowd"]
-    ids = [image["id"] for image in chosen]
-    assert len(set(ids)) == 5 and ids == sorted(ids)
-    assert all(objects[i] >= 2 for i in ids)
-    reordered = {**truth, "images": truth["images"][::-1]}
-    assert choose_images(reordered, 5) == chosen
-    assert len(choose_images(truth, 1000)) == sum(count >= 1 for count in objects.values())
-    assert choose_images({**truth, "annotations": []}, 5) == []
 
 
 def test_instances_of_an_image():

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from gradaug_det.reports.rendering import signed
+from gradaug_det.reports.rendering import with_sign
 from studies.frameworks.study import METHODS, framework_agreements
 from studies.report.records import RunRecord
 from studies.runner.frameworks import FRAMEWORKS
@@ -32,7 +32,8 @@ def test_differences_are_those_of_the_runs():
     text = (FOLDER / "report.md").read_text()
     for what, found in agreements.items():
         assert (
-            f"{what}: {signed(found.difference)} points; pooled standard deviation over seeds "
-            f"{found.pooled:.2f}; Welch's 95 % interval {signed(found.low)} to {signed(found.high)}"
+            f"{what}: {with_sign(found.difference)} points; pooled standard deviation over seeds "
+            f"{found.pooled:.2f}; Welch's 95 % interval {with_sign(found.low)} to "
+            f"{with_sign(found.high)}"
         ) in text
     assert len({(run.iterations, run.config.split("/")[0]) for run in runs}) == 1

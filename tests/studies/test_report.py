@@ -15,10 +15,10 @@ from PIL import Image
 
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import evaluate_coco
-from gradaug_det.reports.rendering import signed, write_files
+from gradaug_det.reports.rendering import with_sign, write_files
 from studies.report import report as report_module
 from studies.report.comparison import TABLE_METRICS
-from studies.report.report import Report, RunRecord, report_markdown, write_report
+from studies.report.report import Report, RunRecord, choose_images, report_markdown, write_report
 from studies.report.statistics import agreement
 from tests.evaluation.helpers import (
     make_ground_truth,
@@ -167,7 +167,7 @@ def test_tables_of_all_files_are_the_numbers_of_the_json(written):
             f"{'box' if task == 'bbox' else 'mask'} {metric}",
             f"{plain[task][metric]:.2f}",
             f"{gradaug[task][metric]:.2f}",
-            signed(difference[task][metric]),
+            with_sign(difference[task][metric]),
         ]
         for task in ("bbox", "segm")
         for metric in TABLE_METRICS
@@ -247,7 +247,11 @@ def test_seeds_are_averaged(report, tmp_path):
     assert row == ["box AP", "40.50 ± 0.71", "44.00 ± 1.00", "+3.50"]
     assert len(markdown_table(folder, "Runs")) == 2 + 5
     (row,) = markdown_table(folder, "Differences over seeds")[2:]
-    shown = ["+3.50", f"{found.pooled:.2f}", f"{signed(found.low)} to {signed(found.high)}"]
+    shown = [
+        "+3.50",
+        f"{found.pooled:.2f}",
+        f"{with_sign(found.low)} to {with_sign(found.high)}",
+    ]
     assert row == ["new minus a|b, box", *shown]
     html = (folder / "index.html").read_text()
     assert "new minus a|b, box</th><td>" + "</td><td>".join(shown) in html
@@ -278,7 +282,7 @@ def test_a_failing_template_leaves_the_old_report(report, tmp_path, monkeypatch)
     broken = {"report.md.j2": "{{ title }}", "report.html.j2": "{{ title }} {{ no_such_number }}"}
     monkeypatch.setattr(
         report_module,
-        "templates",
+        "load_templates",
         lambda *_: jinja2.Environment(
             loader=jinja2.DictLoader(broken), undefined=jinja2.StrictUndefined
         ),
@@ -310,3 +314,18 @@ def test_unusable_input_is_named(report, tmp_path):
     with pytest.raises(DataError, match="image_root must be"):
         write_report(tmp_path, Report("t", [run], "plain", report.gt_json, tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_choice_of_images_does_not_depend_on_results():
+    truth = make_ground_truth(images=30)
+    chosen = choose_images(truth, 5)
+    objects = {i["id"]: 0 for i in truth["images"]}
+    for annotation in truth["annotations"]:
+        objects[annotation["image_id"]] += not annotation["iscrowd"]
+    ids = [image["id"] for image in chosen]
+    assert len(set(ids)) == 5 and ids == sorted(ids)
+    assert all(objects[i] >= 2 for i in ids)
+    reordered = {**truth, "images": truth["images"][::-1]}
+    assert choose_images(reordered, 5) == chosen
+    assert len(choose_images(truth, 1000)) == sum(count >= 1 for count in objects.values())
+    assert choose_images({**truth, "annotations": []}, 5) == []

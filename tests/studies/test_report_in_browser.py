@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gradaug_det.evaluation.coco import evaluate_coco
-from gradaug_det.reports.rendering import signed
+from gradaug_det.reports.rendering import with_sign
 from studies.report.comparison import TABLE_METRICS
 from studies.report.report import Report, RunRecord, write_report
 from tests.browser import assert_fits, assert_pictures_load, opened
@@ -66,7 +66,7 @@ def expected_rows(content: dict) -> list[list[str]]:
             row = [f"{name} {metric}", f"{plain['metrics'][task][metric]:.2f}"]
             for run, comparison in pairs:
                 row.append(f"{run['metrics'][task][metric]:.2f}")
-                row.append(signed(comparison["difference"][task][metric]))
+                row.append(with_sign(comparison["difference"][task][metric]))
             rows.append(row)
     return [*rows, ["s per step", "0.500", "1.500", "×3.00", "2.500", "×5.00"]]  # noqa: RUF001
 

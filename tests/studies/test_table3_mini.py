@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gradaug_det.evaluation.coco import COCO_METRICS
-from gradaug_det.reports.rendering import signed
+from gradaug_det.reports.rendering import with_sign
 from studies.table3_mini import study as module
 from studies.table3_mini import tables as table
 from studies.table3_mini.study import PARTS, SEEDS, Cell, read_results
@@ -129,7 +129,7 @@ def test_low_data_rows_are_compared_within_a_share():
     (control,) = (row for row in rows if row[:2] == ["10 %", "plain, rescaled images, 2.7x"])
     assert control[6].startswith("+3.50"), "9.1 against a mean of 5.6, of plain with 10 %"
     title = "- 10 %: GradAug minus plain on rescaled images, same compute"
-    line = f"{title}: box AP {signed(-2.5)} ["
+    line = f"{title}: box AP {with_sign(-2.5)} ["
     assert line in text
     gains = {row[0]: row[6].split()[0] for row in rows if row[1] == "GradAug, labels"}
     assert gains == {"10 %": "+1.00", "50 %": "+2.00", "100 %": "+3.00"}
@@ -148,7 +148,7 @@ def test_gradaug_on_rescaled_images_is_compared_with_plain_on_rescaled_images():
     text = study_text(results_of(made))
     title = "GradAug on rescaled images minus plain on rescaled images, same"
     assert f"- {title} iterations: box AP +2.00 [" in text
-    assert f"- {title} compute: box AP {signed(-2.0)} [" in text
+    assert f"- {title} compute: box AP {with_sign(-2.0)} [" in text
 
 
 def test_narrower_networks_alone_are_compared_with_plain():
@@ -167,7 +167,7 @@ def test_larger_scales_are_compared_with_images_of_these_sizes():
     scales = "scales 1.25, 1, 0.8"
     assert f"| plain, rescaled images | 2.7x; {scales} | 1620 | 2 | 17.1 ± 0.1 |" in text
     line = f"- GradAug, labels, with {scales} minus plain on images of these sizes, 2.7x: box AP"
-    assert f"{line} {signed(-2.0)} [" in text
+    assert f"{line} {with_sign(-2.0)} [" in text
 
 
 def test_the_sweep_is_compared_with_the_settings_of_the_other_parts():
