@@ -60,8 +60,7 @@ class Replay:
     def again(self) -> bool:
         """Returns whether something is not finite this time too."""
         losses = [loss for one in self.passes for loss in one.losses.values()]
-        stopped = any(one.stopped for one in self.passes)
-        bad = stopped or self.weights or self.gradients
+        bad = [*self.weights, *self.gradients, *(one for one in self.passes if one.stopped)]
         return bool(bad) or not all(map(math.isfinite, losses))
 
     @property

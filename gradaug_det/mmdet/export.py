@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
+from gradaug_det.core.dump import to_plain
 from gradaug_det.errors import ZooError
 from gradaug_det.export.calibration import in_batches
 from gradaug_det.export.programs import Traceable
@@ -49,7 +50,8 @@ class MMDetectionExporter:
                 f"--weights: the checkpoint does not fit {files.config.name} (give the weights of "
                 f"this --config, with its --opts): {reason}"
             ) from None
-        self.dataset_meta = _plain((checkpoint.get("meta") or {}).get("dataset_meta"))
+        # Without the arrays that torch.load(weights_only=True) would refuse.
+        self.dataset_meta = to_plain((checkpoint.get("meta") or {}).get("dataset_meta"))
 
     def config(self, share: Fraction, weights: str) -> tuple[str, str]:
         config = plain_config(self.config_file, share)
@@ -64,10 +66,8 @@ class MMDetectionExporter:
         return list(model.extract_feat(images))
 
     def checkpoint(self, state: dict[str, Tensor], config: str) -> dict[str, Any]:
-        meta = {"cfg": config}
-        if self.dataset_meta:
-            meta["dataset_meta"] = self.dataset_meta
-        return {"state_dict": state, "meta": meta}
+        meta = {"dataset_meta": self.dataset_meta} if self.dataset_meta else {}
+        return {"state_dict": state, "meta": {**meta, "cfg": config}}
 
     def batches(self, model: nn.Module, images: Sequence[Path]) -> Iterator[Tensor]:
         steps = [
@@ -115,12 +115,3 @@ def _build(config: Config) -> nn.Module:
     model = copy.deepcopy(config.model)
     model.backbone.init_cfg = None  # the checkpoint's weights replace it anyway
     return MODELS.build(model).eval()
-
-
-def _plain(value: Any) -> Any:
-    """Without what torch.load(weights_only=True) refuses: arrays as lists."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_plain, value))
-    return value.tolist() if hasattr(value, "tolist") else value

@@ -7,21 +7,19 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-import mmdet.registry
-import mmengine.registry
 from mmengine.config import Config
-from mmengine.registry import Registry
 
 from gradaug_det.errors import ConfigError
 from gradaug_det.export.widths import scaled
 from gradaug_det.mmdet.backbone import SlimmableResNet, SlimmableResNetV1d, SlimmableResNeXt
 from gradaug_det.mmdet.mask_head import SmallInitMaskHead
 
-# Those of which MMDetection has the same under another name.
+# Components of ours -> the same of MMDetection.
 _PLAIN_NAMES = {
     ours.__name__: ours.__base__.__name__
     for ours in (SlimmableResNet, SlimmableResNetV1d, SlimmableResNeXt, SmallInitMaskHead)
 }
+_HOOKS = ("GradAugHook", "ExactResumeHook")
 _NARROWED = ("ResNet", "ResNetV1d", "ResNeXt")
 
 
@@ -52,10 +50,8 @@ def plain_config(config: Config, share: Fraction) -> Config:
 
 def _remove_hooks_and_imports(config: Config) -> None:
     if "custom_hooks" in config:
-        ours = ("GradAugHook", "ExactResumeHook")
-        config.custom_hooks = [
-            hook for hook in config.custom_hooks or [] if _type_name(hook) not in ours
-        ]
+        hooks = config.custom_hooks or []
+        config.custom_hooks = [hook for hook in hooks if _type_name(hook) not in _HOOKS]
     imports = (config.get("custom_imports") or {}).get("imports") or []
     imports = [imports] if isinstance(imports, str) else imports
     others = [name for name in imports if name.split(".")[0] != "gradaug_det"]
@@ -100,20 +96,12 @@ def _narrow_neck(neck: Any, share: Fraction) -> None:
 
 
 def _check_plain(config: Config) -> None:
-    ours = {
-        name
-        for module in (mmengine.registry, mmdet.registry)
-        for registry in vars(module).values()
-        if isinstance(registry, Registry)
-        for name, item in registry.module_dict.items()
-        if getattr(item, "__module__", "").split(".")[0] == "gradaug_det"
-    }
     for node, key in _nodes(config._cfg_dict):
-        if _type_name(node) in ours:
+        if _type_name(node) in _HOOKS or "gradaug_det." in str(node.get("type")):
             raise ConfigError(
                 f"{key}.type",
-                f"is {_type_name(node)}, which gradaug_det registers, and plain MMDetection has "
-                "not got; take one of MMDetection's own, then train and export",
+                f"is {_type_name(node)}, which plain MMDetection has not got; take one of "
+                "MMDetection's own, then train and export",
             )
         for name, value in node.items():
             if isinstance(value, str) and value.startswith("gradaug://"):

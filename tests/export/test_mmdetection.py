@@ -135,7 +135,7 @@ def test_what_the_files_say(mini):
     assert config.model.roi_head.mask_head.type == "FCNMaskHead"
     assert config.load_from == str(exported.weights)
     checkpoint = torch.load(exported.weights, weights_only=True)
-    assert checkpoint["meta"]["dataset_meta"] == {"classes": tuple("abcdefghij")}
+    assert checkpoint["meta"]["dataset_meta"] == {"classes": list("abcdefghij")}
     assert checkpoint["meta"]["cfg"] == exported.config.read_text()
 
 
