@@ -22,8 +22,8 @@ class Framework(NamedTuple):
         detector: makes a :class:`gradaug_det.benchmark.detector.Detector` of (files, data, device).
         exporter: makes a :class:`gradaug_det.export.run.Exporter` of (files).
         replay: module with ``build`` (of a config's text or file: the detector), ``network`` (of
-            detector and settings), ``decode`` (of a step's batch), ``running`` (the context that
-            models need around them in training) and ``RUNS_CONFIG`` (a config is a program).
+            detector and settings), ``decode`` (of a step's batch), ``training_context`` (which
+            models need around them) and ``RUNS_CONFIG`` (a config is a program).
     """
 
     detector: Callable[[DetectorFiles, CocoData, str], Detector]

@@ -57,7 +57,7 @@ class Replay:
     gradients: list[str] = field(default_factory=list)
 
     @property
-    def again(self) -> bool:
+    def is_bad(self) -> bool:
         """Returns whether something is not finite this time too."""
         losses = [loss for one in self.passes for loss in one.losses.values()]
         bad = [*self.weights, *self.gradients, *(one for one in self.passes if one.stopped)]
@@ -120,7 +120,7 @@ def replay(
         ) from error
     found = Replay(dump, [name for name, w in module.state_dict().items() if not _is_finite(w)])
     soft = None
-    with adapter.running():
+    with adapter.training_context():
         with _watch(module, found, "full network") as full:
             losses, soft = network.full_pass(batch)
             sum(losses.values()).backward()

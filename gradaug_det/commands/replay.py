@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     found = replay_file(args.dump, args.config, args.trust_config)
     for line in found.lines:
         logger.info("%s", line)
-    return 1 if found.again else 0
+    return 1 if found.is_bad else 0
 
 
 def replay_file(

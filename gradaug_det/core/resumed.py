@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from gradaug_det.errors import GradAugError
-from gradaug_det.utils.seeding import seeded, stable_seed
+from gradaug_det.utils.seeding import stable_seed, temporary_seed
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ class PlacedDataset(Proxy, Dataset):
         return len(self._original)
 
     def __getitem__(self, index: int) -> Any:
-        with seeded(stable_seed(*self._image_seed, *getattr(index, "place", (index,)))):
+        with temporary_seed(stable_seed(*self._image_seed, *getattr(index, "place", (index,)))):
             return self._original[int(index)]
 
 
@@ -99,7 +99,7 @@ def draw_seeded(source: Iterable[T], seed: int, first: int = 0, block: int = 1) 
     """
     items = None
     for number in itertools.count(first):
-        with seeded(stable_seed("order", seed, number)):
+        with temporary_seed(stable_seed("order", seed, number)):
             # Some samplers draw their whole order when they are asked for an iterator.
             items = iter(source) if items is None else items
             drawn = list(itertools.islice(items, block))

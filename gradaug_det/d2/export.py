@@ -23,9 +23,9 @@ from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.config import load_config
 from gradaug_det.d2.export_config import lazy_config
 from gradaug_det.errors import ConfigError, ZooError
-from gradaug_det.export.calibration import in_batches
+from gradaug_det.export.calibration import split_evenly
 from gradaug_det.export.programs import Traceable
-from gradaug_det.export.widths import scaled
+from gradaug_det.export.widths import scale_channels
 from gradaug_det.utils.detector_files import DetectorFiles
 
 _NAME = "MODEL.BACKBONE.NAME"
@@ -79,7 +79,7 @@ class Detectron2Exporter:
             )
         keys = ["STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"]
         keys.append("NUM_GROUPS" if resnets.NUM_GROUPS > 1 else "WIDTH_PER_GROUP")
-        narrow = {key: scaled(f"MODEL.RESNETS.{key}", resnets[key], share) for key in keys}
+        narrow = {key: scale_channels(f"MODEL.RESNETS.{key}", resnets[key], share) for key in keys}
         if resnets.DEPTH in (18, 34) and share != 1:
             # Detectron2 builds these from a yaml config with 64 channels only.
             return "config.py", lazy_config(cfg, narrow["RES2_OUT_CHANNELS"])
@@ -102,7 +102,7 @@ class Detectron2Exporter:
 
     def batches(self, model: nn.Module, images: Sequence[Path]) -> Iterator[Tensor]:
         mapper = DatasetMapper(self.cfg, is_train=False)
-        for files in in_batches(images):
+        for files in split_evenly(images):
             samples = [mapper({"file_name": str(file)}) for file in files]
             yield model.preprocess_image(samples).tensor
 

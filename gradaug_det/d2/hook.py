@@ -21,7 +21,7 @@ from gradaug_det.d2.checks import check_training
 from gradaug_det.d2.config import gradaug_options
 from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.preprocessing import check_preprocessing
-from gradaug_det.d2.replay import config_text, encode, names
+from gradaug_det.d2.replay import config_text, encode, image_names
 from gradaug_det.errors import GradAugError
 
 logger = logging.getLogger("detectron2.gradaug")
@@ -44,7 +44,7 @@ class GradAugHook(SubNetworkHook, HookBase):
     """
 
     framework, first_iteration = "detectron2", 0
-    encode, image_names = staticmethod(encode), staticmethod(names)
+    encode, image_names = staticmethod(encode), staticmethod(image_names)
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

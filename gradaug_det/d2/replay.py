@@ -30,11 +30,11 @@ _KINDS = {
 }
 
 RUNS_CONFIG = False
-network, running = GradAugDetector, EventStorage
+network, training_context = GradAugDetector, EventStorage
 encode, decode = partial(to_plain, kinds=_KINDS), partial(from_plain, kinds=_KINDS)
 
 
-def names(batch: Batch) -> list[Any]:
+def image_names(batch: Batch) -> list[Any]:
     """Returns what readers find the batch's images by."""
     return [item.get("file_name", item.get("image_id", "?")) for item in batch]
 

@@ -34,7 +34,7 @@ from gradaug_det.core.resumed import (
 from gradaug_det.core.step import check_alone
 from gradaug_det.d2.checks import check_batch
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.utils.seeding import seed_everything, seeded, stable_seed
+from gradaug_det.utils.seeding import seed_everything, stable_seed, temporary_seed
 
 logger = logging.getLogger("detectron2.gradaug")
 
@@ -123,7 +123,7 @@ class ResumableLoader:
         # while the others wait. They come back in order, whatever the number of workers.
         images = self._load(itertools.chain.from_iterable(batches))
         # Making the iterator draws a number, which would be the step's that happens to come first.
-        with seeded(stable_seed("workers", self.seed)):
+        with temporary_seed(stable_seed("workers", self.seed)):
             images = iter(images)
         while batch := list(itertools.islice(images, self.batch_size)):
             yield self.collate_fn(batch) if self.collate_fn else batch
@@ -154,7 +154,7 @@ class ResumableLoader:
 
     def _places(self) -> Iterator[PlacedIndex]:
         """This process' images, by their places in the stream of all processes."""
-        with seeded(stable_seed("sampler", self.seed)):
+        with temporary_seed(stable_seed("sampler", self.seed)):
             sampler = self.make_sampler()
         rank, world = comm.get_rank(), comm.get_world_size()
         # Seeding takes as long as drawing some hundred images.
@@ -163,7 +163,7 @@ class ResumableLoader:
 
     def _is_wide(self, index: int) -> bool:
         if index not in self._wide:
-            with seeded(0):  # a dataset may draw from the generators of the step that asks
+            with temporary_seed(0):  # a dataset may draw from the generators of the step that asks
                 record = self.dataset[int(index)]
             if not {"width", "height"} <= set(record):
                 raise GradAugError(

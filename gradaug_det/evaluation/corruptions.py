@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from gradaug_det.errors import DataError
-from gradaug_det.utils.seeding import seeded
+from gradaug_det.utils.seeding import temporary_seed
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALLEST_SIDE = 32  # pixels; the corruptions are not defined below
@@ -58,7 +58,7 @@ def seeded_corruptions(seed: int) -> Iterator[None]:
     """
     default_rng = np.random.default_rng
     generator = default_rng(seed)
-    with seeded(seed):
+    with temporary_seed(seed):
         _numba_seed()(seed)
         np.random.default_rng = lambda own=None: generator if own is None else default_rng(own)
         try:

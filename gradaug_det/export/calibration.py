@@ -76,7 +76,7 @@ def _images_of_json(source: Path) -> list[Path]:
     return paths
 
 
-def in_batches(items: Sequence, size: int = BATCH_SIZE) -> Iterator[Sequence]:
+def split_evenly(items: Sequence, size: int = BATCH_SIZE) -> Iterator[Sequence]:
     """Yields batches of about the same size, none larger: a small last one would count as much."""
     count = -(-len(items) // size)
     for index in range(count):

@@ -50,7 +50,7 @@ def _shares(plan: SlimPlan, width: float) -> dict[Fraction, tuple[int, int]]:
     return {Fraction(kept, channels): (channels, kept) for channels, kept in counts}
 
 
-def scaled(key: str, channels: int, share: Fraction) -> int:
+def scale_channels(key: str, channels: int, share: Fraction) -> int:
     """The config's number of channels (or of groups of them) in the narrow network.
 
     Args:

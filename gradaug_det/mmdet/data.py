@@ -29,7 +29,7 @@ from gradaug_det.check_data.kinds import CheckResult
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.mmdet.values import walk
-from gradaug_det.utils.seeding import seeded
+from gradaug_det.utils.seeding import temporary_seed
 
 SPLITS = ("train", "val", "test")
 _WRAPPED = ("dataset", "datasets", "_dataset")  # attributes and keys of wrappers
@@ -340,7 +340,7 @@ def _check_pipeline(whole: Any, boxes: bool) -> None:
     whole = vars(whole).get("_dataset", whole)  # of num_batch_per_epoch
     if not hasattr(whole, "get_data_info"):
         return
-    with seeded(0):
+    with temporary_seed(0):
         copied = _copy(whole)
         count, left, tried = len(whole), 0, 0
         for index in range(0, count, max(1, count // (8 * _SAMPLES))):

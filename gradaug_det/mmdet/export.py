@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gradaug_det.core.dump import to_plain
 from gradaug_det.errors import ZooError
-from gradaug_det.export.calibration import in_batches
+from gradaug_det.export.calibration import split_evenly
 from gradaug_det.export.programs import Traceable
 from gradaug_det.mmdet.backbone import detector_backbone
 from gradaug_det.mmdet.benchmark import options
@@ -76,7 +76,7 @@ class MMDetectionExporter:
             if str(step["type"]).rpartition(".")[2] != "LoadAnnotations"
         ]
         pipeline = Compose(steps)
-        for files in in_batches(images):
+        for files in split_evenly(images):
             samples = [pipeline({"img_path": str(file), "img_id": 0}) for file in files]
             yield model.data_preprocessor(pseudo_collate(samples), False)["inputs"]
 

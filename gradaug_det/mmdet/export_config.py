@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from gradaug_det.errors import ConfigError
-from gradaug_det.export.widths import scaled
+from gradaug_det.export.widths import scale_channels
 from gradaug_det.mmdet.backbone import SlimmableResNet, SlimmableResNetV1d, SlimmableResNeXt
 from gradaug_det.mmdet.mask_head import SmallInitMaskHead
 
@@ -71,10 +71,10 @@ def _narrow_backbone(backbone: Any, share: Fraction) -> None:
     backbone.setdefault("base_channels", 64)
     for key in ("base_channels", "stem_channels", "groups"):
         if (backbone.get(key) or 1) > 1:
-            backbone[key] = scaled(f"model.backbone.{key}", backbone[key], share)
+            backbone[key] = scale_channels(f"model.backbone.{key}", backbone[key], share)
     norm = backbone.get("norm_cfg") or {}
     if "num_groups" in norm:
-        groups = scaled("model.backbone.norm_cfg.num_groups", norm["num_groups"], share)
+        groups = scale_channels("model.backbone.norm_cfg.num_groups", norm["num_groups"], share)
         # Configs share one norm_cfg among their parts, of which only this one changes.
         backbone.norm_cfg = {**norm, "num_groups": groups}
 
@@ -89,9 +89,9 @@ def _narrow_neck(neck: Any, share: Fraction) -> None:
         )
     given, key = first["in_channels"], "model.neck.in_channels"
     first["in_channels"] = (
-        scaled(key, given, share)
+        scale_channels(key, given, share)
         if isinstance(given, int)
-        else [scaled(f"{key}[{i}]", value, share) for i, value in enumerate(given)]
+        else [scale_channels(f"{key}[{i}]", value, share) for i, value in enumerate(given)]
     )
 
 

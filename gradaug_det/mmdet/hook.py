@@ -20,7 +20,7 @@ from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.mmdet.checks import TrainingChecks
 from gradaug_det.mmdet.detector import GradAugDetector
 from gradaug_det.mmdet.preprocessing import check_preprocessing
-from gradaug_det.mmdet.replay import encode, names
+from gradaug_det.mmdet.replay import encode, image_names
 
 _SKIPPED = "gradaug_skipped"  # in MMEngine's message hub, and with it in checkpoints
 
@@ -44,7 +44,7 @@ class GradAugHook(SubNetworkHook, Hook):
     """
 
     framework, first_iteration = "mmdet", 1
-    encode, image_names = staticmethod(encode), staticmethod(names)
+    encode, image_names = staticmethod(encode), staticmethod(image_names)
 
     # ---- MMEngine's hook methods --------------------------------------------------------------
 

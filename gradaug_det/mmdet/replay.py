@@ -53,11 +53,11 @@ _KINDS = {
 }
 
 RUNS_CONFIG = True
-network, running = GradAugDetector, nullcontext
+network, training_context = GradAugDetector, nullcontext
 encode, decode = partial(to_plain, kinds=_KINDS), partial(from_plain, kinds=_KINDS)
 
 
-def names(batch: Batch) -> list[Any]:
+def image_names(batch: Batch) -> list[Any]:
     """Returns what readers find the batch's images by."""
     return [s.metainfo.get("img_path", s.metainfo.get("img_id", "?")) for s in batch.samples]
 

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 from gradaug_det.errors import DataError
 from gradaug_det.mini_coco import CLASS_NAMES, load_garments, render_garment_crops
 from gradaug_det.pretrain.recipe import DataSettings, Recipe
-from gradaug_det.utils.seeding import seeded, stable_seed
+from gradaug_det.utils.seeding import stable_seed, temporary_seed
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -222,7 +222,7 @@ class Augmented(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
         image, label = self.images[index]
-        with seeded(stable_seed("augment", self.seed, epoch, index)):
+        with temporary_seed(stable_seed("augment", self.seed, epoch, index)):
             return self.transform(image), int(label)
 
 

@@ -16,41 +16,38 @@ import torch
 
 
 def stable_seed(*parts: object) -> int:
-    """A 63-bit seed that depends on nothing but the parts, on any machine and Python."""
+    """Returns 63 bits that depend on nothing but the parts, on any machine and Python."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python's, numpy's and torch's generators, those of all devices included.
-
-    Args:
-        seed: at least 0; see :func:`stable_seed`.
-    """
+    """Seeds Python's, numpy's and torch's generators, those of all devices included."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (the generator that frameworks draw from)
     torch.manual_seed(seed)
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's CPU numbers within the block come from ``seed``; outside they
+def temporary_seed(seed: int) -> Iterator[None]:
+    """Within the block, Python's, numpy's and torch's CPU numbers come from ``seed``; outside they
     are untouched. For loading data, which no accelerator takes part in."""
-    python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)
+    python, array = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        yield
+        with torch.random.fork_rng(devices=()):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            # Not torch.manual_seed, which seeds the accelerators as well.
+            torch.default_generator.manual_seed(seed)
+            yield
     finally:
         random.setstate(python)
         np.random.set_state(array)  # noqa: NPY002
-        torch.set_rng_state(tensor)
 
 
 @contextmanager
 def isolated_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """torch's random numbers within the block come from ``seed``; outside they are untouched.
+    """Within the block, torch's random numbers come from ``seed``; outside they are untouched.
 
     A sub-network's dropout or proposal sampling therefore neither shifts the full network's nor
     depends on where a training was resumed.

@@ -26,7 +26,7 @@ from gradaug_det.d2.resume import (
 )
 from gradaug_det.d2.train import Trainer
 from gradaug_det.errors import ConfigError, GradAugError
-from gradaug_det.utils.seeding import seed_everything, seeded, stable_seed
+from gradaug_det.utils.seeding import seed_everything, stable_seed, temporary_seed
 from tests.d2.dataset import annotation, write_coco
 from tests.d2.helpers import tiny_cfg
 
@@ -114,7 +114,7 @@ def test_workers_change_nothing(cfg, grouping, size, rank, monkeypatch):
 def test_images_are_detectron2s_own_but_for_the_random_numbers(cfg):
     """Same order for the same sampler seed, same keys, same grouping."""
     ours = [[x[0] for x in batch] for batch in take(resumable_train_loader(cfg, seed=3), 0, 8)]
-    with seeded(stable_seed("sampler", 3)):
+    with temporary_seed(stable_seed("sampler", 3)):
         theirs = build_detection_train_loader(cfg)
     batches = itertools.islice(iter(theirs), 8)
     assert ours == [[item["image_id"] for item in batch] for batch in batches]

@@ -13,10 +13,10 @@ from torchvision.models import resnet18, resnet50, resnext50_32x4d
 from gradaug_det.commands.cli import main
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.errors import ConfigError, DataError, UnslimmableError
-from gradaug_det.export.calibration import find_images, in_batches, recalibrate
+from gradaug_det.export.calibration import find_images, recalibrate, split_evenly
 from gradaug_det.export.programs import FORMATS, Traceable, make_program
 from gradaug_det.export.slicing import largest_difference, narrow_state
-from gradaug_det.export.widths import expressible_widths, scaled, share_of_channels
+from gradaug_det.export.widths import expressible_widths, scale_channels, share_of_channels
 from tests.export.conftest import CONFIGS
 
 
@@ -31,9 +31,9 @@ def test_widths_at_which_all_layers_keep_the_same_share(model, units):
 
 
 def test_a_share_that_is_no_whole_number():
-    assert scaled("base_channels", 16, Fraction(7, 8)) == 14
+    assert scale_channels("base_channels", 16, Fraction(7, 8)) == 14
     with pytest.raises(ConfigError, match=r"groups is 4, of which 0.875 is 3.5, no whole number"):
-        scaled("groups", 4, Fraction(7, 8))
+        scale_channels("groups", 4, Fraction(7, 8))
 
 
 class Tiny(nn.Module):
@@ -117,8 +117,8 @@ def test_one_batch_gives_fvcores_statistics():
 
 
 def test_batches_are_of_about_the_same_size():
-    assert [len(batch) for batch in in_batches(range(17), 8)] == [5, 6, 6]
-    assert [i for batch in in_batches(range(17), 8) for i in batch] == list(range(17))
+    assert [len(batch) for batch in split_evenly(range(17), 8)] == [5, 6, 6]
+    assert [i for batch in split_evenly(range(17), 8) for i in batch] == list(range(17))
 
 
 def test_images_of_a_folder_and_of_a_json(coco, tmp_path, caplog):

@@ -140,7 +140,7 @@ def test_the_first_bad_layer_is_named(tmp_path):
     assert found.weights == [name]
     (full,) = found.passes  # Detectron2 stops at proposals that are not finite
     assert full.first == "backbone.fpn_lateral4" and "Training has diverged" in full.stopped
-    assert found.again
+    assert found.is_bad
     assert "backbone.fpn_lateral4" in "\n".join(found.lines)
 
 
