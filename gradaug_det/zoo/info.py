@@ -1,4 +1,4 @@
-"""What a backbone is and what its input must look like: the description in files and index."""
+"""The description of a backbone in files and index: what it is, what its input must look like."""
 
 from __future__ import annotations
 
@@ -52,12 +52,16 @@ def is_number(value: object) -> bool:
 
 
 def is_line(value: object, most: int) -> bool:
-    """Returns whether it is one line that terminals and MODEL_ZOO.md can show."""
+    # Terminals and MODEL_ZOO.md show it.
     return isinstance(value, str) and 0 < len(value) <= most and value.isprintable()
 
 
 def is_match(pattern: str | re.Pattern, value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _is_triple(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(is_number, value))
 
 
 _RULES: dict[str, Rule] = {
@@ -73,28 +77,21 @@ _RULES: dict[str, Rule] = {
     "stem": one_of(("7x7", "deep")),
     "stride_in": one_of(("3x3", "1x1")),
     "channel_order": one_of(("RGB", "BGR")),
-    **dict.fromkeys(
-        ("pixel_mean", "pixel_std"),
-        (
-            lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(map(is_number, v)),
-            "be 3 finite numbers on the 0-255 scale",
-        ),
-    ),
+    "pixel_mean": (_is_triple, "be 3 finite numbers on the 0-255 scale"),
+    "pixel_std": (_is_triple, "be 3 finite numbers on the 0-255 scale"),
     "recipe": (lambda value: isinstance(value, dict), "be an object"),
     "metrics": (
         lambda v: isinstance(v, dict) and all(is_line(k, 40) and is_number(v[k]) for k in v),
         "be an object of finite numbers under names of at most 40 characters",
     ),
-    **dict.fromkeys(
-        ("licence", "source"),
-        (lambda value: is_line(value, 500), "be one line of at most 500 characters"),
-    ),
+    "licence": (lambda value: is_line(value, 500), "be one line of at most 500 characters"),
+    "source": (lambda value: is_line(value, 500), "be one line of at most 500 characters"),
 }
 
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What a backbone is and what its input must look like.
+    """The description of a backbone.
 
     Args:
         name: lower-case letters, digits and hyphens.
@@ -132,21 +129,13 @@ class BackboneInfo:
         check_fields(vars(self), _RULES)
         mean, std = (tuple(map(float, values)) for values in (self.pixel_mean, self.pixel_std))
         depth = DEPTHS[self.architecture]
-        require(
-            type(self.depth) is int and self.depth == depth,
-            f"depth must be {depth}, which is {self.architecture}'s",
-            self.depth,
-        )
-        require(
-            all(0 <= value <= 255 for value in mean) and (max(mean) > 1 or max(mean) == 0),
-            "pixel_mean must be on the 0-255 scale (multiply a mean of 0-1 by 255)",
-            mean,
-        )
-        require(
-            all(1 <= value <= 255 for value in std),
-            "pixel_std must be on the 0-255 scale, at least 1 (multiply a std of 0-1 by 255)",
-            std,
-        )
+        rule = f"depth must be {depth}, which is {self.architecture}'s"
+        require(type(self.depth) is int and self.depth == depth, rule, self.depth)
+        rule = "pixel_mean must be on the 0-255 scale (multiply a mean of 0-1 by 255)"
+        is_scaled = max(mean) > 1 or max(mean) == 0
+        require(is_scaled and all(0 <= value <= 255 for value in mean), rule, mean)
+        rule = "pixel_std must be on the 0-255 scale, at least 1 (multiply a std of 0-1 by 255)"
+        require(all(1 <= value <= 255 for value in std), rule, std)
         # As they will be after a round trip through JSON, so that infos compare equal.
         changed: dict[str, Any] = {"pixel_mean": mean, "pixel_std": std}
         for key in ("recipe", "metrics"):

@@ -13,7 +13,7 @@ from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.backbone import read_backbone
 from gradaug_det.zoo.download import compute_sha256, is_file_of, local_path
 from gradaug_det.zoo.index import Entry, find, load_index
-from gradaug_det.zoo.info import CHECKPOINT_KEY, check_fields, one_of
+from gradaug_det.zoo.info import CHECKPOINT_KEY, require
 
 _COLUMNS = "| name | architecture | MB | top-1 | other metrics | sha256 | licence |"
 
@@ -77,7 +77,7 @@ def add_file(
             wrong. Nothing was written.
     """
     file = Path(file)
-    check_fields({"kind": kind}, {"kind": one_of(("packaged", "url"))})
+    require(kind in ("packaged", "url"), "kind must be packaged or url", kind)
     _, info = read_backbone(file)
     if index is None or Path(index).exists():
         old = load_index(index)
