@@ -22,8 +22,7 @@ from gradaug_det.zoo.url import refuse_bare_backbone
 
 
 class _SafeFiles(Checkpointer):
-    """Below DetectionCheckpointer in the order of classes: reads PyTorch's files for it."""
-
+    # Below DetectionCheckpointer in the order of classes, so that its super() reads files here.
     def _load_file(self, f: str) -> dict[str, Any]:
         return load_checkpoint(f)
 
@@ -97,7 +96,7 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
 
     def _load_model(self, checkpoint: Any) -> Any:
         """Raises ZooError if nothing, or next to nothing, of the backbone was in the file."""
-        given = sorted(map(str, checkpoint["model"]))
+        given = sorted(map(str, checkpoint["model"]))  # before names are matched and changed
         body = _find_body(self.model)
         # Not buffers: of old files, FrozenBatchNorm2d makes up its own.
         names = [name for name, _ in self.model.named_parameters() if name.startswith(body)]

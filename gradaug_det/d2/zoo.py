@@ -40,6 +40,7 @@ class GradAugZooHandler(PathHandler):
         self._check_kwargs(kwargs)
         url = zoo_url(path)
         source = url.path()
+        # Another file of the same name is another conversion, and so is another order.
         key = f"{compute_sha256(source)[:16]}-{url.order}-{_REVISION}"
         target = cache_dir() / "detectron2" / f"{source.stem}-{key}.pth"
         if not target.is_file():

@@ -26,14 +26,14 @@ def load_files_safely() -> None:
     loaders (local, http, torchvision, open-mmlab, mmcls, pavi, s3) end in the two functions that
     are replaced in its module here. Loaders that others registered are theirs.
     """
+    # MMEngine's module looks both names up each time that it loads.
     checkpoint.torch = _Torch("torch")
     checkpoint.load_url = load_from_url
     CheckpointLoader.register_scheme("", load_from_local, force=True)
 
 
 class _Torch(ModuleType):
-    """PyTorch for MMEngine's loaders: it reads files as we do."""
-
+    # PyTorch for MMEngine's loaders: it reads files as we do.
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
 

@@ -85,6 +85,7 @@ def _read(path: Path, history: Callable[..., Any]) -> Any:
             return _read_zip(file, size, history)
         file.seek(0)
         whole = Whole(file, size)
+        # A plain pickle is read to its end here; an old file of PyTorch begins with a number.
         first = Unpickler(whole, history=history).load()
         if type(first) is not int or first != _LEGACY:
             return first
@@ -92,7 +93,7 @@ def _read(path: Path, history: Callable[..., Any]) -> Any:
 
 
 def _read_zip(file: BinaryIO, size: int, history: Callable[..., Any]) -> Any:
-    """A file of ``torch.save``: a pickle and a part for each storage, in one folder."""
+    # A file of torch.save has a pickle and a part for each storage, in one folder.
     with zipfile.ZipFile(file) as archive:
         parts = {info.filename: info for info in archive.infolist()}
         if any(info.compress_type > zipfile.ZIP_DEFLATED for info in parts.values()):
@@ -113,6 +114,7 @@ def _read_zip(file: BinaryIO, size: int, history: Callable[..., Any]) -> Any:
         storages: dict[Any, Tensor] = {}
 
         def storage(key: Any, dtype: torch.dtype, count: int) -> Tensor:
+            # The directory knows a part's size: it is compared before memory is taken.
             if key not in storages:
                 name = f"data/{key}"
                 _same_size(count * dtype.itemsize, parts[f"{folder}/{name}"].file_size)
@@ -121,14 +123,15 @@ def _read_zip(file: BinaryIO, size: int, history: Callable[..., Any]) -> Any:
                     _fill(storages[key], content)
             return storages[key]
 
+        # The pickle's own size bounds what it may unfold to, not that of the weights beside it.
         pickle = part("data.pkl").read()
         return Unpickler(Whole(BytesIO(pickle), len(pickle)), storage, history).load()
 
 
 def _read_legacy(file: Whole, history: Callable[..., Any]) -> Any:
-    """A file of PyTorch before 1.6, after its first number: pickles, then the storages."""
+    # A file of PyTorch before 1.6 has pickles, then the storages' numbers one after another.
     storages: dict[Any, Tensor] = {}
-    promised = 0
+    promised = 0  # bytes of storages that the pickle speaks of; memory is taken as it goes
 
     def storage(key: Any, dtype: torch.dtype, count: int, view: Any = None) -> Tensor:
         nonlocal promised
@@ -160,6 +163,7 @@ def _empty(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def _fill(numbers: Tensor, file: BinaryIO) -> None:
+    # In pieces, so that a large storage is not in memory twice.
     for place in numbers.view(torch.uint8).split(_CHUNK):
         content = bytearray(file.read(len(place)))
         if len(content) != len(place):

@@ -51,6 +51,7 @@ class _Type:
         self.dtype = np.dtype(code)
 
     def build(self, state: tuple, _unpickler: Unpickler) -> _Type:
+        # Byte order is all that matters of the state: fields and metadata are of other types.
         if state[1] in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(state[1])
         return self
@@ -75,7 +76,7 @@ class _Array(_Unfinished):
 
 
 def _array(data: Any, kind: Any, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
-    """An array of its own memory; the sizes must fit."""
+    # Of its own memory, so that it can be written to; reshape compares the sizes.
     if isinstance(data, str):  # of Python 2
         data = data.encode("latin1")
     _check_type(data, bytes, bytearray, what="an array made of")
@@ -121,7 +122,7 @@ def _parameter(data: Any, requires_grad: bool, *_hooks_and_state: object) -> tor
 
 
 def _with_attributes(name: Any, _type: object, arguments: tuple, _state: object) -> Tensor:
-    """A tensor that had attributes, without them."""
+    # A tensor that had attributes, without them: they may be anything.
     if type(name) is not _Name or name.make not in (_tensor, _tensor_v3, _parameter):
         raise ForbiddenError(f"a tensor made by a {type(name).__name__}")
     return name.make(*arguments)
@@ -202,7 +203,8 @@ class _History(_Unfinished):
 
 
 def _method(owner: Any, name: Any) -> str:
-    """A HistoryBuffer's state has its statistics' methods by name."""
+    # A HistoryBuffer's state has its statistics' methods, which pickle gets by name. The name is
+    # all that comes of it here: no attribute of anything is ever looked up.
     if type(owner) is not _Name or owner.make is not _History or name[:1] == "_":
         raise ForbiddenError(f"builtins.getattr, {RUNS}")
     return name
@@ -294,6 +296,8 @@ class _Memo(dict):
 def count_unfolded(value: Any) -> float:
     """The number of values that a walk through a value's containers reads, one within another; the
     same container can be in many. Infinite if one is within itself."""
+    # Each container twice on a stack of our own, before and after its parts: a file can nest them
+    # deeper than Python's calls go.
     counts: dict[int, float] = {}
     waiting = [(value, False)]
     while waiting:
@@ -329,6 +333,7 @@ class Unpickler(pickle._Unpickler):
     """
 
     dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
+    # Extensions, instances of named classes, and buffers from outside: no checkpoint has them.
     for _code in (
         *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.INST, pickle.OBJ),
         *(pickle.NEWOBJ_EX, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
@@ -346,11 +351,13 @@ class Unpickler(pickle._Unpickler):
         self.history = history
         self._size = file.size
         self._storage = storage
-        self._unfinished = 0
+        self._unfinished = 0  # objects whose state has not come yet
+        # What may be copied and looked through: each byte of the file a few times, and some more.
         self._left = 4 * file.size + _FREE
 
     def load(self) -> Any:
         value = super().load()
+        # A stand-in must not leave this class: it could be taken for the object.
         if self._unfinished:
             raise pickle.UnpicklingError("it has objects without a state")
         if count_unfolded(value) > 4 * self._size + _FREE:
@@ -392,6 +399,7 @@ class Unpickler(pickle._Unpickler):
     def _load_build(self) -> None:
         state, value = self.stack.pop(), self.stack.pop()
         if type(value) is OrderedDict:
+            # A state_dict's own attribute is the only one that an OrderedDict may get.
             metadata = state.get("_metadata")  # versions of a state_dict's modules
             self._pay(metadata)
             if metadata and all(type(part) is dict for part in metadata.values()):
@@ -405,7 +413,7 @@ class Unpickler(pickle._Unpickler):
         self._unfinished -= isinstance(value, _Unfinished)
 
     def _load_dict(self) -> None:
-        items = self.pop_mark()
+        items = self.pop_mark()  # key, value, key, value, ...
         keys = map(check_key, items[::2])
         self.append(dict(zip(keys, items[1::2], strict=True)))
 
@@ -438,6 +446,7 @@ class Unpickler(pickle._Unpickler):
         self.append(frozenset(_set(self.pop_mark())))
 
     def _load_bytearray8(self) -> None:
+        # Python's own takes memory for as many bytes as the file promises.
         size = int.from_bytes(self.read(8), "little")
         if size > self._size:
             raise pickle.UnpicklingError(f"it promises {size} bytes and has {self._size}")

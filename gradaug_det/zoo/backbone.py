@@ -48,6 +48,7 @@ def save_backbone(
         ZooError: the tensors are not those of ``info.architecture``, or not finite in ``dtype``.
     """
     path = Path(path)
+    # Counters of batches say nothing about a network that is not trained on.
     state = {name: tensor for name, tensor in state.items() if not _is_counter(name)}
     check_shapes({name: tuple(tensor.shape) for name, tensor in state.items()}, info)
     saved = {name: t.detach().to("cpu", dtype).contiguous() for name, t in state.items()}
@@ -101,6 +102,7 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], info: BackboneInfo) -> N
         ZooError: a tensor is missing, unknown or has another shape.
     """
     shapes = _without_deep(shapes, info)
+    # Names are compared first: a wrong architecture is told by what is missing, not by a shape.
     wanted = dict(_without_deep(_torchvision_shapes(info.architecture), info))
     if "fc.weight" in shapes or "fc.bias" in shapes:
         classes = shapes.get("fc.bias", (0,))[:1]
@@ -163,7 +165,7 @@ def _info(file: safe_open) -> BackboneInfo:
 def _torchvision_shapes(architecture: str) -> dict[str, tuple[int, ...]]:
     from torchvision import models
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes alone: no memory, no random numbers
         state = getattr(models, architecture)().state_dict()
     return {name: tuple(t.shape) for name, t in state.items() if not _is_counter(name)}
 

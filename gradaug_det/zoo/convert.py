@@ -27,6 +27,7 @@ from gradaug_det.zoo.info import SOURCES, BackboneInfo
 from gradaug_det.zoo.naming import NAMINGS, Naming, check_order, find_naming
 
 STAGES = (1, 2, 3, 4)
+# Of detectors (Detectron2, MMDetection) and of MoCo's encoders.
 _PREFIXES = ("", "backbone.bottom_up.", "backbone.", "encoder_q.", "base_encoder.")
 _STATISTICS = ("running_mean", "running_var")
 _LEAVES = ("weight", "bias", *_STATISTICS, "num_batches_tracked")
@@ -73,6 +74,7 @@ def convert(
             missing, unknown or of a wrong shape.
     """
     old, new = find_naming("source", source), find_naming("target", target)
+    # Arguments are judged before the state: their errors name what to change.
     given_order = check_order("source_format", source_format or old.order)
     wanted_order = check_order("target_format", target_format or new.order)
     unable = [side.title for side in (old, new) if side.classifier is None]
@@ -83,9 +85,10 @@ def convert(
     if problem := next(_list_problems(state, list(modules), classifier), None):
         raise _not_a_resnet(old, problem)
     if not classifier:
-        modules[list(modules)[-1]] = ""
+        modules[list(modules)[-1]] = ""  # no name: it is left out
     renamed = _rename(state, modules, new)
     result = {f"{prefix}{name}": torch.as_tensor(value) for name, value in renamed}
+    # The stem comes first, and is all that sees colours.
     if given_order != wanted_order:
         first = next(iter(result))
         result[first] = result[first].flip(1)
@@ -160,6 +163,7 @@ def convert_file(
         target_format = target_format or info.channel_order
         if target_format != info.channel_order:
             raise ConfigError("--format", f"must be {info.channel_order}, as --info says")
+    # A backbone file says itself whose names it has, and in which order its images were.
     if framework is not None:
         state = load_checkpoint(source)
     elif source.suffix == ".safetensors":
@@ -216,6 +220,7 @@ def _strip_wrapping(checkpoint: Mapping[str, Any], source: Naming) -> dict[str, 
             problem = f"its entries need names, one has {to_printable(name)}"
             raise _not_a_resnet(source, problem)
     state = {name.removeprefix("module."): value for name, value in state.items()}
+    # The stem's name tells under which prefix the backbone is; the bare one goes first.
     stems = [stem[0] for stem in (source.stem, source.deep_stem) if stem]
     for prefix in _PREFIXES:
         if any(f"{prefix}{stem}.weight" in state for stem in stems):
@@ -238,6 +243,7 @@ def _pair_modules(state: Mapping[str, Any], old: Naming, new: Naming) -> dict[st
             raise ConfigError(
                 "target", f"cannot be {new.title}: its ResNet has no {wanted}; {able} have one"
             )
+    # Networks of one layout have the same modules in the same order, whatever their names.
     return dict(zip(_list_modules(layout, old), _list_modules(layout, new), strict=True))
 
 
@@ -247,9 +253,10 @@ def _read_layout(state: Mapping[str, Any], source: Naming) -> _Layout:
     def has(stage: int, block: int, index: int, part: str) -> bool:
         return f"{_name_block(source, stage, block, index)}.{part}.weight" in state
 
+    # Every block has a first convolution, a bottleneck has a third one.
     first, third = (_name_layer(source, n)[0] for n in (1, 3))
     blocks: list[int] = []
-    index = 1
+    index = 1  # of the block, over all stages
     for stage in STAGES:
         count = 0
         while has(stage, count, index, first):

@@ -41,6 +41,8 @@ def local_path(entry: Entry) -> Path:
 
 def compute_sha256(path: Path) -> str:
     """The sha256 of a file, read once a process as long as the file stays the same."""
+    # A start asks for the same file several times. Whatever replaces or changes it changes one of
+    # these numbers.
     status = path.stat()
     identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return _compute_sha256(str(path), identity)
@@ -84,6 +86,7 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
         if os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
             state = "has another sha256" if target.exists() else "is missing"
             raise ZooError(f"{OFFLINE_VARIABLE} is set and {target} {state}; the file is at {url}")
+        # With no sha256 pooch takes what arrives; the caller has asked for that.
         known = f"sha256:{entry.sha256}" if entry.sha256 else None
         store = pooch.create(folder, "", registry={entry.file: known}, retry_if_failed=1)
         store.urls[entry.file] = url
@@ -164,6 +167,7 @@ def _read_on(url: str, file: BinaryIO, size: int) -> Iterator[None]:
 
 
 def _may_pass(error: requests.RequestException) -> bool:
+    # A server's overload passes, and so does a broken line; a wrong name or certificate does not.
     if error.response is not None:
         return error.response.status_code >= 500 or error.response.status_code in (408, 429)
     passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)

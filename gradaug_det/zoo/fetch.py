@@ -70,6 +70,7 @@ def _find_packaged(entry: Entry) -> Path:
 def _fetch_from_drive(entry: Entry, allow_unverified: bool, progress: bool) -> Path:
     """The entry's file in the cache: downloaded once, and converted if it is a ``.pth``."""
     made = local_path(entry)
+    # Trained weights of others are .pth: read once, without running them, and kept as a backbone.
     converts = made.name != entry.file
     if converts and made.is_file():
         return _accept_converted(made, entry)
@@ -117,6 +118,7 @@ def _convert(checkpoint: Path, entry: Entry, made: Path) -> Path:
     digest = compute_sha256(checkpoint)
     verdict = "as published" if entry.sha256 else "not verified"
     _log.warning("%s: sha256 %s (%s)", checkpoint, digest, verdict)
+    # The file that is made has a sha256 of its own: it notes the checkpoint's, for later starts.
     info = replace(entry.info, recipe=entry.info.recipe | {CHECKPOINT_KEY: digest})
     try:
         state = rename(load_checkpoint(checkpoint), "authors", "torchvision")

@@ -62,6 +62,7 @@ class Entry:
         return self.folder / "weights" / self.file
 
     def __post_init__(self) -> None:
+        # Who publishes on Google Drive may have told neither size nor sha256.
         on_drive = self.kind == "gdrive"
         rules = {
             "description": (lambda v: is_line(v, 300), "be one line of at most 300 characters"),
@@ -149,6 +150,7 @@ def is_base_url(value: object) -> bool:
 
 
 def _parse(path: Path) -> Index:
+    # An index may come from anywhere: no more of it is read than an index can have.
     with path.open("rb") as file:
         text = file.read(MAX_INDEX_BYTES + 1)
     if len(text) > MAX_INDEX_BYTES:

@@ -143,7 +143,7 @@ class BackboneInfo:
                 changed[key] = json.loads(json.dumps(getattr(self, key), allow_nan=False))
             except (TypeError, ValueError, RecursionError) as error:
                 raise ZooError(f"{key} must hold JSON values only: {error}") from None
-        vars(self).update(changed)
+        vars(self).update(changed)  # past the dataclass's own __setattr__, which is frozen
 
     @property
     def is_bottleneck(self) -> bool:

@@ -78,7 +78,7 @@ def add_file(
     """
     file = Path(file)
     require(kind in ("packaged", "url"), "kind must be packaged or url", kind)
-    _, info = read_backbone(file)
+    _, info = read_backbone(file)  # also refuses a file that is damaged or not finite
     if index is None or Path(index).exists():
         old = load_index(index)
         path, base_url, entries = old.path, old.base_url, dict(old.entries)
@@ -95,6 +95,7 @@ def add_file(
         info=info,
         folder=path.parent,
     )
+    # The file goes before the index: an index never names a file that is not there.
     target = entry.packaged_path
     if kind == "packaged" and not (target.exists() and target.samefile(file)):
         with atomic_path(target) as temporary:

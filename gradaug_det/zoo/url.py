@@ -55,6 +55,7 @@ class ZooURL:
         info = read_info(self.name) if self.is_file else find(self.name).info
         if info.channel_order == self.order:
             return info
+        # The first convolution is delivered reversed, so the images are the other way round, too.
         mean, std = info.pixel_mean[::-1], info.pixel_std[::-1]
         return replace(info, channel_order=self.order, pixel_mean=mean, pixel_std=std)
 
