@@ -33,16 +33,11 @@ _REQUIRED = {
 
 
 class Images:
-    """The file's images with a usable id.
-
-    Attributes:
-        records: their objects.
-        row: id -> position in ``records``; of equal ids the last, as pycocotools has it.
-        sizes: (n, 2) width, height in pixels; NaN where the file has none.
-    """
+    """The file's images with a usable id."""
 
     def __init__(self, entries: Sequence, findings: Findings) -> None:
         self.records: list[dict[str, Any]] = []
+        # id -> position in records; of equal ids the last, as pycocotools has it.
         self.row: dict[Any, int] = {}
         names: set[str] = set()
         sizes = []
@@ -66,6 +61,7 @@ class Images:
             self.records.append(image)
             sizes.append(size)
         _check_mixed("images", list(self.row), findings)
+        # (n, 2) width, height in pixels; NaN where the file has none.
         self.sizes = np.array(sizes, np.float64).reshape(-1, 2)
 
     def place(self, row: int) -> dict[str, Any]:
@@ -119,19 +115,15 @@ def check_annotations(
     frameworks: Collection[str],
     max_detections: int,
 ) -> list[int]:
-    """Looks at every annotation; findings go to ``findings``.
+    """Looks at every annotation; returns how many each category has, in the categories' order.
 
     Args:
         entries: the file's list.
         images, categories: what annotations belong to.
-        findings: where they go.
         masks: look at segmentations.
         keypoints: how many a detector wants; None: not known; False: do not look at them.
         frameworks: those whose objects are counted.
         max_detections: what an evaluator counts of an image.
-
-    Returns:
-        How many each category has, in the categories' order.
     """
     if not entries:
         findings.add("no-annotations")
@@ -247,7 +239,7 @@ class _Reader:
             self._seen.add(own)
             if own == 0:
                 add("annotation-id-zero")
-            elif isinstance(own, str) and not _is_numeral(own):
+            elif isinstance(own, str) and not math.isfinite(_parse_number(own)):
                 add("annotation-id-text")
         if "category_id" in annotation and _check_id(category, annotation, findings):
             column = self._categories.get(category, -1)
@@ -328,17 +320,15 @@ def _check_mixed(key: str, ids: Sequence[Any], findings: Findings) -> None:
 def _spelling(value: Any) -> str:
     """What different spellings of an id have in common: " Bolt", "bolt"; "07", 7.0."""
     text = "".join(str(value).split()).casefold()
-    try:
-        return str(int(float(text)))
-    except (ValueError, OverflowError):
-        return text
+    number = _parse_number(text)
+    return str(int(number)) if math.isfinite(number) else text
 
 
-def _is_numeral(text: str) -> bool:
+def _parse_number(text: str) -> float:
     try:
-        return math.isfinite(float(text))
+        return float(text)
     except ValueError:
-        return False
+        return math.nan
 
 
 def _side(image: dict[str, Any], key: str, where: dict[str, Any], findings: Findings) -> float:

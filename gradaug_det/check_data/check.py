@@ -85,7 +85,7 @@ def check_before_training(
     max_detections: int | None = None,
     framework: str | None = None,
 ) -> CheckResult:
-    """The part of `check_coco` that takes seconds: the annotation file, and whether images exist.
+    """Checks what takes seconds: the annotation file, and whether images exist.
 
     Of up to `HEADER_IMAGES` images it reads the headers, too: a size that differs or an Exif
     orientation makes a framework learn wrong boxes without a word. Warnings are logged.

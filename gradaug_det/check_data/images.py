@@ -26,19 +26,12 @@ _CHUNK = 32  # files of one task
 
 
 class File(NamedTuple):
-    """An image file to look at.
+    """An image file to look at."""
 
-    Attributes:
-        path: where it should be.
-        size: (width, height) in pixels that the annotations say; None: not known.
-        frameworks: those that turn images by an orientation; torchvision's folders do not.
-        place: what an example of a finding names.
-    """
-
-    path: Path
-    size: tuple[int, int] | None
-    frameworks: Collection[str]
-    place: dict[str, Any]
+    path: Path  # where it should be
+    size: tuple[int, int] | None  # (width, height) in pixels that the annotations say
+    frameworks: Collection[str]  # that turn images by an orientation; torchvision's folders do not
+    place: dict[str, Any]  # what an example of a finding names
 
 
 Problem = tuple[str, dict[str, Any]]

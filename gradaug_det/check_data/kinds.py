@@ -57,25 +57,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        source: the annotation file, or the root of the class folders.
-        images: the images' folder; None if no file was looked at.
-        counts: how much there is: images, annotations, categories (or classes).
-        findings: errors first, then by the order of `KINDS`.
-        classes: names in the order of the category ids, as Detectron2 numbers them.
-        file_order: names in the order in which the file lists them.
-        objects: how many annotations each of these has.
-    """
-
-    source: str
-    images: str | None
-    counts: dict[str, int]
-    findings: tuple[Finding, ...] = ()
-    classes: tuple[str, ...] = ()
-    file_order: tuple[str, ...] = ()
-    objects: dict[str, int] = field(default_factory=dict)
+    source: str  # the annotation file, or the root of the class folders
+    images: str | None  # their folder; None if no file was looked at
+    counts: dict[str, int]  # of images, annotations, categories (or classes)
+    findings: tuple[Finding, ...] = ()  # errors first, then by the order of KINDS
+    classes: tuple[str, ...] = ()  # names by category id, as Detectron2 numbers them
+    file_order: tuple[str, ...] = ()  # names as the file lists them, which MMDetection goes by
+    objects: dict[str, int] = field(default_factory=dict)  # name -> annotations of that category
 
     def at_least(self, severity: str) -> list[Finding]:
         """The findings of a severity or a worse one."""

@@ -19,37 +19,23 @@ _MASK_PIXELS, _MASK_SHARE = 2.0, 0.05  # how far a side of the box may be from t
 _FITS, _FITS_NOT = 0.95, 0.8  # shares of the boxes that agree with a format, and with COCO's
 _FAR = 1.25  # of the image's side
 _CORNER, _CORNER_BOXES, _CORNER_IMAGES = 0.6, 8, 4  # see _check_scale
-
 _far_numbers = np.errstate(over="ignore", invalid="ignore")  # a file may hold 1e308
 
 
 @dataclass
 class Objects:
-    """The annotations in arrays; NaN or -1 is what the file does not have.
+    """The annotations in arrays; NaN or -1 is what the file does not have."""
 
-    Attributes:
-        boxes: (n, 4) x, y, width, height.
-        size: (n, 2) the image's width, height.
-        row: (n,) the image.
-        category: (n,) position in the file's categories.
-        area: (n,) square pixels.
-        crowd: (n, 2) whether Detectron2 and MMDetection take it for a crowd.
-        ignore: (n,) whether it is to be ignored.
-        extents: (n, 4) the mask's x0, y0, x1, y1.
-        maskless: (n, 2) whether Detectron2 and MMDetection leave it out for its mask.
-        example: describes an annotation.
-    """
-
-    boxes: np.ndarray
-    size: np.ndarray
-    row: np.ndarray
-    category: np.ndarray
-    area: np.ndarray
-    crowd: np.ndarray
-    ignore: np.ndarray
-    extents: np.ndarray
-    maskless: np.ndarray
-    example: Callable[[int], dict[str, Any]]
+    boxes: np.ndarray  # (n, 4) x, y, width, height
+    size: np.ndarray  # (n, 2) the image's width, height
+    row: np.ndarray  # (n,) the image
+    category: np.ndarray  # (n,) position in the file's categories
+    area: np.ndarray  # (n,) square pixels
+    crowd: np.ndarray  # (n, 2) whether Detectron2 and MMDetection take it for a crowd
+    ignore: np.ndarray  # (n,) whether it is to be ignored
+    extents: np.ndarray  # (n, 4) the mask's x0, y0, x1, y1
+    maskless: np.ndarray  # (n, 2) whether Detectron2 and MMDetection leave it out for its mask
+    example: Callable[[int], dict[str, Any]]  # describes an annotation
 
 
 @_far_numbers
@@ -180,11 +166,7 @@ def _check_scale(objects: Objects, usable: np.ndarray, findings: Findings) -> No
 def check_kept_objects(
     objects: Objects, names: Sequence[str], frameworks: Collection[str], findings: Findings
 ) -> None:
-    """Counts what each framework learns from, by its own rules.
-
-    Args:
-        names: of the file's categories.
-    """
+    """Counts what each framework learns from, by its own rules; ``names`` are the categories'."""
     if not len(objects.boxes):
         return
     boxes, size = objects.boxes, np.where(np.isnan(objects.size), np.inf, objects.size)

@@ -74,7 +74,7 @@ def register_coco(name: str, annotations: str | Path, images: str | Path) -> Non
 
 
 class _CocoFile:
-    """Loads a COCO file; what a check has loaded is handed on once, not read again."""
+    """Loads a COCO file, or hands on once what a check has loaded."""
 
     def __init__(self, name: str, annotations: str, images: str) -> None:
         self.name, self.annotations, self.images = name, annotations, images
@@ -86,12 +86,8 @@ class _CocoFile:
 
 
 def name_keypoints(name: str) -> None:
-    """Tells Detectron2 the keypoints that the categories of a COCO file name.
-
-    They are what it calls them, which change places when an image is mirrored (by "left" and
-    "right", or "l" and "r", in their names), and the skeleton. Files without, or with several
-    kinds, are left alone.
-    """
+    """Tells Detectron2 the keypoints that a COCO file's categories name, which of them change
+    places when an image is mirrored, and the skeleton, unless kinds of them differ."""
     metadata = MetadataCatalog.get(name)
     file = Path(metadata.get("json_file") or "")
     # Most files have none, and need not be parsed to see it.
@@ -102,6 +98,7 @@ def name_keypoints(name: str) -> None:
 
 
 def _keypoint_metadata(metadata: Metadata, categories: Sequence[Any]) -> dict[str, list]:
+    # Detectron2 has one list of keypoints for all classes.
     kinds = [c for c in categories if isinstance(c, dict) and c.get("keypoints")]
     names = kinds[0]["keypoints"] if kinds else []
     alike = all(c["keypoints"] == names for c in kinds) and all(isinstance(n, str) for n in names)
@@ -137,31 +134,20 @@ def _mirror(name: str) -> str:
 
 @dataclass(frozen=True)
 class DataUse:
-    """What a config makes of its data sets; registered names, and what is learned of them.
+    """What a config makes of its data sets; None is what it does not say or have."""
 
-    Args:
-        num_classes: of the detector; None if the config does not say.
-        masks: whether it learns and is scored by masks; None: it may.
-        keypoints: how many it finds for each object; None if it finds none.
-        min_keypoints: images with fewer visible ones are left out.
-        max_detections: that the evaluator counts for an image; None if it is not known.
-        sigmas: of the keypoints' score; empty: COCO's 17.
-        stuff_classes: of the head for semantic segmentation; None if there is none.
-        lazy: whether the config is lazy, which calls everything otherwise.
-    """
-
-    train: tuple[str, ...]
+    train: tuple[str, ...]  # registered names
     test: tuple[str, ...]
     num_classes: int | None = None
     num_classes_key: str = "the detector's num_classes"
-    masks: bool | None = None
+    masks: bool | None = None  # needs masks; None: may
     mask_format: str = "bitmask"
-    keypoints: int | None = None
-    min_keypoints: int = 0
-    max_detections: int | None = None
-    sigmas: tuple[float, ...] = ()
-    stuff_classes: int | None = None
-    lazy: bool = False
+    keypoints: int | None = None  # of each object
+    min_keypoints: int = 0  # visible ones of an image, else it is left out
+    max_detections: int | None = None  # that the evaluator counts for an image
+    sigmas: tuple[float, ...] = ()  # of the keypoints' score; empty: COCO's 17
+    stuff_classes: int | None = None  # of the head for semantic segmentation
+    lazy: bool = False  # a lazy config calls everything otherwise
 
     @classmethod
     def of(cls, cfg: CfgNode | DictConfig, eval_only: bool = False) -> DataUse:
@@ -258,8 +244,8 @@ def check_datasets(
 ) -> tuple[str, ...]:
     """Fails before training if a dataset of the config cannot be read, learned from or scored.
 
-    Datasets in COCO format are looked at by
-    :func:`gradaug_det.check_data.check.check_before_training`, in one process of each machine.
+    One process of each machine looks, at COCO files with
+    :func:`gradaug_det.check_data.check.check_before_training`.
 
     Args:
         cfg: a yaml config or a LazyConfig; of the latter, datasets are found that Detectron2's
@@ -336,11 +322,9 @@ def _read(name: str) -> CocoData | None:
     if json_file is None:
         return None  # Detectron2's loader has the last word
     if not Path(json_file).is_file():
-        hint = (
-            f"build it with: gradaug-det build-mini-coco --out {Path(json_file).parents[1]}"
-            if name in MINI_COCO
-            else "set DETECTRON2_DATASETS to the folder that holds it, or correct --register"
-        )
+        hint = "set DETECTRON2_DATASETS to the folder that holds it, or correct --register"
+        if name in MINI_COCO:
+            hint = f"build it with: gradaug-det build-mini-coco --out {Path(json_file).parents[1]}"
         raise DataError(f"dataset {name!r}: the annotation file {json_file} is missing; {hint}")
     if metadata.get("evaluator_type") != "coco":
         return None  # LVIS' and other files that have json_file are not of the same format
@@ -487,19 +471,10 @@ def _find_empty(pairs: Sequence[tuple[dict, dict]], masks: bool) -> np.ndarray:
 
 
 def check_num_classes(key: str, count: int, classes: Sequence[str], *, scored: bool) -> None:
-    """Compares a head's number of classes with the data's.
-
-    Args:
-        key: of the config, or the head's name.
-        scored: whether predictions are scored, which those of too many classes cannot be.
-
-    Raises:
-        ConfigError: they differ; names both numbers.
-    """
-    if count == len(classes):
-        return
+    """Raises ConfigError, with its ``key``, if a head's number of classes is not the data's."""
     problem = f"is {count}, but the data has {len(classes)} classes {shorten(classes)}"
-    if count > len(classes) and not scored:
+    # Predictions of classes that the data does not have could not be scored.
+    if count < len(classes) or (count > len(classes) and scored):
+        raise ConfigError(key, f"{problem}; set it to {len(classes)}")
+    if count > len(classes):
         logger.warning("%s %s: the others never occur", key, problem)
-        return
-    raise ConfigError(key, f"{problem}; set it to {len(classes)}")

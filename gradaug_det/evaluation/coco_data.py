@@ -7,7 +7,7 @@ or a category id counted from 0 instead of 1 shows up only as a lower AP, so it 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -178,13 +178,14 @@ def check_scorable(predictions: Sequence[dict], truth: dict[str, Any], iou_type:
                 f"{len(lacking)} of {len(predictions)} predictions have no {key!r} (first image "
                 f"id: {lacking[0].get('image_id')!r}){way_out if key == field else ''}"
             )
-    if unknown := _distinct(p["image_id"] for p in predictions if p["image_id"] not in images):
+    found = dict.fromkeys(p["image_id"] for p in predictions)
+    if unknown := [one for one in found if one not in images]:
         raise DataError(
             f"predictions for {len(unknown)} image ids that the ground truth does not have: "
             f"{_list_first(unknown)}. Are they from another dataset or split?"
         )
-    found = (p["category_id"] for p in predictions)
-    if unknown := _distinct(one for one in found if one not in categories):
+    found = dict.fromkeys(p["category_id"] for p in predictions)
+    if unknown := [one for one in found if one not in categories]:
         raise DataError(
             "predictions of category ids that the ground truth does not have: "
             f"{_list_first(unknown)}; it has {_list_first(sorted(categories), limit=100)}. Class "
@@ -269,10 +270,6 @@ def _is_finite(values: Any, shape: tuple[int, ...]) -> bool:
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, list | tuple) and not value)
-
-
-def _distinct(values: Iterable) -> list:
-    return list(dict.fromkeys(values))
 
 
 def _list_first(values: Sequence, limit: int = _MAX_NAMED) -> str:

@@ -49,7 +49,7 @@ class _Part(NamedTuple):
     annotations: Path
     images: Path | None
     classes: tuple[str, ...]
-    masks: bool = False
+    masks: bool = False  # learned or scored
     trains: bool = False
     alone: bool = True  # no other dataset trains beside it
     scored: bool = False  # CocoMetric reads this very file
