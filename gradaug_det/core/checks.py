@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from gradaug_det.errors import ConfigError
@@ -11,30 +12,24 @@ from gradaug_det.errors import ConfigError
 def check_number(
     key: str, value: Any, *, high: float = math.inf, above: float | None = None
 ) -> float:
-    """``value`` if it is a number in [0, high], or in (above, high] if ``above`` is given."""
-    allowed = (
-        f"{'[0' if above is None else f'({above:g}'}, {high:g}{')' if math.isinf(high) else ']'}"
-    )
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
+    """Returns ``value`` if it is a number in [0, high], or in (above, high] with ``above``."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Compared, not asked by math.isfinite, which fails for an integer of hundreds of digits.
+    number = number and abs(value) <= sys.float_info.max
     if not number or not (value >= 0 if above is None else value > above) or not value <= high:
+        low = "[0" if above is None else f"({above:g}"
+        allowed = f"{low}, {high:g}{')' if math.isinf(high) else ']'}"
         raise ConfigError(key, f"must be a number in {allowed}, got {value!r}")
     return float(value)
 
 
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return False
-
-
 def check_width(value: Any, key: str = "width") -> float:
-    """``value`` if it is a width multiplier, in (0, 1]."""
+    """Returns ``value`` if it is a width multiplier, in (0, 1]."""
     return check_number(key, value, high=1.0, above=0.0)
 
 
 def check_integer(key: str, value: Any, low: int | None = None) -> int:
-    """``value`` if it is an integer, at least ``low``."""
+    """Returns ``value`` if it is an integer, at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, int) or (low is not None and value < low):
         bound = "" if low is None else f" of at least {low}"
         raise ConfigError(key, f"must be an integer{bound}, got {value!r}")
@@ -42,7 +37,7 @@ def check_integer(key: str, value: Any, low: int | None = None) -> int:
 
 
 def check_bool(key: str, value: Any) -> bool:
-    """``value`` if it is True or False."""
+    """Returns ``value`` if it is True or False."""
     if not isinstance(value, bool):
         raise ConfigError(key, f"must be True or False, got {value!r}")
     return value

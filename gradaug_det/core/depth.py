@@ -18,13 +18,12 @@ from gradaug_det.core.checks import check_number
 from gradaug_det.core.slimming import Overrides
 from gradaug_det.errors import UnslimmableError
 
+# A residual block's shortcut in torchvision, timm and MMDetection; in Detectron2.
 _SHORTCUTS = ("downsample", "shortcut")
-"""What the frameworks call a residual block's shortcut: torchvision, timm and MMDetection,
-Detectron2."""
 
 
 def residual_blocks(module: nn.Module) -> list[nn.Module]:
-    """The residual blocks of a ResNet in order: ReLU(residual branch + shortcut).
+    """Returns the residual blocks of a ResNet in order: ReLU(residual branch + shortcut).
 
     Raises:
         UnslimmableError: there are none.
@@ -39,7 +38,7 @@ def residual_blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def survival_probabilities(count: int, last: float) -> list[float]:
-    """Linear decay: 1 for the first of ``count`` blocks, ``last`` for the last one.
+    """Returns a linear decay: 1 for the first of ``count`` blocks, ``last`` for the last one.
 
     Source: Stochastic Depth, equation 4; the authors of GradAug use it with ``last`` = 0.8.
     """
@@ -71,6 +70,7 @@ def at_depth(module: nn.Module, block_survival: float, seed: int) -> Iterator[nn
     skipped = [b for b, keep in zip(blocks, probabilities, strict=True) if rng.random() >= keep]
     with Overrides() as overrides:
         for block in skipped:
+            # On the instance: modules call self.forward, which finds it before the class's.
             overrides.set(block.__dict__, "forward", _shortcut_only(block))
         yield module
 

@@ -1,4 +1,4 @@
-"""What the detectors of both frameworks have in common as Algorithm 1's network."""
+"""Both passes of Algorithm 1 for the detectors of either framework."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import slim_plan
+from gradaug_det.core.soft_targets import Calls, SoftTargets
 from gradaug_det.core.transforms import BatchTransform, Size
 
 
@@ -26,8 +27,7 @@ class SlimmableDetector(ABC):
         detector: the framework's model, not wrapped for distribution.
         backbone: the part of it that is slimmed.
         options: the settings.
-        soft_targets: what soft targets are made of and compared by, for a detector; asked for only
-            if the options need it.
+        soft_targets: makes a detector's soft targets; called only if the options need them.
 
     Attributes:
         autocast: the precision in which sub-networks' forward passes run; backward passes run
@@ -43,7 +43,7 @@ class SlimmableDetector(ABC):
         detector: nn.Module,
         backbone: nn.Module,
         options: GradAugOptions,
-        soft_targets: Callable[[nn.Module], Any],
+        soft_targets: Callable[[nn.Module], SoftTargets],
     ) -> None:
         self.module, self.backbone, self.options = detector, backbone, options
         self.subnet_norm = options.subnet_norm
@@ -57,28 +57,28 @@ class SlimmableDetector(ABC):
 
     @abstractmethod
     def batch_of(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """The batch of a call of the detector, if it is a training pass; else None."""
+        """Returns the batch of a call of the detector, if it is a training pass; else None."""
 
     @abstractmethod
     def losses(self, batch: Any) -> Losses:
-        """The detector's own losses."""
+        """Returns the detector's own losses."""
 
     @abstractmethod
     def features(self, batch: Any) -> Any:
-        """What its heads get."""
+        """Returns what its heads get, the output of :attr:`last`."""
 
     @property
     @abstractmethod
     def last(self) -> nn.Module:
-        """The layer whose output that is."""
+        """The layer before the heads."""
 
     @abstractmethod
-    def transformed(self, batch: Any, transform: BatchTransform) -> Any:
-        """The batch that a sub-network sees."""
+    def transform(self, batch: Any, transform: BatchTransform) -> Any:
+        """Returns the batch that a sub-network sees."""
 
     @abstractmethod
     def sizes(self, batch: Any) -> list[Size]:
-        """(height, width) of its images."""
+        """Returns (height, width) of its images."""
 
     # ---- passes -------------------------------------------------------------------------------
 
@@ -91,41 +91,31 @@ class SlimmableDetector(ABC):
         finally:
             recorder.stop()
 
-    def full_pass(self, batch: Any) -> tuple[Losses, dict[str, list[Any]]]:
-        """The detector's own losses, and what its heads gave on the way."""
+    def full_pass(self, batch: Any) -> tuple[Losses, Calls]:
+        """Returns the detector's own losses, and what its heads gave on the way."""
         with self.recording() as recorder:
             return self.losses(batch), recorder.stop()
 
-    def sub_network_pass(
-        self, batch: Any, soft_target: dict[str, list[Any]], sub: SubNetwork
-    ) -> Losses:
-        """Losses of the sub-network, by name: ``soft_*`` and ``labels_*``, weighted."""
-        labels: Losses = {}
-        soft: Losses = {}
-        kept: list[Any] = []
+    def sub_network_pass(self, batch: Any, soft_target: Calls, sub: SubNetwork) -> Losses:
+        """Returns the sub-network's losses by name: ``soft_*`` and ``labels_*``, weighted."""
+        options, kept, losses = self.options, [], {}
         with self.autocast:
-            sub_batch = self.transformed(batch, sub.transform)
-            if self.options.uses_labels:
+            sub_batch = self.transform(batch, sub.transform)
+            if options.uses_labels:
+                # The heads' input is kept on its way: `both` runs the backbone once.
                 handle = self.last.register_forward_hook(lambda _m, _i, out: kept.append(out))
                 try:
                     labels = self._labels_pass(sub_batch)
                 finally:
                     handle.remove()
+                for name, loss in labels.items():
+                    losses[f"labels_{name.replace('loss_', '')}"] = options.labels_weight * loss
             if self.targets:
-                # `both` runs the backbone once.
                 features = kept[0] if kept else self.features(sub_batch)
                 soft = self.targets.losses(features, soft_target, sub.transform, self.sizes(batch))
-            return self._weighted(labels, soft, sub)
+                weight = options.soft_weight_at(sub.iteration)
+                losses |= {f"soft_{name}": weight * loss for name, loss in soft.items()}
+        return losses
 
     def _labels_pass(self, batch: Any) -> Losses:
         return self.losses(batch)
-
-    def _weighted(self, labels: Losses, soft: Losses, sub: SubNetwork) -> Losses:
-        options, soft_weight = self.options, self.options.soft_weight_at(sub.iteration)
-        return {
-            **{
-                f"labels_{k.replace('loss_', '')}": options.labels_weight * v
-                for k, v in labels.items()
-            },
-            **{f"soft_{k}": soft_weight * v for k, v in soft.items()},
-        }

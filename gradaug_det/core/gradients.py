@@ -19,12 +19,10 @@ BUCKET_BYTES = 25 * 2**20
 
 
 def current_autocast(device_type: str) -> AbstractContextManager:
-    """The autocast region that is active now, to be entered again later."""
+    """Returns the autocast region that is active now, to be entered again later."""
     try:
-        enabled, dtype = (
-            torch.is_autocast_enabled(device_type),
-            torch.get_autocast_dtype(device_type),
-        )
+        enabled = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type)
     except TypeError:  # torch < 2.4 has one function a device type
         cpu = device_type == "cpu"
         enabled = torch.is_autocast_cpu_enabled() if cpu else torch.is_autocast_enabled()
@@ -42,6 +40,7 @@ def average_gradients(module: nn.Module) -> None:
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         return
+    # Which heads ran can differ between processes, but all must reduce the same tensors.
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
     used = used.to(parameters[0].device)
     dist.all_reduce(used, op=dist.ReduceOp.MAX)
@@ -59,8 +58,22 @@ def average_gradients(module: nn.Module) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yields groups of one dtype and device and about 25 MB, in order."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        size = sum(one.nbytes for one in bucket) + tensor.nbytes
+        kind = (tensor.dtype, tensor.device)
+        if bucket and (size > BUCKET_BYTES or kind != (bucket[0].dtype, bucket[0].device)):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
 def synchronize(model: nn.Module) -> None:
-    """What DDP does in a backward pass outside ``no_sync``; nothing without DDP."""
+    """Does what DDP does in a backward pass outside ``no_sync``; nothing without DDP."""
     if isinstance(model, DistributedDataParallel):
         average_gradients(model)
         # no_sync also held back the buffers that a DDP with broadcast_buffers sends out before
@@ -88,7 +101,7 @@ def check_gradients(
     gradient that is not. After :func:`average_gradients` all processes find the same.
 
     Args:
-        iteration: of the step, for the error.
+        iteration: for the error.
         skip: whether to set the gradients to 0, all of them, instead of raising: also what earlier
             iterations of an accumulated step have left in them.
         scaler: of the gradients, if there is one: it looks for itself, and skips the step.
@@ -104,12 +117,11 @@ def check_gradients(
     if scaler is not None and scaler.is_enabled():
         return True
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    bad, problem = _count_bad(gradients), None
+    bad, problem = _count_nonfinite(gradients), None
     if bad:
         problem = NonFiniteLossError(
-            f"iteration {iteration}: {bad} of {len(gradients)} "
-            "parameters have a gradient that is not finite, though all losses are; the optimizer "
-            "has not stepped"
+            f"iteration {iteration}: {bad} of {len(gradients)} parameters have a gradient that is "
+            "not finite, though all losses are; the optimizer has not stepped"
         )
     if meeting:
         problem = meeting.first_problem(problem)
@@ -120,7 +132,7 @@ def check_gradients(
     return problem is None
 
 
-def _count_bad(gradients: list[Tensor]) -> int:
+def _count_nonfinite(gradients: list[Tensor]) -> int:
     if not gradients:
         return 0
     # A sum is a sixteenth of the time of a look at every number, on CPUs. It can overflow: so look.
@@ -128,18 +140,3 @@ def _count_bad(gradients: list[Tensor]) -> int:
     if torch.stack(sums).isfinite().all():
         return 0
     return sum(not g.isfinite().all() for g in gradients)
-
-
-def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Groups of one dtype and device and about 25 MB, in order."""
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        kin = not bucket or (tensor.dtype, tensor.device) == (bucket[0].dtype, bucket[0].device)
-        if bucket and (not kin or size + tensor.nbytes > BUCKET_BYTES):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.nbytes
-    if bucket:
-        yield bucket

@@ -1,4 +1,4 @@
-"""Which channels of a module are cut together, and to how many at a width.
+"""The channels of a module that are cut together, and how many are left at a width.
 
 Source: GradAug, section 3.1 and the authors' implementation (channel counts).
 """
@@ -36,9 +36,8 @@ class ChannelGroup:
     fixed: bool = False
 
     def at(self, width: float, divisor: int = 1) -> int:
-        """Channels kept at ``width``: by the authors' rule (half rounds up, not to even), or the
-        nearest multiple of ``divisor``.
-        """
+        """Returns how many channels are kept: by the authors' rule (half rounds up, not to even),
+        or the nearest multiple of ``divisor``."""
         if self.fixed or width == 1:
             return self.channels
         if divisor > 1:
@@ -54,7 +53,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class SlimPlan:
-    """Which dimension of which tensor of a module belongs to which group of channels.
+    """Says which dimension of which tensor of a module belongs to which group of channels.
 
     Attributes:
         groups: the channel groups.
@@ -74,13 +73,13 @@ class SlimPlan:
     has_frozen_norms: bool
 
     def channels(self, width: float, divisor: int = 1) -> tuple[int, ...]:
-        """Channels of each group at ``width``."""
+        """Returns the channels of each group at ``width``."""
         return tuple(group.at(width, divisor) for group in self.groups)
 
     def tensor_shape(
         self, name: str, full_shape: torch.Size, width: float, divisor: int = 1
     ) -> tuple[int, ...]:
-        """Shape of the named tensor's slice at ``width``."""
+        """Returns the shape of the named tensor's slice at ``width``."""
         dims = self.tensors.get(name, (None,) * len(full_shape))
         return tuple(
             size if group is None else self.groups[group].at(width, divisor)
@@ -100,6 +99,6 @@ class SlimPlan:
 
 
 def flatten_output(output: Any) -> tuple[list[Tensor], Any]:
-    """Tensors of a (nested) dict, list or tuple in order, and the function that puts them back."""
+    """Returns the tensors of a (nested) dict, list or tuple, and what puts new ones in place."""
     leaves, spec = tree_flatten(output)
     return leaves, lambda new: tree_unflatten(new, spec)

@@ -24,7 +24,7 @@ Losses = dict[str, Tensor]
 
 
 class Trainable(Protocol):
-    """What Algorithm 1 needs of a network in training."""
+    """A network in training, as Algorithm 1 needs it."""
 
     module: nn.Module
     """The whole network."""
@@ -36,15 +36,15 @@ class Trainable(Protocol):
     """Norm policy of the sub-networks; see :func:`gradaug_det.core.slimming.at_width`."""
 
     def full_pass(self, batch: Any) -> tuple[Losses, Any]:
-        """Losses against the labels, and the detached soft target."""
+        """Returns the losses against the labels, and the detached soft target."""
 
     def sub_network_pass(self, batch: Any, soft_target: Any, sub: SubNetwork) -> Losses:
-        """Losses of the sub-network on the batch transformed by ``sub.transform``."""
+        """Returns the sub-network's losses on the batch transformed by ``sub.transform``."""
 
 
 @dataclass(frozen=True)
 class SubNetworkLosses:
-    """What one sub-network's pass gave: its losses, weighted and detached."""
+    """The losses of one sub-network's pass, weighted and detached."""
 
     sub: SubNetwork
     losses: Losses
@@ -57,13 +57,16 @@ class SubNetworkLosses:
 
     def describe(self, total: float) -> str:
         """Returns, for the log, its width, its scale and the given sum of losses."""
-        mirrored = " mirrored" if self.sub.transform.flip else ""
-        scale = f"{self.sub.transform.scale:g}{mirrored}"
-        return f"sub{self.sub.index} width {self.sub.width:.3f} scale {scale} loss {total:.4g}"
+        sub = self.sub
+        mirrored = " mirrored" if sub.transform.flip else ""
+        return (
+            f"sub{sub.index} width {sub.width:.3f} scale {sub.transform.scale:g}{mirrored} "
+            f"loss {total:.4g}"
+        )
 
 
 def values_of(results: Iterable[SubNetworkLosses]) -> list[float]:
-    """All of the losses in order, read from the device at once."""
+    """Returns all of the losses in order, read from the device at once."""
     losses = [loss.float() for result in results for loss in result.losses.values()]
     return torch.stack([loss.to(losses[0].device) for loss in losses]).tolist() if losses else []
 
@@ -147,10 +150,10 @@ def process_rank() -> int:
 def _pass(
     network: Trainable, batch: Any, soft_target: Any, sub: SubNetwork, meeting: Meeting | None
 ) -> tuple[Losses, NonFiniteLossError | None]:
-    """A sub-network's losses, and what is wrong with them; none at all if its forward pass stopped
-    at a number that is not finite, as Detectron2's choice of proposals does."""
-    where = f"iteration {sub.iteration}: sub-network {sub.index} (width {sub.width:.4f}, "
-    where += f"{sub.transform})"
+    """Returns a sub-network's losses, and what is wrong with them; none at all if its forward pass
+    stopped at a number that is not finite, as Detectron2's choice of proposals does."""
+    where = f"iteration {sub.iteration}: sub-network {sub.index}"
+    where += f" (width {sub.width:.4f}, {sub.transform})"
     try:
         losses = network.sub_network_pass(batch, soft_target, sub)
     except FloatingPointError as error:

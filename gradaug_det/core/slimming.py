@@ -1,7 +1,7 @@
 """Sub-networks by slicing: the same module, called with the first share of each layer's channels.
 
-A :class:`SlimPlan` says which dimensions of which parameter shrink; :func:`at_width` lends the
-module its sliced parameters for the length of a ``with`` block. Nothing is rewritten or renamed, so
+A :class:`SlimPlan` says which dimensions of which parameter shrink; :func:`at_width` overrides the
+parameters by slices until the end of a ``with`` block. Nothing is rewritten or renamed, so
 checkpoints stay those of the framework that built the module.
 
 Source: GradAug, section 3.1 and the authors' implementation (channel counts, batch norm).
@@ -27,26 +27,44 @@ _PLAN = "_gradaug_slim_plan"
 
 
 def slim_plan(module: nn.Module) -> SlimPlan:
-    """The module's plan, derived (and checked) on first use and kept with the module.
+    """Returns the module's plan, derived (and checked) on first use and kept with the module.
 
     Raises:
         UnslimmableError: the module has a layer that cannot be cut to its first channels.
     """
     plan = module.__dict__.get(_PLAN)
     if plan is None:
+        # torch.compile would trace the tiny image's pass, and hide its layers from the tracer.
         with no_traces(module), Overrides() as overrides:
             for layer in module.modules():
                 if getattr(layer, "_compiled_call_impl", None) is not None:
                     overrides.set(vars(layer), "_compiled_call_impl", None)
-            plan = trace_plan(module)
-            check_plan(module, plan)
-        module.__dict__[_PLAN] = plan
+            plan = module.__dict__[_PLAN] = trace_plan(module)
+            try:
+                _check_plan(module, plan)
+            except BaseException:
+                del module.__dict__[_PLAN]
+                raise
     return plan
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module that ``torch.compile`` was given, or the module itself."""
+    """Returns the module that ``torch.compile`` was given, or the module itself."""
     return getattr(module, "_orig_mod", module)
+
+
+def detector_backbone(detector: nn.Module) -> nn.Module:
+    """Returns a detector's ``backbone``.
+
+    Raises:
+        UnslimmableError: it has none.
+    """
+    backbone = getattr(detector, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise UnslimmableError(
+            f"{type(detector).__name__} has no attribute 'backbone', which GradAug slims"
+        )
+    return uncompiled(backbone)
 
 
 @contextmanager
@@ -59,7 +77,7 @@ def at_width(
     a convolution over padded channels equals the sliced one. ``backward`` adds to the first
     channels of the parameters' own ``.grad`` (hooks on parameters do not see it, and
     ``torch.autograd.grad`` does not find a way to them). Running statistics are never written:
-    layers that would do so whatever they are told are lent copies.
+    layers that would do so whatever they are told get copies.
 
     Args:
         module: a residual CNN; see :func:`slim_plan`.
@@ -97,11 +115,8 @@ def at_width(
                 override(layer.__dict__, "track_running_stats", False)
         for (name, attribute), index in plan.counts.items():
             group = plan.groups[index]
-            override(
-                module.get_submodule(name).__dict__,
-                attribute,
-                group.at(width, divisor) // group.quantum,
-            )
+            kept = group.at(width, divisor) // group.quantum
+            override(module.get_submodule(name).__dict__, attribute, kept)
         for name, dims in plan.tensors.items():
             owner, _, key = name.rpartition(".")
             layer = module.get_submodule(owner)
@@ -112,10 +127,8 @@ def at_width(
                 part = cut(layer._buffers[key])
                 override(layer._buffers, key, part if _is_frozen_norm(layer) else part.clone())
         handle = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
-        try:
-            yield module
-        finally:
-            handle.remove()
+        overrides.callback(handle.remove)
+        yield module
 
 
 @contextmanager
@@ -143,7 +156,7 @@ def no_traces(module: nn.Module) -> Iterator[None]:
 
 
 def _is_frozen_norm(layer: nn.Module) -> bool:
-    """Whether not even the weight is trained: such a layer writes nothing, and there are many."""
+    # Not even the weight is trained: such a layer writes nothing, and there are many.
     return "weight" in layer._buffers and "running_mean" in layer._buffers
 
 
@@ -160,12 +173,10 @@ class Overrides(ExitStack):
 
 
 def _slice(tensor: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
-    """A view of the tensor's first channels, whose gradient is added to those of ``tensor.grad``.
-
-    A leaf of its own. Autograd's slice would pad each gradient with zeros to full size; and since
-    all slices are made before the forward pass, it would do so after the last layer's backward,
-    with all of their gradients in memory until then.
-    """
+    """Returns a view of the first channels, whose gradient is added to those of ``tensor.grad``."""
+    # A leaf of its own. Autograd's slice would pad each gradient with zeros to full size; and since
+    # all slices are made before the forward pass, it would do so after the last layer's backward,
+    # with all of their gradients in memory until then.
     part = cut(tensor.detach())
     if tensor.requires_grad:
         part.requires_grad_()
@@ -178,7 +189,7 @@ def _pass_on_gradient(tensor: Tensor, cut: Callable[[Tensor], Tensor], part: Ten
     if tensor.grad is None:
         tensor.grad = torch.zeros_like(tensor)
     cut(tensor.grad).add_(part.grad)
-    part.grad = None
+    part.grad = None  # freed now, not when the whole backward pass is done
 
 
 def _first_channels(
@@ -201,24 +212,20 @@ def _pad_outputs(output: Any, plan: SlimPlan) -> Any:
 
 
 @torch.no_grad()
-def check_plan(module: nn.Module, plan: SlimPlan, widths: tuple[float, ...] = (0.9, 0.5)) -> None:
+def _check_plan(module: nn.Module, plan: SlimPlan) -> None:
     """Runs sub-networks on a tiny image; raises UnslimmableError if one does not fit together."""
     image = example_image(module)
-    module.__dict__[_PLAN] = plan
-    try:
-        for width in widths:
-            try:
-                with at_width(module, width, norm="frozen"):
-                    outputs, _ = flatten_output(module(image))
-            except RuntimeError as error:
+    for width in (0.9, 0.5):
+        try:
+            with at_width(module, width, norm="frozen"):
+                outputs, _ = flatten_output(module(image))
+        except RuntimeError as error:
+            raise UnslimmableError(
+                f"the sub-network of width {width} does not run: {error}"
+            ) from error
+        for output, group in zip(outputs, plan.outputs, strict=True):
+            if group is not None and output.shape[1] != plan.groups[group].channels:
                 raise UnslimmableError(
-                    f"the sub-network of width {width} does not run: {error}"
-                ) from error
-            for output, group in zip(outputs, plan.outputs, strict=True):
-                if group is not None and output.shape[1] != plan.groups[group].channels:
-                    raise UnslimmableError(
-                        f"at width {width} an output has {output.shape[1]} channels in place of "
-                        f"{plan.groups[group].channels}"
-                    )
-    finally:
-        module.__dict__.pop(_PLAN, None)
+                    f"at width {width} an output has {output.shape[1]} channels in place of "
+                    f"{plan.groups[group].channels}"
+                )

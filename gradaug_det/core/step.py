@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -46,7 +45,7 @@ class Step:
     done: bool = False
 
 
-class SubNetworkHook(ABC):
+class SubNetworkHook:
     """A framework's hook, but for when the framework calls it and where it keeps its numbers.
 
     Args:
@@ -61,43 +60,30 @@ class SubNetworkHook(ABC):
         ConfigError: a setting is unknown or not allowed.
     """
 
+    # ---- the framework's part -----------------------------------------------------------------
+
     framework: str
     """``detectron2`` or ``mmdet``."""
     first_iteration: int
     """The number that the framework's log gives to the first step."""
+    iteration: int
+    """The step, counted from 0."""
+    encode: Callable[[Any], Any]
+    """Makes a batch tensors and plain values."""
+    image_names: Callable[[Any], list[Any]]
+    """Returns what readers find a batch's images by."""
+    config_text: Callable[[], str | None]
+    """Returns the training's config as text; None if it has none in a file's form."""
+    output_dir: Callable[[], str | None]
+    """Returns the training's folder; None if it has none."""
+    count_skipped: Callable[[], int]
+    """Adds one to what was skipped, which checkpoints keep; returns the sum."""
 
     def __init__(self, **settings: Any) -> None:
         with _named_after_the_hook():
             self.options = GradAugOptions.from_mapping(settings)
         self.network: SlimmableDetector | None = None
         self.results: list[SubNetworkLosses] = []
-
-    # ---- the framework's part -----------------------------------------------------------------
-
-    @property
-    @abstractmethod
-    def iteration(self) -> int:
-        """The step, counted from 0."""
-
-    @abstractmethod
-    def config_text(self) -> str | None:
-        """Returns the training's config as text; None if it has none in a file's form."""
-
-    @abstractmethod
-    def output_dir(self) -> str | None:
-        """Returns the training's folder; None if it has none."""
-
-    @abstractmethod
-    def encode(self, batch: Any) -> Any:
-        """Returns a batch as tensors and plain values."""
-
-    @abstractmethod
-    def image_names(self, batch: Any) -> list[Any]:
-        """Returns what readers find the batch's images by."""
-
-    @abstractmethod
-    def count_skipped(self) -> int:
-        """Adds one to what was skipped, which checkpoints keep; returns the sum."""
 
     # ---- a training ---------------------------------------------------------------------------
 
@@ -107,31 +93,24 @@ class SubNetworkHook(ABC):
         make_network: Callable[[nn.Module, GradAugOptions], SlimmableDetector],
         logger: logging.Logger,
     ) -> None:
-        """Begins a training.
-
-        Args:
-            model: what the framework trains, wrapped for distribution or not.
-            make_network: makes the network of Algorithm 1 of the detector in it.
-            logger: the framework's.
+        """Begins a training of what the framework trains, wrapped for distribution or not.
 
         Raises:
             UnslimmableError: the detector's backbone cannot be slimmed.
-            ConfigError: a setting does not fit the detector, or it is wrapped in a way that
-                sub-networks cannot be trained in.
+            ConfigError: a setting does not fit the detector, or its wrapper no sub-networks.
         """
         self.model, self.logger = uncompiled(model), logger
-        whole = isinstance(self.model, DistributedDataParallel)
+        wrapped = isinstance(self.model, DistributedDataParallel)
+        detector = uncompiled(self.model.module) if wrapped else self.model
         with _named_after_the_hook():
-            network = make_network(
-                uncompiled(self.model.module) if whole else self.model, self.options
+            network = make_network(detector, self.options)
+        if getattr(self.model, "static_graph", False):
+            raise ConfigError(
+                "static_graph",
+                "of DistributedDataParallel must be False with GradAugHook, got True: gradients "
+                "are averaged once, after all passes, so that activation checkpointing works "
+                "without it",
             )
-            if getattr(self.model, "static_graph", False):
-                raise ConfigError(
-                    "static_graph",
-                    "of DistributedDataParallel must be False with GradAugHook, got True: "
-                    "gradients are averaged once, after all passes, so that activation "
-                    "checkpointing works without it",
-                )
         if compiled := _compiled_part(model):
             logger.warning(
                 "GradAug: %s is compiled by torch.compile, and sub-networks have other shapes at "

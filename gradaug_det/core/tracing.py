@@ -8,8 +8,9 @@ is never left at full width in silence.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,12 +35,15 @@ _ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
 _PRODUCTS = frozenset({"mul", "mul_", "__mul__", "__imul__", "__rmul__"})
 
 
+@dataclass(eq=False)
 class _Node:
     """A channel group under construction: union-find with the facts that merging combines."""
 
-    def __init__(self, channels: int, *, fixed: bool = False) -> None:
-        self.parent: _Node | None = None
-        self.channels, self.fixed, self.residual, self.quantum = channels, fixed, False, 1
+    channels: int
+    fixed: bool = False
+    residual: bool = False
+    quantum: int = 1
+    parent: _Node | None = None
 
     def root(self) -> _Node:
         node = self
@@ -58,6 +62,14 @@ class _Node:
 
 
 class _Tracer(TorchFunctionMode):
+    """Sees every torch function of a pass, and follows the channel groups of its tensors.
+
+    Attributes:
+        scope: names of the modules whose forward is running, for errors.
+        muted: how many channelwise layers it is in: these are looked at as a whole.
+        nodes: id of an activation -> the group of its channels.
+    """
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.names = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
@@ -147,6 +159,8 @@ class _Tracer(TorchFunctionMode):
         inputs, _ = flatten_output((args, kwargs))
         inputs = [t for t in inputs if isinstance(t, Tensor) and id(t) in self.nodes]
         name = getattr(func, "__name__", str(func))
+        # Without an activation among its inputs a function makes parameters or constants, which
+        # only matter once they meet one; "__get__" reads an attribute of a tensor, as x.shape.
         if not inputs or name == "__get__":
             return
         if not isinstance(result, Tensor) or result.dim() < 2:
@@ -155,16 +169,22 @@ class _Tracer(TorchFunctionMode):
         if len(inputs) == 2 and name in _ADDITIONS | _PRODUCTS:
             if inputs[0].shape[1] != inputs[1].shape[1]:
                 raise self.fail(f"function '{name}' combines different numbers of channels")
+            # What is added or multiplied channel by channel must be cut alike: two groups become
+            # one. An addition is a residual connection, and those count channels by another rule
+            # than the inside of a block; a product is a gate, as in squeeze and excitation.
             node = node.merge(self.node_of(inputs[1]))
             node.residual |= name in _ADDITIONS
         elif len(inputs) > 1 or name not in _CHANNELWISE | _ADDITIONS | _PRODUCTS:
+            # Refused rather than guessed: a concatenation or a matrix product of activations
+            # would leave its result without a first share of channels.
             raise self.fail(f"function '{name}' is not known to keep channels apart")
+        # A reshape or a mean passes by its name, but not if it touches the channels.
         if result.shape[1] != inputs[0].shape[1]:
             raise self.fail(f"function '{name}' changes the number of channels")
         self.tag(result, node)
 
     def channelwise_layer(self, name: str, layer: nn.Module, input: Tensor, out: Tensor) -> None:
-        """A layer whose tensors all have one value a channel (any kind of norm, PReLU, scale)."""
+        """Follows a layer of one value a channel in each tensor (any norm, PReLU, scale)."""
         node = self.node_of(input)
         for key, tensor in _own_tensors(layer):
             if tensor.dim() == 1:
@@ -185,25 +205,11 @@ def _is_channelwise(layer: nn.Module) -> bool:
 
 
 def example_image(module: nn.Module) -> Tensor:
-    """A blank (1, C, 64, 64) image with the channels, dtype and device of the first convolution."""
+    """Returns a blank (1, C, 64, 64) image as the first convolution takes it."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            weight = layer.weight
-            return weight.new_zeros(1, layer.in_channels, 64, 64)
+            return layer.weight.new_zeros(1, layer.in_channels, 64, 64)
     raise UnslimmableError(f"{type(module).__name__} has no convolution to slim")
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module) -> Iterator[None]:
-    # Not module.eval(): frameworks override train() with side effects.
-    modes = [(layer, layer.training) for layer in module.modules()]
-    try:
-        for layer, _ in modes:
-            layer.training = False
-        yield
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
 
 
 @torch.no_grad()
@@ -238,8 +244,10 @@ def trace_plan(module: nn.Module) -> SlimPlan:
         return hook
 
     with ExitStack() as stack:
-        stack.enter_context(_evaluation_mode(module))
         for name, layer in module.named_modules():
+            # Not module.eval(): frameworks override train() with side effects.
+            stack.callback(setattr, layer, "training", layer.training)
+            layer.training = False
             channelwise = _is_channelwise(layer)
             for handle in (
                 layer.register_forward_pre_hook(enter(name, channelwise)),

@@ -12,19 +12,19 @@ from detectron2.modeling.backbone.fpn import (
 )
 from torch import nn
 
-from gradaug_det.core.slimming import slim_plan, uncompiled
-from gradaug_det.errors import UnslimmableError
+from gradaug_det.core import slimming as core
+from gradaug_det.core.slimming import uncompiled
 
 
 def slimmable_part(backbone: nn.Module) -> nn.Module:
-    """The part of a backbone whose channels are sampled: the bottom-up network under an FPN."""
+    """Returns what of a backbone is slimmed: the bottom-up network under an FPN."""
     backbone = uncompiled(backbone)
     return uncompiled(backbone.bottom_up) if isinstance(backbone, FPN) else backbone
 
 
 def _checked(backbone: Backbone) -> Backbone:
     # Deriving the plan now turns a layer that cannot be slimmed into an error before training.
-    slim_plan(slimmable_part(backbone))
+    core.slim_plan(slimmable_part(backbone))
     return backbone
 
 
@@ -51,16 +51,9 @@ def build_slimmable_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: Sha
 
 
 def detector_backbone(detector: nn.Module) -> nn.Module:
-    """The slimmable part of a detector.
+    """Returns the part of a detector whose channels are sampled.
 
     Raises:
         UnslimmableError: the detector has no ``backbone``, or it cannot be slimmed.
     """
-    backbone = getattr(detector, "backbone", None)
-    if not isinstance(backbone, nn.Module):
-        raise UnslimmableError(
-            f"{type(detector).__name__} has no attribute 'backbone', which GradAug slims"
-        )
-    part = slimmable_part(backbone)
-    slim_plan(part)
-    return part
+    return _checked(slimmable_part(core.detector_backbone(detector)))

@@ -46,7 +46,7 @@ class GradAugDetector(SlimmableDetector):
     def last(self) -> nn.Module:
         return self.module.backbone
 
-    def transformed(self, batch: Batch, transform: BatchTransform) -> Batch:
+    def transform(self, batch: Batch, transform: BatchTransform) -> Batch:
         return transform_batch(batch, transform, self.options)
 
     def sizes(self, batch: Batch) -> list[Size]:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from gradaug_det.core.regularizer import values_of
+from gradaug_det.core.slimming import Overrides
 from gradaug_det.core.step import Step, SubNetworkHook, check_alone
 from gradaug_det.d2.checks import check_training
 from gradaug_det.d2.config import gradaug_options
@@ -50,7 +51,7 @@ class GradAugHook(SubNetworkHook, HookBase):
         super().__init__(**settings)
         self._step: Step | None = None
         self._step_scope = ExitStack()
-        self._training_scope = ExitStack()
+        self._insertion = ExitStack()
         self._skipped = 0
 
     @classmethod
@@ -81,7 +82,7 @@ class GradAugHook(SubNetworkHook, HookBase):
         check_alone(hooks, GradAugHook, "a step can have its sub-networks once")
         engine = _engine(self.trainer)
         self.start(engine.model, GradAugDetector, logger)
-        self._training_scope.callback(_call_after_backward(engine, self.run_sub_networks))
+        self._insertion = _call_after_backward(engine, self.run_sub_networks)
 
     def before_step(self) -> None:
         """Begins a step: what :meth:`SubNetworkHook.step` notes and holds back."""
@@ -101,7 +102,7 @@ class GradAugHook(SubNetworkHook, HookBase):
     def after_train(self) -> None:
         """Leaves model and trainer as they were, also after an exception."""
         self._step_scope.close()
-        self._training_scope.close()
+        self._insertion.close()
         self._step = None
         self.end()
 
@@ -121,8 +122,12 @@ class GradAugHook(SubNetworkHook, HookBase):
         if step is None or step.done or step.thread != threading.get_ident():
             return
         scaler = getattr(_engine(self.trainer), "grad_scaler", None)
+
+        def backward(loss: Tensor) -> None:
+            (loss if scaler is None else scaler.scale(loss)).backward()
+
         # Not in after_step: the hook may be registered after the one that writes the storage.
-        self.finish_step(step, _backward(scaler), scaler)
+        self.finish_step(step, backward, scaler)
         self.record()
 
     def record(self) -> None:
@@ -184,13 +189,8 @@ def _engine(trainer: Any) -> Any:
     return getattr(trainer, "_trainer", trainer)
 
 
-def _backward(scaler: Any) -> Callable[[Tensor], None]:
-    """How the engine sends a loss backward: scaled where it trains in float16."""
-    return Tensor.backward if scaler is None else lambda loss: scaler.scale(loss).backward()
-
-
-def _call_after_backward(engine: Any, callback: Callable[[], None]) -> Callable[[], None]:
-    """Has the engine call ``callback`` between backward and step; returns what undoes it.
+def _call_after_backward(engine: Any, callback: Callable[[], None]) -> Overrides:
+    """Has the engine call ``callback`` between backward and step, until what it returns is closed.
 
     Detectron2 main calls ``engine.after_backward`` there (of the inner trainer, whose hooks a
     DefaultTrainer's are not), 0.6 calls ``engine._write_metrics``, in both of its trainers. Both
@@ -198,32 +198,27 @@ def _call_after_backward(engine: Any, callback: Callable[[], None]) -> Callable[
     look at gradients in ``after_backward`` see the sum of all passes; ``_write_metrics`` looks at
     the full network's loss first.
     """
+    overrides = Overrides()
 
-    def wrapped(original: Callable, before: bool) -> Callable:
+    def override(name: str) -> None:
+        original = getattr(engine, name)
+
         def call(*args: Any, **kwargs: Any) -> Any:
-            if before:
+            if name == "after_backward":
                 callback()
             result = original(*args, **kwargs)
-            if not before:
+            if name == "_write_metrics":
                 callback()
             return result
 
-        return call
+        overrides.set(vars(engine), name, call)
 
     names = [name for name in ("after_backward", "_write_metrics") if hasattr(engine, name)]
+    for name in names:
+        override(name)
     if not names:
         raise GradAugError(
             f"{engine.__class__.__name__} is not one of Detectron2's trainers: derive it from "
             "SimpleTrainer, or call the hook's run_sub_networks() between backward and step"
         )
-    kept = {name: vars(engine).get(name) for name in names}
-    for name in names:
-        setattr(engine, name, wrapped(getattr(engine, name), before=name == "after_backward"))
-
-    def undo() -> None:
-        for name, own in kept.items():
-            delattr(engine, name)
-            if own is not None:
-                setattr(engine, name, own)
-
-    return undo
+    return overrides

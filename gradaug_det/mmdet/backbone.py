@@ -9,54 +9,43 @@ from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
 from mmdet.registry import MODELS
 from torch import nn
 
-from gradaug_det.core.slimming import slim_plan, uncompiled
+from gradaug_det.core import slimming as core
 from gradaug_det.errors import UnslimmableError
 
 
+class _Slimmable:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Deriving the plan now turns a layer that cannot be slimmed into an error before training.
+        core.slim_plan(self)
+
+
 @MODELS.register_module()
-class SlimmableResNet(ResNet):
+class SlimmableResNet(_Slimmable, ResNet):
     """MMDetection's ResNet; parameter names, checkpoints and arguments are its own.
 
     Raises:
         UnslimmableError: names the layer that cannot be slimmed, e.g. a deformable convolution.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Deriving the plan now turns a layer that cannot be slimmed into an error before training.
-        slim_plan(self)
-
 
 @MODELS.register_module()
-class SlimmableResNetV1d(ResNetV1d):
+class SlimmableResNetV1d(_Slimmable, ResNetV1d):
     """MMDetection's ResNetV1d (deep stem, average pooling in shortcuts), slimmable."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        slim_plan(self)
-
 
 @MODELS.register_module()
-class SlimmableResNeXt(ResNeXt):
+class SlimmableResNeXt(_Slimmable, ResNeXt):
     """MMDetection's ResNeXt, slimmable by whole groups."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        slim_plan(self)
 
 
 def detector_backbone(detector: nn.Module) -> nn.Module:
-    """The part of a detector whose channels are sampled.
+    """Returns the part of a detector whose channels are sampled.
 
     Raises:
         UnslimmableError: the detector has no ``backbone``, or it cannot be slimmed.
     """
-    backbone = getattr(detector, "backbone", None)
-    if not isinstance(backbone, nn.Module):
-        raise UnslimmableError(
-            f"{type(detector).__name__} has no attribute 'backbone', which GradAug slims"
-        )
-    backbone = uncompiled(backbone)
+    backbone = core.detector_backbone(detector)
     for name, layer in backbone.named_modules():
         if isinstance(layer, SyncBatchNorm):
             # It would write the sub-networks' statistics into the full network's.
@@ -64,5 +53,5 @@ def detector_backbone(detector: nn.Module) -> nn.Module:
                 f"cannot slim layer '{name}': MMCV's SyncBatchNorm (MMSyncBN) is not one of "
                 "PyTorch's; use norm_cfg=dict(type='SyncBN')"
             )
-    slim_plan(backbone)
+    core.slim_plan(backbone)
     return backbone

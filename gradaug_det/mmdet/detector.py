@@ -47,7 +47,7 @@ class GradAugDetector(SlimmableDetector):
     def last(self) -> nn.Module:
         return self.module.neck if getattr(self.module, "with_neck", False) else self.backbone
 
-    def transformed(self, batch: Batch, transform: BatchTransform) -> Batch:
+    def transform(self, batch: Batch, transform: BatchTransform) -> Batch:
         return transform_batch(batch, transform, self.padding, self.options)
 
     def sizes(self, batch: Batch) -> list[Size]:
