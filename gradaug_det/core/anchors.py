@@ -8,6 +8,7 @@ they are right for any transform.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,28 +38,24 @@ class AnchorGrid:
     offset: float = 0.0
 
     def anchors(self, shapes: Sequence[Size]) -> Tensor:
-        """(sum of Hi * Wi * A, 4) XYXY anchors in order of level, row, column, cell anchor."""
-        levels = []
-        for cell, centres in zip(self.cells, self._centres(shapes), strict=True):
-            levels.append((centres.repeat(1, 2)[:, None] + cell[None]).reshape(-1, 4))
-        return torch.cat(levels)
+        """Returns (sum of Hi * Wi * A, 4) XYXY in order of level, row, column, cell anchor."""
+        both = zip(self.cells, self._centres(shapes), strict=True)
+        return torch.cat([(c.repeat(1, 2)[:, None] + cell).reshape(-1, 4) for cell, c in both])
 
     def anchor_strides(self, shapes: Sequence[Size]) -> Tensor:
-        """(A',) horizontal stride of each anchor's level, in pixels."""
+        """Returns the (A',) horizontal strides of the anchors' levels, in pixels."""
         counts = [h * w * len(cell) for (h, w), cell in zip(shapes, self.cells, strict=True)]
         strides = self.cells[0].new_tensor([stride[0] for stride in self.strides])
         return strides.repeat_interleave(torch.tensor(counts, device=strides.device))
 
     def _centres(self, shapes: Sequence[Size]) -> list[Tensor]:
-        """Per level (Hi * Wi, 2): x, y of the cells' centres in pixels."""
+        """Returns per level (Hi * Wi, 2): x, y of the cells' centres in pixels."""
         centres = []
-        for (height, width), (stride_x, stride_y), cell in zip(
-            shapes, self.strides, self.cells, strict=True
-        ):
-            y = (
-                torch.arange(height, device=cell.device, dtype=cell.dtype) + self.offset
-            ) * stride_y
-            x = (torch.arange(width, device=cell.device, dtype=cell.dtype) + self.offset) * stride_x
+        for shape, strides, cell in zip(shapes, self.strides, self.cells, strict=True):
+            y, x = (
+                (torch.arange(count, device=cell.device, dtype=cell.dtype) + self.offset) * stride
+                for count, stride in zip(shape, strides[::-1], strict=True)
+            )
             centres.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2))
         return centres
 
@@ -70,7 +67,7 @@ class AnchorGrid:
         full_shapes: Sequence[Size],
         sub_shapes: Sequence[Size],
     ) -> tuple[Tensor, Tensor]:
-        """For each anchor of the transformed image, the nearest one of the full network's.
+        """Finds for each anchor of the transformed image the nearest one of the full network's.
 
         Args:
             transform: what was done to the image.
@@ -83,19 +80,20 @@ class AnchorGrid:
         """
         new_height, new_width = transform.output_size(size)
         ratio = self.cells[0].new_tensor([new_width / size[1], new_height / size[0]])
+        # The shapes of all levels' cell anchors, and where each level's anchors start.
         shapes = torch.cat([cell[:, 2:] - cell[:, :2] for cell in self.cells])  # (B, 2)
-        starts, level_of, anchor_of, start = [], [], [], 0
-        for level, (cell, (height, width)) in enumerate(zip(self.cells, full_shapes, strict=True)):
-            starts.append(start)
-            level_of += [level] * len(cell)
-            anchor_of += range(len(cell))
-            start += height * width * len(cell)
+        shape_of = [(level, a) for level, cell in enumerate(self.cells) for a in range(len(cell))]
+        counts = [h * w * len(cell) for (h, w), cell in zip(full_shapes, self.cells, strict=True)]
+        starts = [0, *itertools.accumulate(counts)]
 
         indices, valids, first = [], [], 0
         for cell, centres in zip(self.cells, self._centres(sub_shapes), strict=True):
+            # First by shape: at half the scale an anchor covers what one of the next level, twice
+            # its size, covered in the full pass.
             overlap = _shape_iou(shapes[first : first + len(cell)] / ratio, shapes)
             first += len(cell)
             best, nearest = overlap.max(dim=1)
+            # Centres in the padding of the batch are nobody's.
             inside = (centres < centres.new_tensor([new_width, new_height])).all(dim=1)
             original = transform.inverse_boxes(centres.repeat(1, 2), size)[:, :2]
             index = torch.zeros(len(centres), len(cell), dtype=torch.long, device=centres.device)
@@ -103,13 +101,15 @@ class AnchorGrid:
             for column, (shape, iou) in enumerate(
                 zip(nearest.tolist(), best.tolist(), strict=True)
             ):
-                level, (height, width) = level_of[shape], full_shapes[level_of[shape]]
-                stride = original.new_tensor(self.strides[level])
-                place = (original / stride - self.offset).round().long()
-                limit = place.new_tensor([width - 1, height - 1])
-                place = place.clamp(min=0).minimum(limit)
+                # Then by position: the cell of that shape's level whose centre is nearest. Many
+                # anchors of the sub-network may share one of the full pass.
+                level, anchor = shape_of[shape]
+                height, width = full_shapes[level]
+                place = original / original.new_tensor(self.strides[level]) - self.offset
+                place = place.round().long().clamp(min=0)
+                place = place.minimum(place.new_tensor([width - 1, height - 1]))
                 flat = (place[:, 1] * width + place[:, 0]) * len(self.cells[level])
-                index[:, column] = starts[level] + flat + anchor_of[shape]
+                index[:, column] = starts[level] + flat + anchor
                 valid[:, column] = inside & (iou >= MIN_SHAPE_IOU)
             indices.append(index.reshape(-1))
             valids.append(valid.reshape(-1))

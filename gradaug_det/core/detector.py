@@ -25,9 +25,7 @@ class SlimmableDetector(ABC):
 
     Args:
         detector: the framework's model, not wrapped for distribution.
-        backbone: the part of it that is slimmed.
         options: the settings.
-        soft_targets: makes a detector's soft targets; called only if the options need them.
 
     Attributes:
         autocast: the precision in which sub-networks' forward passes run; backward passes run
@@ -38,22 +36,23 @@ class SlimmableDetector(ABC):
         ConfigError: the supervision or the norm policy does not fit the detector.
     """
 
-    def __init__(
-        self,
-        detector: nn.Module,
-        backbone: nn.Module,
-        options: GradAugOptions,
-        soft_targets: Callable[[nn.Module], SoftTargets],
-    ) -> None:
-        self.module, self.backbone, self.options = detector, backbone, options
+    def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:
+        self.module, self.options = detector, options
+        self.backbone = self.find_backbone(detector)
         self.subnet_norm = options.subnet_norm
         self.autocast: AbstractContextManager = nullcontext()
-        slim_plan(backbone).check_norm(options.subnet_norm)
+        slim_plan(self.backbone).check_norm(options.subnet_norm)
         if options.channels_last:
             detector.to(memory_format=torch.channels_last)
-        self.targets = soft_targets(detector) if options.uses_soft else None
+        # Made only where needed: any detector can learn from labels.
+        self.targets = self.make_soft_targets(detector) if options.uses_soft else None
 
     # ---- the framework's part -----------------------------------------------------------------
+
+    find_backbone: Callable[[nn.Module], nn.Module]
+    """Returns the part of a detector that is slimmed."""
+    make_soft_targets: Callable[[nn.Module], SoftTargets]
+    """Returns the soft targets of a detector; raises ConfigError if it has none."""
 
     @abstractmethod
     def batch_of(self, args: tuple, kwargs: dict[str, Any]) -> Any:

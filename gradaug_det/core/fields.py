@@ -1,4 +1,4 @@
-"""Whether a field of unknown meaning may live in an image's pixels, by its name and shape.
+"""Finds fields of unknown meaning that may live in an image's pixels, by name and shape.
 
 A sub-network sees a scaled or mirrored image. A field that stays as it is would then be a wrong
 target without a word, and one that is refused for nothing stops a training: so what can be seen of
@@ -17,15 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.errors import GradAugError
 
 # Known fields whose shape alone could be that of boxes or points.
-_HARMLESS = frozenset(
-    {
-        *("gt_classes", "gt_ids", "gt_attributes", "gt_point_labels", "labels", "scores"),
-        *("objectness_logits", "annotations"),
-    }
-)
+_HARMLESS = {"gt_classes", "gt_ids", "gt_attributes", "gt_point_labels", "labels", "scores"}
+_HARMLESS |= {"objectness_logits", "annotations"}
 _GEOMETRIC = re.compile(
     r"(^|_)(b?box(es)?|polygons?|contours?|landmarks?|keypoints?|kpts?|corners?|cent(er|re)s?|"
     r"points?|coord(inate)?s?|offsets?|joints?|vertices|beziers?|curves?|quads?|"
@@ -38,7 +35,7 @@ _DEPTH = 4
 
 
 def is_masks(name: str, value: Tensor, sizes: Collection[tuple[int, int]]) -> bool:
-    """Whether a tensor of one entry an object is certainly (R, H, W) masks of such an image.
+    """Returns whether a tensor of one entry an object is surely (R, H, W) masks of such an image.
 
     Args:
         sizes: (height, width) of the image; several where it may be padded.
@@ -49,46 +46,39 @@ def is_masks(name: str, value: Tensor, sizes: Collection[tuple[int, int]]) -> bo
 
 
 def check_not_in_pixels(
-    name: str, value: Any, declared: Collection[str], option: str, *, per_object: bool
+    name: str, value: Any, options: GradAugOptions, setting: str, *, per_object: bool
 ) -> None:
-    """Refuses a field that may live in pixels.
+    """Refuses a field that may live in pixels, in a training that moves pixels.
+
+    Numbers of one entry an object do not, nor do vectors of features, identities and texts.
+    Points and boxes (floats, the last axis 2 or 4), maps, matrices and what is called like a shape
+    may. Lists of numbers count as arrays; containers and objects are looked into.
 
     Args:
-        name: of the field.
-        value: anything.
-        declared: the setting ``not_in_pixels``.
-        option: how the framework spells that setting.
+        name, value: the field.
+        setting: how the framework spells ``not_in_pixels``.
         per_object: whether the field has one entry for each object.
 
     Raises:
         GradAugError: names the field, what it holds and the ways out.
     """
-    if name in declared or name in _HARMLESS:
+    if not options.moves_pixels or name in options.not_in_pixels or name in _HARMLESS:
         return
-    found = in_pixels(name, value, per_object=per_object)
+    found = _find(name, value, per_object, _DEPTH)
     if found is not None:
-        raise refused(name, found, option)
+        raise refused(name, found, setting)
 
 
-def refused(name: str, what: str, option: str) -> GradAugError:
-    """The error about a field that cannot be moved with the image."""
+def refused(name: str, what: str, setting: str) -> GradAugError:
+    """Returns the error about a field that cannot be moved with the image."""
     return GradAugError(
         f"cannot transform the field {name!r} ({what}), which may live in the image's pixels: if "
-        f"it does not, name it in {option}; else train with scales [1.0] and flip_prob 0"
+        f"it does not, name it in {setting}; else train with scales [1.0] and flip_prob 0"
     )
 
 
-def in_pixels(name: str, value: Any, *, per_object: bool) -> str | None:
-    """What in a field may live in pixels, in words; None if nothing looks like it.
-
-    Numbers of one entry an object do not, nor do vectors of features, identities and texts.
-    Points and boxes (floats, the last axis 2 or 4), maps, matrices and what is called like a shape
-    may. Lists of numbers count as arrays; containers and objects are looked into.
-    """
-    return _found(name, value, per_object, _DEPTH)
-
-
-def _found(name: str, value: Any, per_object: bool, depth: int) -> str | None:
+def _find(name: str, value: Any, per_object: bool, depth: int) -> str | None:
+    """Returns, in words, what may live in pixels; None if nothing looks like it."""
     if depth == 0 or (isinstance(value, (*_PLAIN, Mapping)) and _is_record(value)):
         return None
     array = _as_array(value)
@@ -103,16 +93,17 @@ def _found(name: str, value: Any, per_object: bool, depth: int) -> str | None:
     for key, item in _items(name, value):
         part = _as_array(item)
         if isinstance(value, (list, tuple)) and part and part[0] and part[1] == "float":
-            inner = f"{type(item).__name__} of float, shape {part[0]}"  # polygons: ragged
+            # Lists of floats that are no array are ragged, as polygons are.
+            inner = f"{type(item).__name__} of float, shape {part[0]}"
         else:
-            inner = _found(key, item, False, depth - 1)
+            inner = _find(key, item, False, depth - 1)
         if inner is not None:
             return f"{type(value).__name__} with {inner}"
     return None
 
 
 def _is_record(value: Any) -> bool:
-    """Whether it is what an annotation file can hold: no detector takes that as it is."""
+    # What an annotation file can hold: no detector takes that as it is.
     if isinstance(value, Mapping):
         return all(map(_is_record, value.values()))
     if isinstance(value, (list, tuple)):
@@ -131,23 +122,22 @@ def _items(name: str, value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _as_array(value: Any) -> tuple[tuple[int, ...], str] | None:
-    """Shape and kind of a number, a tensor, an array, or of lists that are one; else None."""
+    """Returns shape and kind of a number, tensor, array, or of lists that are one; else None."""
     if isinstance(value, bool):
         return (), "bool"
     if isinstance(value, numbers.Number) and not hasattr(value, "dtype"):
         return (), "int" if isinstance(value, numbers.Integral) else "float"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
-        name = str(value.dtype)
         kinds = ("bool", "float", "int")
-        kind = next((kind for kind in kinds if kind in name), None)
+        kind = next((kind for kind in kinds if kind in str(value.dtype)), None)
         return (tuple(value.shape), kind) if kind else None
     if not isinstance(value, (list, tuple)) or not value:
         return None
     parts = [_as_array(item) for item in value]
     if None in parts or len({shape for shape, _ in parts}) > 1:
         return None
-    kinds = {kind for _, kind in parts}
-    kind = next(kind for kind in ("float", "int", "bool") if kind in kinds)
+    # As NumPy would: one float among integers makes floats.
+    kind = max((kind for _, kind in parts), key=("bool", "int", "float").index)
     return (len(value), *parts[0][0]), kind
 
 

@@ -21,13 +21,10 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def class_kl(logits: Tensor, target_logits: Tensor) -> Tensor:
-    """Mean over samples of KL(softmax target || softmax prediction).
+    """Returns the mean over samples of KL(softmax target || softmax prediction); 0 for N = 0.
 
     Args:
-        logits, target_logits: (N, K) logits.
-
-    Returns:
-        A scalar; 0 for N = 0.
+        logits, target_logits: (N, K).
     """
     target = at_least_float32(target_logits.detach()).softmax(dim=1)
     log_probability = at_least_float32(logits).log_softmax(dim=1)
@@ -36,7 +33,7 @@ def class_kl(logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def bernoulli_kl(logits: Tensor, target_logits: Tensor) -> Tensor:
-    """Elementwise KL between the Bernoulli distributions of two arrays of logits."""
+    """Returns the elementwise KL between the Bernoulli distributions of two arrays of logits."""
     logits, target_logits = at_least_float32(logits), at_least_float32(target_logits.detach())
     target = target_logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
@@ -45,15 +42,14 @@ def bernoulli_kl(logits: Tensor, target_logits: Tensor) -> Tensor:
 
 
 def confidence(target_logits: Tensor) -> Tensor:
-    """max(0, 2p - 1) of a probability given by its logit: 0 where the network only guesses.
-
-    An untrained RPN gives every anchor p = 0.5; its box deltas there mean nothing.
-    """
+    """Returns max(0, 2p - 1) of a probability given by its logit."""
+    # 0 where the network only guesses: an untrained RPN gives every anchor p = 0.5, and its box
+    # deltas there mean nothing.
     return (2 * at_least_float32(target_logits.detach()).sigmoid() - 1).clamp(min=0)
 
 
 def unsampled_logits(target_logits: Tensor, valid: Tensor, samples: float) -> Tensor:
-    """Objectness logits as an RPN would give them had it learned from all anchors.
+    """Returns objectness logits as an RPN would give them had it learned from all anchors.
 
     Learning from all objects but only a sample of the background multiplies the odds of an object
     by how much background was left out, about anchors / samples: what is an object for one anchor
@@ -70,7 +66,8 @@ def unsampled_logits(target_logits: Tensor, valid: Tensor, samples: float) -> Te
 def objectness_kl(
     logits: Tensor, target_logits: Tensor, valid: Tensor, samples: float, positive_share: float
 ) -> Tensor:
-    """Mean KL divergence of objectness over the anchors that an RPN's own loss would sample.
+    """Returns the mean KL divergence of objectness over the anchors that an RPN's own loss would
+    sample; 0 where no anchor is valid.
 
     The RPN samples the objects it has, up to a share, and fills up with background; this is the
     mean that such a sample has on average if each anchor is an object with the probability that
@@ -81,9 +78,6 @@ def objectness_kl(
         logits, target_logits, valid: (N, A): logits, and which anchors have a soft target.
         samples: anchors of the batch that the RPN samples.
         positive_share: largest share of objects among them, in [0, 1].
-
-    Returns:
-        A scalar; 0 where no anchor is valid.
     """
     probability = unsampled_logits(target_logits, valid, samples).sigmoid()
     object_, background = probability * valid, (1 - probability) * valid
@@ -95,29 +89,28 @@ def objectness_kl(
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean; 0 if there is no weight."""
+    """Returns the weighted mean; 0 if there is no weight."""
     return (values * weights).sum() / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def expected_box_l1(
     deltas: Tensor, target_deltas: Tensor, weights: Tensor, normalizer: Tensor | float
 ) -> Tensor:
-    """Sum of |deltas - target|, each box weighted by its probability of being that object.
+    """Returns the sum of |deltas - target|, each box weighted by its probability of being that
+    object.
 
     Args:
         deltas, target_deltas: (..., 4).
         weights: (...) probability of the foreground (class) that the deltas belong to.
         normalizer: what the sum is divided by; at least 1 is used.
     """
-    distance = (
-        (at_least_float32(deltas) - at_least_float32(target_deltas.detach())).abs().sum(dim=-1)
-    )
-    total = (distance * at_least_float32(weights.detach())).sum()
+    difference = at_least_float32(deltas) - at_least_float32(target_deltas.detach())
+    total = (difference.abs().sum(dim=-1) * at_least_float32(weights.detach())).sum()
     return total / torch.as_tensor(normalizer, device=total.device).clamp(min=1.0)
 
 
 def class_box_l1(deltas: Tensor, target_deltas: Tensor, target_logits: Tensor) -> Tensor:
-    """Expected L1 distance of second-stage box deltas under the soft class target, a proposal.
+    """Returns a proposal's expected L1 distance of box deltas under the soft class target.
 
     Args:
         deltas, target_deltas: (R, K * 4), or (R, 4) for class-agnostic regression.
@@ -131,14 +124,11 @@ def class_box_l1(deltas: Tensor, target_deltas: Tensor, target_logits: Tensor) -
 
 
 def mask_kl(logits: Tensor, target_logits: Tensor, classes: Tensor) -> Tensor:
-    """Mean per-pixel KL between the mask probabilities of each proposal's class.
+    """Returns the mean per-pixel KL between the masks of each proposal's class; 0 for R = 0.
 
     Args:
         logits, target_logits: (R, K, M, M), or (R, 1, M, M) for class-agnostic masks.
         classes: (R,) class of each proposal, in [0, K).
-
-    Returns:
-        A scalar; 0 for R = 0.
     """
     if logits.shape[1] > 1:
         rows = torch.arange(len(classes), device=classes.device)
@@ -153,7 +143,7 @@ def quality_focal(
     normalizer: Tensor | float,
     gamma: float = 2.0,
 ) -> Tensor:
-    """Focal KL of dense class scores: |p - q|^gamma * KL, summed over valid anchors.
+    """Returns the focal KL of dense class scores: |p - q|^gamma * KL, over valid anchors.
 
     Args:
         logits, target_logits: (N, A, K).

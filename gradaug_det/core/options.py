@@ -102,7 +102,7 @@ class GradAugOptions:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> GradAugOptions:
-        """Options from a mapping; an unknown key is a ConfigError that names the nearest one."""
+        """Returns options; an unknown key is a ConfigError that names the nearest one."""
         known = [field.name for field in fields(cls)]
         for key in values:
             if key not in known:

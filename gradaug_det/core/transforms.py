@@ -26,7 +26,7 @@ class BatchTransform:
     flip: bool = False
 
     def output_size(self, size: Size) -> Size:
-        """(height, width) after the transform; never below one pixel."""
+        """Returns (height, width) after the transform; never below one pixel."""
         height, width = size
         return max(1, round(height * self.scale)), max(1, round(width * self.scale))
 
@@ -57,7 +57,7 @@ class BatchTransform:
         return _mirror(boxes, self.output_size(size)[1]) if self.flip else boxes
 
     def inverse_boxes(self, boxes: Tensor, size: Size) -> Tensor:
-        """Inverse of :meth:`boxes`; ``size`` is that of the image before the transform."""
+        """Undoes :meth:`boxes`; ``size`` is that of the image before the transform."""
         if self.flip:
             boxes = _mirror(boxes, self.output_size(size)[1])
         x, y = self._ratio(size)
@@ -69,11 +69,9 @@ class BatchTransform:
         return boxes[..., :2]
 
     def deltas(self, deltas: Tensor) -> Tensor:
-        """(..., 4) box deltas (dx, dy, dw, dh) of a box -> of the transformed box.
-
-        Deltas are relative to the box, so a scale leaves them; a mirror turns dx around. (A size
-        rounded to whole pixels changes the aspect ratio of box and target alike.)
-        """
+        """(..., 4) box deltas (dx, dy, dw, dh) of a box -> of the transformed box."""
+        # Relative to the box: a scale leaves them, a mirror turns dx around. (A size rounded to
+        # whole pixels changes the aspect ratio of box and target alike.)
         return deltas * deltas.new_tensor([-1, 1, 1, 1]) if self.flip else deltas
 
     def box_crops(self, crops: Tensor) -> Tensor:

@@ -16,13 +16,13 @@ from gradaug_det.errors import GradAugError
 
 Batch = list[dict[str, Any]]
 _DEFAULT = GradAugOptions()
-_OPTION = "GRADAUG.NOT_IN_PIXELS"
+_SETTING = "GRADAUG.NOT_IN_PIXELS"
 
 
 def transform_batch(
     batch: Batch, transform: BatchTransform, options: GradAugOptions = _DEFAULT
 ) -> Batch:
-    """A batch as a sub-network sees it; the batch itself is not changed.
+    """Returns a batch as a sub-network sees it; the batch itself is not changed.
 
     Args:
         batch: Detectron2's ``batched_inputs``: dicts with ``image`` (C, H, W), and perhaps
@@ -47,24 +47,21 @@ def _transform_input(
             new[key] = transform_instances(value, transform, size, options)
         elif key == "sem_seg" or _is_mask(key, value, size):
             new[key] = transform.masks(value[None])[0]
-        elif key != "image" and options.moves_pixels:
-            check_not_in_pixels(key, value, options.not_in_pixels, _OPTION, per_object=False)
+        elif key != "image":
+            check_not_in_pixels(key, value, options, _SETTING, per_object=False)
     return new
 
 
 def _is_mask(key: str, value: Any, size: Size) -> bool:
-    """Whether an item's field is a mask of its image, as the padding's of square crops."""
+    # As that of the padding of square crops.
     named = isinstance(value, Tensor) and value.dim() == 2 and key.endswith("mask")
     return named and is_masks(key, value[None], [size])
 
 
 def transform_instances(
-    instances: Instances,
-    transform: BatchTransform,
-    size: Size,
-    options: GradAugOptions = _DEFAULT,
+    instances: Instances, transform: BatchTransform, size: Size, options: GradAugOptions = _DEFAULT
 ) -> Instances:
-    """``Instances`` of an image of ``size`` (height, width), moved into the transformed image.
+    """Moves the ``Instances`` of an image of ``size`` (height, width) into the transformed image.
 
     Raises:
         GradAugError: see :func:`transform_batch`.
@@ -93,14 +90,15 @@ def _transform_field(
         return transform.masks(value)
     if not options.moves_pixels:
         return value
+    # Refused in the first step, whatever its transform is, and not in the one that draws a scale.
     if isinstance(value, Keypoints):
         raise GradAugError(
             f"cannot transform the field {name!r} (Keypoints): mirroring needs the data set's "
             "left-right pairs; set GRADAUG.FLIP_PROB to 0"
         )
     if not isinstance(value, (Tensor, np.ndarray, list, tuple)):
-        raise refused(name, type(value).__name__, _OPTION)
-    check_not_in_pixels(name, value, options.not_in_pixels, _OPTION, per_object=True)
+        raise refused(name, type(value).__name__, _SETTING)
+    check_not_in_pixels(name, value, options, _SETTING, per_object=True)
     return value
 
 

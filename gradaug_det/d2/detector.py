@@ -9,7 +9,6 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
 from gradaug_det.core.detector import SlimmableDetector
-from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.slimming import Overrides
 from gradaug_det.core.transforms import BatchTransform, Size
@@ -19,19 +18,10 @@ from gradaug_det.d2.soft_targets import soft_targets
 
 
 class GradAugDetector(SlimmableDetector):
-    """A Detectron2 model in training.
+    """A Detectron2 model in training, with a slimmable ``backbone``."""
 
-    Args:
-        detector: a Detectron2 model with a slimmable ``backbone``, not wrapped for distribution.
-        options: the settings.
-
-    Raises:
-        UnslimmableError: the backbone cannot be slimmed.
-        ConfigError: the supervision or the norm policy does not fit the detector.
-    """
-
-    def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:
-        super().__init__(detector, detector_backbone(detector), options, soft_targets)
+    find_backbone = staticmethod(detector_backbone)
+    make_soft_targets = staticmethod(soft_targets)
 
     def batch_of(self, args: tuple, kwargs: dict[str, Any]) -> Batch | None:
         return next(iter((*args, *kwargs.values())), None) if self.module.training else None
@@ -64,11 +54,12 @@ class AsideStorage(EventStorage):
     """Within its block, forgets the scalars that this thread's passes log.
 
     Detectors write accuracies into the current EventStorage, and those of the full network are
-    meant. It is one for all threads: what a thread that writes metrics late logs goes on to the
-    storage around.
+    meant.
     """
 
     def __init__(self) -> None:
+        # The storage is one for all threads: what a thread that writes metrics late logs goes on
+        # to the one around.
         self._around, self._thread = get_event_storage(), threading.get_ident()
         super().__init__(self._around.iter)
 

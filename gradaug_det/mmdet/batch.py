@@ -24,19 +24,16 @@ from gradaug_det.errors import GradAugError
 
 _BOXES = ("bboxes", "priors")
 _DEFAULT = GradAugOptions()
-_OPTION = "GradAugHook's not_in_pixels"
+_SETTING = "GradAugHook's not_in_pixels"
 
 
 class Batch(NamedTuple):
-    """What a detector takes.
-
-    Attributes:
-        inputs: (N, C, H, W) images, normalised and padded.
-        samples: ground truth and meta information of each.
-    """
+    """Images and data samples of a training step."""
 
     inputs: Tensor
+    """(N, C, H, W), normalised and padded."""
     samples: list[DetDataSample]
+    """Ground truth and meta information of each image."""
 
 
 class Padding(NamedTuple):
@@ -49,16 +46,14 @@ class Padding(NamedTuple):
 
     @classmethod
     def of(cls, preprocessor: nn.Module | None) -> Padding:
-        """That of a detector's ``data_preprocessor``."""
+        """Returns that of a detector's ``data_preprocessor``."""
         names = ("pad_size_divisor", "pad_value", "mask_pad_value", "seg_pad_value")
         found = (getattr(preprocessor, name, None) for name in names)
         return cls(*(d if f is None else f for f, d in zip(found, cls(), strict=True)))
 
 
 def make_batch(inputs: Any, samples: Any) -> Batch:
-    """A batch as it is now: its data elements are new ones, the tensors are shared.
-
-    Some detectors rename fields of the data elements that they are given.
+    """Returns a batch with data elements of its own; the tensors are shared.
 
     Raises:
         GradAugError: these are not the inputs of a detector's plain training.
@@ -69,6 +64,7 @@ def make_batch(inputs: Any, samples: Any) -> Batch:
             f"GradAug needs (N, C, H, W) images with data samples, this detector takes {what}: "
             "multi-branch (semi-supervised) and video training are not supported"
         )
+    # Some detectors rename fields of the data elements that they are given.
     return Batch(inputs, [_copy(sample) for sample in samples])
 
 
@@ -80,18 +76,15 @@ def _copy(element: BaseDataElement) -> BaseDataElement:
 
 
 def image_sizes(batch: Batch) -> list[Size]:
-    """(height, width) of each image without its padding."""
+    """Returns (height, width) of each image without its padding."""
     whole = tuple(batch.inputs.shape[-2:])
     return [tuple(s.metainfo.get("img_shape", whole)[:2]) for s in batch.samples]
 
 
 def transform_batch(
-    batch: Batch,
-    transform: BatchTransform,
-    padding: Padding,
-    options: GradAugOptions = _DEFAULT,
+    batch: Batch, transform: BatchTransform, padding: Padding, options: GradAugOptions = _DEFAULT
 ) -> Batch:
-    """A batch as a sub-network sees it; the batch itself is not changed.
+    """Returns a batch as a sub-network sees it; the batch itself is not changed.
 
     Args:
         batch: after the detector's data preprocessor.
@@ -114,8 +107,10 @@ def transform_batch(
     )
     inputs = torch.stack([_pad(image, shape, padding.image) for image in images])
     whole = tuple(batch.inputs.shape[-2:])
-    places = (_Place(transform, size, whole, shape, padding, options) for size in sizes)
-    samples = [_transform_sample(s, place) for s, place in zip(batch.samples, places, strict=True)]
+    samples = [
+        _transform_sample(sample, _ImageTransform(transform, size, whole, shape, padding, options))
+        for sample, size in zip(batch.samples, sizes, strict=True)
+    ]
     return Batch(inputs, samples)
 
 
@@ -124,48 +119,36 @@ def _pad(pixels: Tensor, shape: Size, value: float) -> Tensor:
     return F.pad(pixels, (0, shape[1] - width, 0, shape[0] - height), value=value)
 
 
-def _transform_sample(sample: DetDataSample, place: _Place) -> DetDataSample:
-    new = type(sample)(metainfo=place.metainfo(sample.metainfo))
+def _transform_sample(sample: DetDataSample, image: _ImageTransform) -> DetDataSample:
+    new = type(sample)(metainfo=image.metainfo(sample.metainfo))
     for name, value in sample.items():
         if isinstance(value, InstanceData):
-            fields = {k: place.instance_field(k, v) for k, v in value.items()}
+            fields = {k: image.instance_field(k, v) for k, v in value.items()}
             value = InstanceData(metainfo=value.metainfo, **fields)
         elif isinstance(value, PixelData):
-            fields = {k: place.labels(k, v) for k, v in value.items()}
+            fields = {k: image.labels(k, v) for k, v in value.items()}
             value = PixelData(metainfo=value.metainfo, **fields)
         else:
-            place.check(name, value, per_object=False)
+            image.check(name, value, per_object=False)
         new.set_data({name: value})
     return new
 
 
-class _Place(NamedTuple):
-    """Where an image's pixels go.
-
-    Attributes:
-        transform: what is done to the image.
-        size: (height, width) of the image.
-        whole: that of the batch's padded images.
-        shape: that of the padded images after the transform.
-        padding: what to pad with.
-        options: of the training.
-    """
+class _ImageTransform(NamedTuple):
+    """What is done to one image, and so to all that lives in its pixels."""
 
     transform: BatchTransform
-    size: Size
-    whole: Size
-    shape: Size
+    size: Size  # (height, width) of the image,
+    whole: Size  # of the batch's padded images,
+    shape: Size  # and of these after the transform
     padding: Padding
     options: GradAugOptions
 
     def check(self, name: str, value: Any, *, per_object: bool) -> None:
-        """Raises GradAugError if a field that is not known may live in pixels that move."""
-        if self.options.moves_pixels:
-            declared = self.options.not_in_pixels
-            check_not_in_pixels(name, value, declared, _OPTION, per_object=per_object)
+        check_not_in_pixels(name, value, self.options, _SETTING, per_object=per_object)
 
     def metainfo(self, meta: dict) -> dict:
-        """Meta information of the transformed image; what says nothing about pixels stays."""
+        """Returns the transformed image's; what says nothing about pixels stays."""
         sizes = {self.size, self.whole, tuple(meta.get("ori_shape", self.size)[:2])}
         for name, value in meta.items():
             shape = tuple(getattr(value, "shape", ()))
@@ -184,11 +167,11 @@ class _Place(NamedTuple):
         return new
 
     def is_padded(self, size: Size) -> bool:
-        """Whether masks of this size are padded like the images (``pad_mask``, ``pad_seg``)."""
+        # With pad_mask or pad_seg the data preprocessor pads masks as it pads images.
         return size != self.size or size == self.whole
 
     def instance_field(self, name: str, value: Any) -> Any:
-        """A field of ``InstanceData``, moved if it lives in pixels."""
+        """Returns a field of ``InstanceData``, moved if it lives in pixels."""
         if name in self.options.not_in_pixels:
             return value
         if type(value) is HorizontalBoxes:
@@ -202,12 +185,12 @@ class _Place(NamedTuple):
         ):
             return self.pixels(value, self.padding.mask)
         if isinstance(value, BaseBoxes) and self.options.moves_pixels:
-            raise refused(name, type(value).__name__, _OPTION)
+            raise refused(name, type(value).__name__, _SETTING)
         self.check(name, value, per_object=True)
         return value
 
     def masks(self, masks: BitmapMasks | PolygonMasks) -> BitmapMasks | PolygonMasks:
-        """Instance masks, of the image or of the padded image."""
+        """Returns instance masks, of the image or of the padded image, moved."""
         height, width = self.size
         padded = self.is_padded((masks.height, masks.width))
         kept = masks.masks
@@ -218,15 +201,15 @@ class _Place(NamedTuple):
         return new.pad(self.shape, pad_val=self.padding.mask) if padded else new
 
     def labels(self, name: str, labels: Any) -> Any:
-        """A field of ``PixelData``: (1, H, W) class of each pixel, padded with what is ignored."""
+        """Returns (1, H, W) classes of pixels, moved, and padded with what is ignored."""
         if name == "sem_seg" and isinstance(labels, Tensor):
             return self.pixels(labels, self.padding.semantic)
         if self.options.moves_pixels and name not in self.options.not_in_pixels:
-            raise refused(name, type(labels).__name__, _OPTION)
+            raise refused(name, type(labels).__name__, _SETTING)
         return labels
 
     def pixels(self, pixels: Tensor, pad_value: int) -> Tensor:
-        """(R, H, W) masks or labels, of the image or of the padded image."""
+        """Returns (R, H, W) masks or labels, of the image or of the padded image, moved."""
         height, width = self.size
         padded = self.is_padded(tuple(pixels.shape[-2:]))
         new = self.transform.masks(pixels[..., :height, :width])

@@ -16,19 +16,13 @@ from gradaug_det.mmdet.soft_targets import soft_targets
 
 
 class GradAugDetector(SlimmableDetector):
-    """An MMDetection model in training.
+    """An MMDetection model in training, with a slimmable ``backbone``."""
 
-    Args:
-        detector: an MMDetection model with a slimmable ``backbone``, not wrapped for distribution.
-        options: the settings.
-
-    Raises:
-        UnslimmableError: the backbone cannot be slimmed.
-        ConfigError: the supervision or the norm policy does not fit the detector.
-    """
+    find_backbone = staticmethod(detector_backbone)
+    make_soft_targets = staticmethod(soft_targets)
 
     def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:
-        super().__init__(detector, detector_backbone(detector), options, soft_targets)
+        super().__init__(detector, options)
         self.padding = Padding.of(getattr(detector, "data_preprocessor", None))
 
     def batch_of(self, args: tuple, kwargs: dict[str, Any]) -> Batch | None:
@@ -55,9 +49,7 @@ class GradAugDetector(SlimmableDetector):
 
 
 def named_losses(detector: nn.Module, output: dict[str, Any]) -> Losses:
-    """The terms of what a detector returns in ``loss`` mode that make up its total.
-
-    By MMEngine's rule those with "loss" in their name; the others (accuracies) are only logged.
-    """
+    """Returns the terms of a detector's output in ``loss`` mode that make up its total."""
+    # By MMEngine's rule those with "loss" in their name; the others (accuracies) are only logged.
     _, terms = detector.parse_losses(output)
     return {name: term for name, term in terms.items() if "loss" in name and name != "loss"}

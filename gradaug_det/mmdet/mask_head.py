@@ -11,9 +11,9 @@ from torch import nn
 class SmallInitMaskHead(FCNMaskHead):
     """``FCNMaskHead`` whose predictor starts near zero: normal with standard deviation 0.001.
 
-    MMDetection starts it with He's initialisation, and no setting changes that. Masks then begin
-    with a larger loss, whose gradients drive the shared features: with the mini configs' clipped
-    gradients, 200 iterations ended 1.9 box AP lower than in Detectron2
+    No setting changes MMDetection's He initialisation. Masks then begin with a larger loss, whose
+    gradients drive the shared features: with the mini configs' clipped gradients, 200 iterations
+    ended 1.9 box AP lower than in Detectron2
     (studies/frameworks/results/he_initialised_mask_predictor.md). Names of weights are
     ``FCNMaskHead``'s.
     """
