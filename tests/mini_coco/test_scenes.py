@@ -230,11 +230,11 @@ def test_segmentation_formats_describe_the_same_masks(tmp_path):
 def test_contact_sheet_has_a_tile_for_each_of_the_first_images(mini_coco):
     with Image.open(mini_coco / "contact_sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
-    # 12 train and 8 val tiles, 1.5 times 256 x 192, captions of 22 and gaps of 10 pixels.
-    assert pixels.shape == (4 * (288 + 22 + 10) + 10, 5 * (384 + 10) + 10, 3)
-    first = pixels[10 + 22 : 10 + 22 + 288, 10 : 10 + 384]
+    # 12 train and 8 val tiles, twice 256 x 192, captions of 22 and gaps of 10 pixels.
+    assert pixels.shape == (4 * (384 + 22 + 10) + 10, 5 * (512 + 10) + 10, 3)
+    first = pixels[10 + 22 : 10 + 22 + 384, 10 : 10 + 512]
     with Image.open(mini_coco / "train" / "000000000001.png") as image:
-        plain = np.asarray(image.resize((384, 288), Image.Resampling.BICUBIC)).astype(int)
+        plain = np.asarray(image.resize((512, 384), Image.Resampling.BICUBIC)).astype(int)
     changed = (np.abs(first - plain).max(axis=2) > 2).mean()
     assert 0.02 < changed < 0.6, "the annotations are not drawn, or over everything"
 
