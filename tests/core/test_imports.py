@@ -1,6 +1,5 @@
 """The import graph: core knows only torch, adapters do not know each other."""
 
-import ast
 import json
 import subprocess
 import sys
@@ -8,23 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.house import circles, climbs, import_graph, imports
+
 PACKAGE = Path(__file__).parents[2] / "gradaug_det"
+LAYERS = (  # the lowest first; a layer imports itself and what is below it
+    {"errors", "utils"},
+    {"core"},
+    {"zoo", "check_data", "evaluation", "reports", "mini_coco"},
+    {"benchmark", "export", "pretrain", "replay"},
+    {"d2", "mmdet"},
+    {"frameworks"},
+    {"commands"},
+)
 LOWEST = ("gradaug_det.core", "gradaug_det.utils", "gradaug_det.errors")
 FRAMEWORKS = {"detectron2", "fvcore", "mmdet", "mmcv", "mmengine"}
-
-
-def imports(path):
-    """Absolute names of everything a file imports, wherever the import stands."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module)
-        elif isinstance(node, ast.ImportFrom):
-            parts = ["gradaug_det", *path.relative_to(PACKAGE).parts]
-            names.add(".".join([*parts[: len(parts) - node.level], node.module or ""]).rstrip("."))
-    return names
 
 
 def tops(path):
@@ -52,6 +48,21 @@ def test_nothing_else_imports_a_framework():
     for path in PACKAGE.rglob("*.py"):
         if path.relative_to(PACKAGE).parts[0] not in ("d2", "mmdet"):
             assert not tops(path) & FRAMEWORKS, path
+
+
+def test_every_part_has_a_layer():
+    parts = {
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert parts - {"__init__"} == set().union(*LAYERS)
+
+
+def test_imports_go_down_and_in_no_circle():
+    graph = import_graph(PACKAGE.parent)
+    assert circles(graph) == []
+    assert climbs(graph, LAYERS) == []
 
 
 def test_the_package_knows_no_evidence():
