@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import operator
+from functools import reduce
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -62,10 +63,19 @@ def _list_settings(cfg: CfgNode | DictConfig) -> list[Setting]:
             "is a backbone with a deep stem, which Detectron2's ResNet does not have; take another "
             "(`gradaug-det zoo list`), or MMDetection",
         )
-    return list(_yaml(cfg, info) if isinstance(cfg, CfgNode) else _lazy(cfg, info))
+    wanted = _yaml_keys(info) if isinstance(cfg, CfgNode) else _lazy_keys(cfg, info)
+    return [Setting(key, _read(cfg, key), value) for key, value in wanted.items()]
 
 
-def _yaml(cfg: CfgNode, info: BackboneInfo) -> Iterator[Setting]:
+def _read(cfg: CfgNode | DictConfig, key: str) -> Any:
+    """The value of a dotted key; None if a LazyConfig does not have it."""
+    if isinstance(cfg, CfgNode):
+        return reduce(operator.getitem, key.split("."), cfg)
+    value = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _yaml_keys(info: BackboneInfo) -> dict[str, Any]:
     wanted = {
         "INPUT.FORMAT": info.channel_order,
         "MODEL.PIXEL_MEAN": list(info.pixel_mean),
@@ -77,34 +87,23 @@ def _yaml(cfg: CfgNode, info: BackboneInfo) -> Iterator[Setting]:
     }
     if info.is_bottleneck:
         wanted["MODEL.RESNETS.STRIDE_IN_1X1"] = info.stride_in == "1x1"
-    for key, value in wanted.items():
-        node: Any = cfg
-        for part in key.split("."):
-            node = node[part]
-        yield Setting(key, node, value)
+    return wanted
 
 
-def _lazy(cfg: DictConfig, info: BackboneInfo) -> Iterator[Setting]:
-    """The keys of Detectron2's own lazy models; those that a config does not have are its own."""
-
-    def read(key: str) -> Any:
-        value = OmegaConf.select(cfg, key)
-        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
+def _lazy_keys(cfg: DictConfig, info: BackboneInfo) -> dict[str, Any]:
+    # The keys of Detectron2's own lazy models; those that a config does not have are its own.
     mappers = [f"dataloader.{split}.mapper.image_format" for split in ("train", "test")]
-    for key in ("model.input_format", *mappers):
-        if read(key) is not None:
-            yield Setting(key, read(key), info.channel_order)
-    yield Setting("model.pixel_mean", read("model.pixel_mean"), list(info.pixel_mean))
-    yield Setting("model.pixel_std", read("model.pixel_std"), list(info.pixel_std))
+    formats = [key for key in ("model.input_format", *mappers) if _read(cfg, key) is not None]
+    wanted = dict.fromkeys(formats, info.channel_order)
+    wanted |= {"model.pixel_mean": list(info.pixel_mean), "model.pixel_std": list(info.pixel_std)}
     bottom_up = "bottom_up." if OmegaConf.select(cfg, "model.backbone.bottom_up") else ""
     stages = f"model.backbone.{bottom_up}stages"
-    if read(f"{stages}.depth") is None:
+    if _read(cfg, f"{stages}.depth") is None:
         logger.warning("%s.depth is not in the config: the network is not checked", stages)
-        return
-    yield Setting(f"{stages}.depth", read(f"{stages}.depth"), info.depth)
-    given = read(f"{stages}.stride_in_1x1")
+        return wanted
+    wanted[f"{stages}.depth"] = info.depth
     # Basic blocks know no such argument; bottlenecks have it False if it is not given.
-    wanted = info.stride_in == "1x1" if info.is_bottleneck else None
-    if given is not None or wanted:
-        yield Setting(f"{stages}.stride_in_1x1", given, wanted)
+    stride_in_1x1 = info.stride_in == "1x1" if info.is_bottleneck else None
+    if stride_in_1x1 or _read(cfg, f"{stages}.stride_in_1x1") is not None:
+        wanted[f"{stages}.stride_in_1x1"] = stride_in_1x1
+    return wanted

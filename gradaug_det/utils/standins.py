@@ -66,9 +66,6 @@ class _Unfinished:
 class _Array(_Unfinished):
     """Stands for a numpy array."""
 
-    def __init__(self, *_arguments: object) -> None:
-        pass
-
     def build(self, state: tuple, _unpickler: Unpickler) -> np.ndarray:
         _version, shape, kind, fortran, data = state
         self.made = _array(data, kind, shape, "F" if fortran else "C")
@@ -219,7 +216,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("mmengine.config.config", "ConfigDict"): _Name(_dict),
     ("mmengine.logging.history_buffer", "HistoryBuffer"): _Name(_History),
     ("numpy", "dtype"): _Name(_Type),
-    ("numpy", "ndarray"): _Name(_Array),
+    ("numpy", "ndarray"): _Name(lambda *_: _Array()),
     ("torch", "Size"): _Name(_size),
     ("torch", "device"): _Name(torch.device),
     ("torch", "Tensor"): Tensor,  # as a value: it cannot be called
@@ -233,7 +230,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch.storage", "UntypedStorage"): torch.uint8,
 }
 for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
-    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Name(_Array)
+    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Name(lambda *_: _Array())
     _ALLOWED[f"{_core}.multiarray", "scalar"] = _Name(_scalar)
     _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _Name(_array)
 for _builtins in ("builtins", "__builtin__"):  # of Python 3 and 2

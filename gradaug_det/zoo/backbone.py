@@ -69,7 +69,7 @@ def read_info(path: str | Path) -> BackboneInfo:
         ZooError: the file is not a backbone file; the sentence says what to do.
     """
     with _open(Path(path)) as file:
-        return _info(file)
+        return _read_metadata(file)
 
 
 def read_backbone(path: str | Path) -> tuple[dict[str, Tensor], BackboneInfo]:
@@ -80,7 +80,7 @@ def read_backbone(path: str | Path) -> tuple[dict[str, Tensor], BackboneInfo]:
             architecture's, or values that are not finite; the sentence says what to do.
     """
     with _open(Path(path)) as file:
-        info = _info(file)
+        info = _read_metadata(file)
         names = [name for name in file.keys() if not _is_counter(name)]  # noqa: SIM118 (no dict)
         # Shapes are in the header: a wrong file is refused before its tensors take memory.
         check_shapes({name: tuple(file.get_slice(name).get_shape()) for name in names}, info)
@@ -146,7 +146,7 @@ def _open(path: Path) -> Iterator[safe_open]:
         ) from None
 
 
-def _info(file: safe_open) -> BackboneInfo:
+def _read_metadata(file: safe_open) -> BackboneInfo:
     text = (file.metadata() or {}).get(METADATA_KEY)
     if text is None:
         raise ZooError(f"no metadata {METADATA_KEY!r}, so its input is unknown; {_WAY_OUT}")

@@ -144,9 +144,8 @@ def convert_file(
             dict which its checkpointer matches to any detector.
         target: one of TARGETS.
         framework: whose names the source has, one of SOURCES; a backbone file knows it itself.
-        source_format, target_format: "RGB" or "BGR"; by default a backbone file's own, else the
-            framework's usual order.
-        classifier: whether to keep the classifier.
+        source_format, target_format, classifier: see :func:`convert`; a backbone file knows its
+            own order.
         info: describes the result: writes a backbone file, ready for a zoo.
 
     Raises:
