@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from gradaug_det.core.resumed import PlacedDataset, PlacedIndex
 from gradaug_det.errors import DataError
 from gradaug_det.mini_coco import CLASS_NAMES, load_garments, render_garment_crops
 from gradaug_det.pretrain.recipe import DataSettings, Recipe
-from gradaug_det.utils.seeding import stable_seed, temporary_seed
+from gradaug_det.utils.seeding import stable_seed
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -77,17 +78,18 @@ def load_images(settings: DataSettings, seed: int) -> Images:
     """
     if settings.kind == "garments":
         train, val = (_cached_crops(s, settings.root, settings.size) for s in ("train", "test"))
-        classes = list(CLASS_NAMES)
+        classes, cut = list(CLASS_NAMES), v2.Identity()  # they are drawn at their size
     else:
         train, val = _load_folders(settings.root)
-        val, classes = _CenterCropped(val, settings.size), train.classes
+        classes, shorter = train.classes, round(settings.size * 256 / 224)
+        resize = v2.Resize(shorter, antialias=True)
+        cut = v2.Compose([resize, v2.CenterCrop(settings.size), v2.PILToTensor()])
     labels = np.asarray(train.targets)
     chosen = _sample_share(labels, settings.fraction, seed)
     if settings.holdout:
         held = _sample_share(labels, settings.holdout, stable_seed("holdout", seed))
-        val = _CenterCropped(Subset(train, held.tolist()), settings.size)
-        chosen = np.setdiff1d(chosen, held)
-    return Images(Subset(train, chosen.tolist()), val, classes)
+        val, chosen = Subset(train, held.tolist()), np.setdiff1d(chosen, held)
+    return Images(Subset(train, chosen.tolist()), _Transformed(val, cut), classes)
 
 
 class Crops(Dataset):
@@ -182,52 +184,35 @@ def _sample_share(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-class _CenterCropped(Dataset):
-    """Evaluation's view: the middle of the image, uint8 (3, size, size)."""
-
-    def __init__(self, images: Dataset, size: int) -> None:
-        self.images = images
-        shorter = v2.Resize(round(size * 256 / 224), antialias=True)
-        self.transform = v2.Compose([shorter, v2.CenterCrop(size), v2.PILToTensor()])
+class _Transformed(Dataset):
+    def __init__(self, images: Dataset, transform: nn.Module) -> None:
+        self.images, self.transform = images, transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.images[index]
-        # Garments are drawn at their size, as tensors.
-        return image if isinstance(image, Tensor) else self.transform(image), int(label)
+        return self.transform(image), int(label)
 
 
-class Augmented(Dataset):
-    """(epoch, index) -> augmented uint8 (3, H, W) image and its label."""
-
-    def __init__(self, images: Dataset, settings: DataSettings, seed: int) -> None:
-        self.images, self.seed = images, seed
-        flip = v2.RandomHorizontalFlip()
-        if settings.augment == "light":
-            shift = v2.RandomCrop(settings.size, padding=settings.size // 8, padding_mode="reflect")
-            steps = [v2.Resize(settings.size, antialias=True), v2.PILToTensor(), shift, flip]
-        else:
-            jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
-            # Pillow's images are cut and resized first: the rest of a photo's pixels never become
-            # a tensor.
-            crop = v2.RandomResizedCrop(settings.size, antialias=True)
-            steps = [crop, v2.PILToTensor(), flip, jitter, Lighting()]
-        self.transform = v2.Compose(steps)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        image, label = self.images[index]
-        with temporary_seed(stable_seed("augment", self.seed, epoch, index)):
-            return self.transform(image), int(label)
+def augment_images(images: Dataset, settings: DataSettings, seed: int) -> Dataset:
+    """The images, augmented: uint8 (3, H, W) and label, by a PlacedIndex of (epoch, index)."""
+    flip = v2.RandomHorizontalFlip()
+    if settings.augment == "light":
+        shift = v2.RandomCrop(settings.size, padding=settings.size // 8, padding_mode="reflect")
+        steps = [v2.Resize(settings.size, antialias=True), v2.PILToTensor(), shift, flip]
+    else:
+        jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
+        # Pillow's images are cut and resized first: the rest of a photo's pixels never become a
+        # tensor.
+        crop = v2.RandomResizedCrop(settings.size, antialias=True)
+        steps = [crop, v2.PILToTensor(), flip, jitter, Lighting()]
+    return PlacedDataset(_Transformed(images, v2.Compose(steps)), "augment", seed)
 
 
 class StatelessBatches:
-    """A batch sampler: for each step from ``first`` on, this process's share of (epoch, index).
+    """A batch sampler: for each step from ``first`` on, this process's share of the batch.
 
     Args:
         images: number of training images; a last incomplete batch of an epoch is left out.
@@ -256,7 +241,7 @@ class StatelessBatches:
     def __len__(self) -> int:
         return self.steps - self.first
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[PlacedIndex]]:
         whole = self.recipe.batch_size
         size = whole // self.world
         order = None
@@ -265,9 +250,9 @@ class StatelessBatches:
             # Nothing has a state: an epoch's order can be made in any process, from any step on.
             if order is None or place == 0:
                 rng = np.random.default_rng(stable_seed("order", self.recipe.seed, epoch))
-                order = rng.permutation(self.images)
+                order = rng.permutation(self.images).tolist()
             start = place * whole + self.rank * size
-            yield [(epoch, int(index)) for index in order[start : start + size]]
+            yield [PlacedIndex(index, (epoch, index)) for index in order[start : start + size]]
 
 
 def train_loader(images: Images, recipe: Recipe, batches: StatelessBatches) -> DataLoader:
@@ -275,7 +260,7 @@ def train_loader(images: Images, recipe: Recipe, batches: StatelessBatches) -> D
     if isinstance(images.train.dataset, Crops):
         images.train.dataset.pixels(images.train.indices)  # not in each loader process
     return DataLoader(
-        Augmented(images.train, recipe.data, recipe.seed),
+        augment_images(images.train, recipe.data, recipe.seed),
         batch_sampler=batches,
         num_workers=recipe.data.workers,
         pin_memory=torch.cuda.is_available(),

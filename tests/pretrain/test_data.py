@@ -5,13 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
+from gradaug_det.core.resumed import PlacedIndex
 from gradaug_det.errors import DataError
 from gradaug_det.mini_coco import load_garments, render_garment_crops
 from gradaug_det.pretrain.data import (
-    Augmented,
     Crops,
     Lighting,
     StatelessBatches,
+    augment_images,
     load_images,
     normalize,
     train_loader,
@@ -22,7 +23,8 @@ from tests.pretrain.helpers import tiny_recipe
 
 
 def keys(recipe, images=160, **kwargs):
-    return list(StatelessBatches(images, recipe, **kwargs))
+    batches = StatelessBatches(images, recipe, **kwargs)
+    return [[key.place for key in batch] for batch in batches]
 
 
 def test_every_image_once_an_epoch_in_another_order():
@@ -67,11 +69,11 @@ def test_pixels_do_not_depend_on_workers_or_on_the_global_generator():
     assert torch.equal(with_workers[1], without[1])
     assert without[0].dtype == torch.uint8
     assert without[0].shape == (32, 3, 16, 16)
-    dataset = Augmented(images.train, recipe.data, recipe.seed)
+    dataset = augment_images(images.train, recipe.data, recipe.seed)
     torch.set_rng_state(state)
-    one = dataset[0, 5][0]
+    one, later = (dataset[PlacedIndex(5, (epoch, 5))][0] for epoch in (0, 1))
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(one, dataset[1, 5][0])  # another epoch, another augmentation
+    assert not torch.equal(one, later)  # another epoch, another augmentation
 
 
 @pytest.mark.parametrize("augment", ["light", "imagenet"])
@@ -83,7 +85,8 @@ def test_photos_are_cut_before_they_become_tensors(augment, monkeypatch):
     settings = DataSettings(augment=augment, size=64)
     monkeypatch.setattr(torch, "manual_seed", None)  # formats the stack in every spawned worker
     for epoch in range(4):
-        cut, whole = (Augmented([(i, 0)], settings, seed=1)[epoch, 0][0] for i in (photo, pixels))
+        datasets = (augment_images([(image, 0)], settings, seed=1) for image in (photo, pixels))
+        cut, whole = (dataset[PlacedIndex(0, (epoch, 0))][0] for dataset in datasets)
         difference = (cut.float() - whole.float()).abs()
         assert difference.mean() < 0.5 and difference.max() <= 16
 

@@ -98,7 +98,7 @@ def test_float16_scales_losses_and_skips_a_step_with_infinite_gradients(tmp_path
     training = pretraining(tiny_recipe("gradaug", "precision=16-mixed"), tmp_path)
     scaler = training.fabric.strategy.precision.scaler
     loader = iter(training.batches)
-    images = torch.stack([training.images.train[i][0] for _, i in next(loader)[:4]])
+    images = torch.stack([training.images.train[i][0] for i in next(loader)[:4]])
     labels = torch.arange(4)  # few: float16 convolutions are slow on CPUs
     scale = scaler.get_scale()
     before = training.model.conv1.weight.clone()
