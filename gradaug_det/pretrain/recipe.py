@@ -6,8 +6,8 @@ The values of ``configs/pretrain/resnet50_in1k_gradaug.yaml`` are the authors' (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from operator import attrgetter
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,24 @@ from gradaug_det.core.options import GradAugOptions
 from gradaug_det.errors import ConfigError
 from gradaug_det.zoo.info import DEPTHS, NAME
 
-_CHOICES = {
-    "model": tuple(sorted(DEPTHS)),
-    "data.kind": ("garments", "imagefolder"),
-    "data.augment": ("light", "imagenet"),
-    "optim.name": ("sgd", "adamw"),
-    "mix": ("none", "mixup", "cutmix"),
-    "precision": ("32-true", "bf16-mixed", "16-mixed"),
-}
+
+# A field holds its own check beside its default; Recipe.check calls them all.
+def _number(default: float, **bounds: float) -> Any:
+    return field(default=default, metadata={"check": partial(check_number, **bounds)})
+
+
+def _integer(default: int, low: int = 0) -> Any:
+    return field(default=default, metadata={"check": partial(check_integer, low=low)})
+
+
+def _choice(default: str, *others: str) -> Any:
+    allowed = tuple(dict.fromkeys((default, *others)))
+
+    def check(key: str, value: str) -> None:
+        if value not in allowed:
+            raise ConfigError(key, f"must be one of {', '.join(allowed)}, got {value!r}")
+
+    return field(default=default, metadata={"check": check})
 
 
 @dataclass
@@ -48,13 +58,13 @@ class DataSettings:
             of the validation split: for choosing settings. In [0, 1).
     """
 
-    kind: str = "garments"
+    kind: str = _choice("garments", "imagefolder")
     root: str = ""
-    fraction: float = 1.0
-    size: int = 32
-    augment: str = "light"
-    workers: int = 0
-    holdout: float = 0.0
+    fraction: float = _number(1.0, above=0.0, high=1.0)
+    size: int = _integer(32, low=16)
+    augment: str = _choice("light", "imagenet")
+    workers: int = _integer(0)
+    holdout: float = _number(0.0, high=0.9)
 
 
 @dataclass
@@ -69,11 +79,11 @@ class OptimSettings:
         warmup_epochs: in which the learning rate rises linearly.
     """
 
-    name: str = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_epochs: float = 0.0
+    name: str = _choice("sgd", "adamw")
+    lr: float = _number(0.1, above=0.0)
+    momentum: float = _number(0.9, high=1.0)
+    weight_decay: float = _number(1e-4)
+    warmup_epochs: float = _number(0.0)
 
 
 @dataclass
@@ -121,44 +131,29 @@ class Recipe:
     """
 
     name: str = "pretrained"
-    model: str = "resnet18"
-    epochs: int = 10
-    batch_size: int = 64
+    model: str = _choice("resnet18", *DEPTHS)
+    epochs: int = _integer(10, low=1)
+    batch_size: int = _integer(64, low=2)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     gradaug: GradAugSettings = field(default_factory=GradAugSettings)
-    mix: str = "none"
-    mix_alpha: float = 1.0
-    stochastic_depth: float = 1.0
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.0
-    precision: str = "32-true"
+    mix: str = _choice("none", "mixup", "cutmix")
+    mix_alpha: float = _number(1.0, above=0.0)
+    stochastic_depth: float = _number(1.0, high=1.0)
+    label_smoothing: float = _number(0.0, high=1.0)
+    ema_decay: float = _number(0.0, high=1.0)
+    precision: str = _choice("32-true", "bf16-mixed", "16-mixed")
     channels_last: bool = False
-    seed: int = 0
-    checkpoint_steps: int = 0
+    seed: int = _integer(0)
+    checkpoint_steps: int = _integer(0)
 
     def check(self) -> Recipe:
         """Returns the recipe itself, if every value is allowed."""
-        for key, allowed in _CHOICES.items():
-            if self.get(key) not in allowed:
-                problem = f"must be one of {', '.join(allowed)}, got {self.get(key)!r}"
-                raise ConfigError(key, problem)
+        _check_fields(self)
         if len(self.name) > 100 or not NAME.fullmatch(self.name):
             # Said now: the backbone's file, which is written at the end, refuses it.
             problem = "must be lower-case letters, digits and single hyphens (at most 100)"
             raise ConfigError("name", f"{problem}, got {self.name!r}")
-        for key, low in (("epochs", 1), ("batch_size", 2), ("data.size", 16)):
-            check_integer(key, self.get(key), low=low)
-        for key in ("data.workers", "seed", "checkpoint_steps"):
-            check_integer(key, self.get(key), low=0)
-        check_number("data.fraction", self.data.fraction, high=1.0, above=0.0)
-        check_number("data.holdout", self.data.holdout, high=0.9)
-        for key in ("optim.lr", "mix_alpha"):
-            check_number(key, self.get(key), above=0.0)
-        for key in ("optim.momentum", "stochastic_depth", "label_smoothing", "ema_decay"):
-            check_number(key, self.get(key), high=1.0)
-        for key in ("optim.weight_decay", "optim.warmup_epochs"):
-            check_number(key, self.get(key))
         for angle in self.gradaug.rotations:
             if not -360 <= angle <= 360:  # nor NaN
                 problem = f"must be angles from -360 to 360 degrees, got {angle!r}"
@@ -170,10 +165,6 @@ class Recipe:
         except ConfigError as error:
             raise ConfigError(f"gradaug.{error.key}", error.problem) from None
         return self
-
-    def get(self, key: str) -> Any:
-        """The value of a dotted key."""
-        return attrgetter(key)(self)
 
     @property
     def options(self) -> GradAugOptions:
@@ -199,6 +190,15 @@ class Recipe:
             for recipe in (self.as_dict(), other)
         )
         return own == other
+
+
+def _check_fields(settings: Any, prefix: str = "") -> None:
+    for f in fields(settings):
+        key, value = prefix + f.name, getattr(settings, f.name)
+        if is_dataclass(value):
+            _check_fields(value, f"{key}.")
+        elif "check" in f.metadata:
+            f.metadata["check"](key, value)
 
 
 def load_recipe(file: str | Path, overrides: Sequence[str] = ()) -> Recipe:

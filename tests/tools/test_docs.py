@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,7 @@ def test_keys_of_the_recipe_are_what_the_tool_takes():
     # Not written at their defaults.
     assert set(keys) == known | {"gradaug.divisor", "channels_last"}
     for key in keys:
-        recipe.get(key)
+        attrgetter(key)(recipe)
 
 
 def test_a_setting_without_a_word_about_it_is_an_error():
