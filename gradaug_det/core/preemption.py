@@ -27,9 +27,8 @@ sysexits.h: "try again later"); not 143, which is also that of a training that s
 class TerminationNotice:
     """Notes SIGTERM instead of dying from it, from :meth:`listen` to :meth:`close`.
 
-    Further ones change nothing: they would end the process while it saves. A process that was told
-    is to end; SIGTERM does nothing in it any more. Meanwhile the processes that load images outlive
-    a SIGTERM that is sent to the whole process group, as ``torchrun`` does.
+    Meanwhile the processes that load images outlive a SIGTERM that is sent to the whole process
+    group, as ``torchrun`` does.
     """
 
     _listening: ClassVar[TerminationNotice | None] = None
@@ -40,10 +39,10 @@ class TerminationNotice:
         self._process = 0
 
     def listen(self) -> None:
-        """Only a process' main thread can; elsewhere this does nothing. All processes of a training
-        should call it at about the same time."""
+        """Begins, in a process' main thread; elsewhere this does nothing. All processes of a
+        training should call it at about the same time."""
         if threading.current_thread() is not threading.main_thread():
-            return
+            return  # Python refuses other threads' handlers
         if TerminationNotice._listening is not None:
             # Of a training that ended with an exception, of which MMEngine tells no hook.
             TerminationNotice._listening.close()
@@ -60,6 +59,7 @@ class TerminationNotice:
             TerminationNotice._listening = None
 
     def _restore(self, before: Any) -> None:
+        # A process that was told is to end by itself: another SIGTERM would end it while it saves.
         signal.signal(signal.SIGTERM, signal.SIG_IGN if self._noted else before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -72,8 +72,8 @@ class TerminationNotice:
         self._noted = True
 
     def received(self, device: torch.device) -> bool:
-        """Whether any process was told to go. All processes must ask, once a step: they answer
-        alike.
+        """Returns whether any process was told to go: the same in all, which must all ask, once a
+        step.
 
         Args:
             device: that the process group can reduce on.
@@ -89,9 +89,11 @@ class TerminationNotice:
 
 @contextmanager
 def workers_outlive_sigterm() -> Iterator[None]:
-    """Processes that any ``DataLoader`` starts within the block have process groups of their own,
-    so that who tells the training's group to go does not end them before the training has saved.
-    They end when the training does, however it ends."""
+    """Processes that any ``DataLoader`` starts within the block have process groups of their own.
+
+    Who tells the training's group to go does not end them before the training has saved. They end
+    when the training does, however it ends.
+    """
     if not hasattr(os, "setpgid"):  # Windows has no process groups
         yield
         return
@@ -107,9 +109,9 @@ def workers_outlive_sigterm() -> Iterator[None]:
         init = loader.worker_init_fn
         loader.worker_init_fn = _OwnGroup(init)
         if (loader.multiprocessing_context or multiprocessing).get_start_method() != "fork":
-            # Started with the first such worker, it would take SIGTERM off the mask.
+            # Python's tracker, begun with the first such worker, would take SIGTERM off the mask.
             resource_tracker.ensure_running()
-        # A worker inherits the mask, and takes it off when it has its group.
+        # Until it has its group, SIGTERM must wait: a worker inherits the mask, and takes it off.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             return original(loader)

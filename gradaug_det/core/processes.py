@@ -16,14 +16,15 @@ from gradaug_det.errors import GradAugError, NonFiniteLossError
 class Meeting:
     """Where the processes of a training learn of each other's problems, on the host.
 
-    The group is its own, so that nothing here is ever paired with a collective of the model or of
-    a thread that writes metrics. Make one at the same place in every process.
+    Make one at the same place in every process.
     """
 
     def __init__(self) -> None:
         self.several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._group = None
         if self.several:
+            # A group of its own: nothing here is ever paired with a collective of the model, or of
+            # a thread that writes metrics. On the host, so that nobody waits for a device.
             self._group = dist.new_group(backend="gloo", timeout=_time_limit())
 
     def problems(self, own: str = "") -> dict[int, str]:
@@ -37,6 +38,7 @@ class Meeting:
         if self._group is None:  # would be the model's own group
             raise GradAugError("this process has left the training's other processes")
         texts: list[Any] = [None] * dist.get_world_size()
+        # Texts are rarely there to be exchanged: one number says so.
         flag = torch.tensor([bool(own)], dtype=torch.int32)
         try:
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
@@ -114,7 +116,7 @@ def once_a_machine(
         except GradAugError as caught:
             error = caught
         except Exception as caught:
-            # Of anyone's making: it might not survive its journey. The others must not wait.
+            # The others must not wait. It may be of anyone's making, and not survive pickling.
             own, error = caught, GradAugError(f"{type(caught).__name__}: {caught}")
     found = gather((result, error))
     if own is not None and len(found) == 1:

@@ -43,11 +43,9 @@ _SETTINGS_KEY = "gradaug_settings"
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Makes a training that is resumed the one that was not interrupted, and SIGTERM a checkpoint.
-
-    For MMEngine's epoch-based and iteration-based loops, with any sampler, batch sampler and number
-    of workers. On SIGTERM the step is finished, ``iter_<n>.pth`` is saved, and the process ends
-    with :data:`gradaug_det.core.preemption.EXIT_CODE`; resume as usual.
+    """Makes a resumed training the one that was not interrupted, in MMEngine's epoch-based and
+    iteration-based loops. On SIGTERM the step is finished, ``iter_<n>.pth`` is saved, and the
+    process ends with :data:`gradaug_det.core.preemption.EXIT_CODE`.
 
     Raises:
         ConfigError: before training, if the data has no order to take up again.
@@ -72,8 +70,7 @@ class ExactResumeHook(Hook):
         )
 
     def before_run(self, runner: Runner) -> None:
-        """From here on checkpoints are written whole; what names the last one is mended if a
-        process died while writing it."""
+        # Checkpoints are written whole from here on.
         if "save_checkpoint" not in vars(runner):
             runner.save_checkpoint = functools.partial(_save_whole, runner.save_checkpoint)
         for hook in runner.hooks:
@@ -90,7 +87,9 @@ class ExactResumeHook(Hook):
         barrier()  # all have read it
         if is_main_process():
             remove_partial_files(work_dir)
-            if search:  # MMEngine takes an empty note for a name
+            if search:
+                # A process may have died while it wrote the note, which MMEngine reads next: it
+                # takes an empty one for a name.
                 _write_note(work_dir, found)
         barrier()
 
@@ -102,8 +101,8 @@ class ExactResumeHook(Hook):
         loop = runner.train_loop
         loader = _continue_loader(loop.dataloader, loop, self._seed)
         if isinstance(loop, IterBasedTrainLoop):
-            # What was trained on is left out by the loader. Newer loops skip it by skip_iter, those
-            # of MMEngine up to 0.10.7 ask for so many batches and drop them.
+            # On a resume newer loops call skip_iter; MMEngine's up to 0.10.7 take so many batches
+            # and drop them.
             newer = hasattr(loop.dataloader_iterator, "skip_iter")
             loop.dataloader_iterator = _Batches(loader, 0 if newer else loop.iter)
         loop.dataloader = loader
@@ -112,7 +111,6 @@ class ExactResumeHook(Hook):
         checkpoint["meta"][_SETTINGS_KEY] = self._record.to_save(self._settings(runner))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Warns of settings that are not those that the training was begun with."""
         then = checkpoint.get("meta", {}).get(_SETTINGS_KEY)
         if then and runner._resume:  # the logger is the first process' alone
             self._record.compare(then, self._settings(runner), runner.logger.warning)
@@ -145,7 +143,7 @@ class ExactResumeHook(Hook):
         raise SystemExit(EXIT_CODE)
 
     def before_val(self, runner: Runner) -> None:
-        """The last one may be broken off: all is saved."""
+        # The last evaluation may be broken off: all is saved.
         if runner.iter >= getattr(runner, "max_iters", math.inf):  # loops of users may have none
             self._notice.close()
 
@@ -255,23 +253,15 @@ class _Batches:
 
     Args:
         loader: which leaves out itself what was trained on.
-        ignored: calls that ask for such batches (MMEngine up to 0.10.7 does on resume).
+        dropped: batches that the loop asks for on a resume and drops.
     """
 
-    def __init__(self, loader: DataLoader, ignored: int) -> None:
-        self._loader, self._ignored = loader, ignored
-        self._iterator: Iterator[Any] | None = None
-
-    def skip_iter(self, count: int) -> None:
-        """Nothing: it is done."""
-
-    def __iter__(self) -> _Batches:
-        return self
+    def __init__(self, loader: DataLoader, dropped: int) -> None:
+        # A chain begins with the loader, and so starts workers, only when it gets there.
+        self._batches = itertools.chain([None] * dropped, loader)
 
     def __next__(self) -> Any:
-        if self._ignored:
-            self._ignored -= 1
-            return None
-        if self._iterator is None:
-            self._iterator = iter(self._loader)
-        return next(self._iterator)
+        return next(self._batches)
+
+    def skip_iter(self, count: int) -> None:
+        """Does nothing: the loader has left them out."""
