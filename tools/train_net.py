@@ -24,7 +24,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from gradaug_det.core.preemption import EXIT_CODE
 from gradaug_det.d2.checks import check_gpus
-from gradaug_det.d2.launch import joined_processes, started_by_torchrun
+from gradaug_det.d2.launch import join_processes, started_by_torchrun
 from gradaug_det.d2.train import run
 from gradaug_det.errors import GradAugError
 
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if started_by_torchrun():
-            with joined_processes():
+            with join_processes():
                 run(args)
         else:
             check_gpus(args.num_gpus)

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
+# Of a training that has saved itself and wants to be resumed: EX_TEMPFAIL of sysexits.h, "try again
+# later". 143 would be that of a training that saved nothing, too.
 EXIT_CODE = 75
-"""With which a training ends that has saved itself and wants to be resumed (EX_TEMPFAIL of
-sysexits.h: "try again later"); not 143, which is also that of a training that saved nothing."""
 
 
 class TerminationNotice:

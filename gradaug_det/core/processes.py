@@ -1,4 +1,4 @@
-"""What the processes of a training tell one another beside their gradients."""
+"""Processes of a training tell one another of problems, and take turns at what one can do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Meeting:
             self._group = dist.new_group(backend="gloo", timeout=_time_limit())
 
     def problems(self, own: str = "") -> dict[int, str]:
-        """What each process that has a problem says of it, by rank. All processes call it.
+        """The problems of all processes that have one, by rank. All processes call it.
 
         Raises:
             GradAugError: a process has left; its own output has the reason.

@@ -92,10 +92,8 @@ def draw_seeded(source: Iterable[T], seed: int, first: int = 0, block: int = 1) 
     """Items of a sampler, whose random numbers are not those of the step that asks for them.
 
     Args:
-        source: also one that draws from the process' own generators.
-        seed: of those generators, with the number of the block.
-        first: number of the first block.
-        block: items that are drawn at once.
+        source: may draw from the process' own generators: they are seeded for each block of
+            ``block`` items, by ``seed`` and the block's number, from ``first`` on.
     """
     items = None
     for number in itertools.count(first):
@@ -109,10 +107,8 @@ def draw_seeded(source: Iterable[T], seed: int, first: int = 0, block: int = 1) 
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """Where a training in an output folder goes on, by its file ``last_checkpoint``.
-
-    Returns:
-        Path or address; None if there is nothing to go on from.
+    """Path or address of the checkpoint that a training's output folder goes on from, by its file
+    ``last_checkpoint``; None if there is none.
 
     Raises:
         GradAugError: that checkpoint is not there, or not whole; names those that are.
@@ -177,7 +173,7 @@ class SettingsRecord:
         return {key: _to_text(value) for key, value in leaves if re.match(self.watched, key)}
 
     def to_save(self, now: Mapping[str, str]) -> dict[str, str]:
-        """What the next checkpoint must hold: the settings that are in effect."""
+        """Returns the settings that are in effect, for the next checkpoint."""
         return {**now, **self._kept}
 
     def compare(
@@ -214,7 +210,7 @@ class SettingsRecord:
 
 
 def optimizer_settings(optimizer: Optimizer) -> dict[str, str]:
-    """What an optimizer was made with, by name; learning rates before any schedule."""
+    """An optimizer's settings by name; learning rates before any schedule."""
     values: dict[str, list[Any]] = {}
     for group in optimizer.param_groups:
         for key, value in group.items():
@@ -236,7 +232,7 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _to_text(value: Any) -> str:
-    """The same for 1 and 1.0, and for a list and a tuple: a config's file may say either."""
+    # The same for 1 and 1.0, and for a list and a tuple: a config's file may say either.
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_to_text, value))}]"
     whole = isinstance(value, float) and value.is_integer()

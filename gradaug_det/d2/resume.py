@@ -208,8 +208,10 @@ def resumable_train_loader(cfg: CfgNode, seed: int) -> ResumableLoader:
 
 
 def resumable_lazy_loader(node: DictConfig, seed: int) -> ResumableLoader | None:
-    """The same for the ``dataloader.train`` of a LazyConfig; None, with a warning, if that is not
-    Detectron2's ``build_detection_train_loader``. A ``seed`` of the node's own goes before."""
+    """The training loader of a LazyConfig's ``dataloader.train``, whose own ``seed`` goes first.
+
+    None, with a warning, if that is not Detectron2's ``build_detection_train_loader``.
+    """
     target = node._target_
     if (locate(target) if isinstance(target, str) else target) is not build_detection_train_loader:
         logger.warning(
@@ -304,7 +306,7 @@ class ExactResume(HookBase):
             self.loader.seed = state.get("images", self.seed)
 
     def _settings(self) -> dict[str, str]:
-        """By which a resumed training is known; before its states are loaded, the config's own."""
+        # Before the optimizer's state is loaded, these are the config's own.
         settings = {"processes": str(comm.get_world_size())}
         if self.loader is not None:
             settings["training images"] = str(len(self.loader.dataset))
@@ -320,12 +322,8 @@ class ExactResume(HookBase):
 
 class SaveOnTermination(HookBase):
     """Saves a checkpoint when SIGTERM comes, and ends the process with
-    :data:`gradaug_det.core.preemption.EXIT_CODE`. Register it last. What loads images, for training
-    or evaluation, outlives the signal, also with loaders of your own.
-
-    Args:
-        checkpointer: of the training.
-    """
+    :data:`gradaug_det.core.preemption.EXIT_CODE`. Register it last, with the checkpointer of the
+    training."""
 
     def __init__(self, checkpointer: Any) -> None:
         self.checkpointer = checkpointer

@@ -72,7 +72,7 @@ class Trainer(DefaultTrainer):
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """With the optimizer, which 0.6's DefaultTrainer leaves out."""
+        # Of 0.6 it leaves out the optimizer.
         return {"_trainer": self._trainer.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> OrderedDict:
 
 
 def run_lazy(args: argparse.Namespace) -> OrderedDict:
-    """The same for a LazyConfig: ``cfg.gradaug``, if there, is a lazy GradAugHook."""
+    """Runs a LazyConfig, whose ``gradaug``, if there is one, is a lazy GradAugHook."""
     cfg = _load(args, load_lazy_config)
     amp = bool(OmegaConf.select(cfg, "train.amp.enabled")) and not args.eval_only
     check_device("train.device", cfg.train.device, "train.amp.enabled", amp)

@@ -116,7 +116,7 @@ class ExactResumeHook(Hook):
             self._record.compare(then, self._settings(runner), runner.logger.warning)
 
     def _settings(self, runner: Runner) -> dict[str, str]:
-        """By which a resumed training is known; before its states are loaded, the config's own."""
+        # Before the optimizer's state is loaded, these are the config's own.
         loader = runner.train_dataloader
         batches = getattr(loader, "batch_sampler", None)
         settings = {
@@ -202,8 +202,8 @@ def _continue_loader(
 
 
 class PlacedBatches(Proxy, Sampler):
-    """A batch sampler that leaves out what was trained on already, and gives the rest places:
-    (iteration, number in the batch).
+    """A batch sampler that leaves out what was trained on, and gives the rest places: (iteration,
+    number in the batch).
 
     Args:
         batches: the batch sampler of the config.
@@ -249,7 +249,7 @@ class PlacedBatches(Proxy, Sampler):
 
 
 class _Batches:
-    """What an iteration-based loop takes its batches from.
+    """An iteration-based loop's source of batches.
 
     Args:
         loader: which leaves out itself what was trained on.

@@ -1,7 +1,7 @@
 """Training with MMDetection from a script; MMDetection's own ``tools/train.py`` does the same.
 
-What this adds to ``Runner.from_cfg``: errors that name what is wrong with the config, a look at the
-data's files before the model is built, and checkpoints that are read without running code in them.
+Beyond ``Runner.from_cfg``: errors that name what is wrong with the config, a look at the data's
+files before the model is built, and checkpoints that are read without running code in them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from gradaug_det.utils.files import check_writable
 
 
 @contextmanager
-def _said_of(key: str) -> Iterator[None]:
-    """What MMEngine cannot build becomes a ConfigError, with its own words."""
+def _explain_build_errors(key: str) -> Iterator[None]:
+    """Turns what MMEngine raises into a ConfigError, with its own words."""
     try:
         yield
     except GradAugError:
@@ -42,19 +42,19 @@ class _Runner(Runner):
     """Builds what a config says as its base does, and says in a sentence what cannot be built."""
 
     def build_train_loop(self, loop: Any) -> BaseLoop:
-        with _said_of("train_cfg or train_dataloader"):
+        with _explain_build_errors("train_cfg or train_dataloader"):
             return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: Any) -> BaseLoop:
-        with _said_of("val_cfg, val_dataloader or val_evaluator"):
+        with _explain_build_errors("val_cfg, val_dataloader or val_evaluator"):
             return super().build_val_loop(loop)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        with _said_of("optim_wrapper"):
+        with _explain_build_errors("optim_wrapper"):
             return super().build_optim_wrapper(optim_wrapper)
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
-        with _said_of("param_scheduler"):
+        with _explain_build_errors("param_scheduler"):
             return super().build_param_scheduler(scheduler)
 
 
@@ -93,7 +93,7 @@ def build_runner(
     hooks = list(config.get("custom_hooks") or [])
     if exact_resume and not any(_is_exact_resume(hook) for hook in hooks):
         config.custom_hooks = [*hooks, {"type": "ExactResumeHook"}]
-    with _said_of("config"):
+    with _explain_build_errors("config"):
         runner = _Runner.from_cfg(config)
     checks = TrainingChecks()
     checks.before_build(runner)

@@ -234,7 +234,6 @@ class StatelessBatches:
             raise DataError(
                 f"batch_size {recipe.batch_size} is more than the {images} training images"
             )
-
         self.steps = recipe.epochs * self.steps_per_epoch
         """Steps of the whole training."""
 

@@ -136,9 +136,10 @@ class Pretraining:
             return self._finish()
 
     def _train(self) -> None:
+        name = self.recipe.name
         progress = tqdm(
             train_loader(self.images, self.recipe, self.batches),
-            self.recipe.name,
+            name,
             initial=self.batches.first,
             total=self.batches.steps,
             disable=None if self.fabric.is_global_zero else True,
@@ -160,13 +161,8 @@ class Pretraining:
                 if told_to_go:
                     raise SystemExit(EXIT_CODE)
                 if finished % per_epoch == 0 and self.fabric.is_global_zero:
-                    logger.info(
-                        "%s: epoch %d of %d, loss %.3f",
-                        self.recipe.name,
-                        finished // per_epoch,
-                        self.recipe.epochs,
-                        losses["loss"],
-                    )
+                    epochs = f"{finished // per_epoch} of {self.recipe.epochs}"
+                    logger.info("%s: epoch %s, loss %.3f", name, epochs, losses["loss"])
 
     def train_step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One step of Algorithm 1 and of the optimizer.
@@ -228,13 +224,10 @@ class Pretraining:
         return self.out / "last.ckpt"
 
     def _parts(self) -> dict[str, Any]:
-        parts = {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "schedule": self.schedule,
-            "precision": self.fabric.strategy.precision,
-        }
-        return parts | ({"ema": self.ema} if self.ema else {})
+        """All that has a state; random numbers have none, they depend on the step."""
+        parts = {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "ema")}
+        parts["precision"] = self.fabric.strategy.precision  # a float16 scaler
+        return {name: part for name, part in parts.items() if part is not None}
 
     def _save(self, step: int) -> None:
         """Writes ``last.ckpt``, whole or not at all."""
@@ -259,10 +252,9 @@ class Pretraining:
         except GradAugError:
             raise
         except Exception as error:  # load_state_dict fails anywhere in another's file
-            reason = describe_error(error)
             raise GradAugError(
-                f"{self._checkpoint} cannot be gone on with ({reason}); use another --out, or "
-                "delete that file"
+                f"{self._checkpoint} cannot be gone on with ({describe_error(error)}); use another "
+                "--out, or delete that file"
             ) from error
         if self.fabric.is_global_zero:
             logger.info("%s: going on from step %d", self.recipe.name, self.batches.first)
@@ -303,25 +295,23 @@ class Pretraining:
         """``top1``, ``top5`` (per cent) and ``loss`` of the validation images, all processes'."""
         _broadcast_buffers(model)
         model.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.fabric.device)
-        loader = val_loader(
-            self.images, self.recipe, self.fabric.global_rank, self.fabric.world_size
-        )
-        for images, labels in loader:
-            images, labels = self.fabric.to_device((images, labels))
-            with self.fabric.autocast():
+        fabric = self.fabric
+        sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
+        for batch in val_loader(self.images, self.recipe, fabric.global_rank, fabric.world_size):
+            images, labels = fabric.to_device(batch)
+            with fabric.autocast():
                 logits = model(normalize(images)).float()
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             own = [best[:, 0].sum(), best.sum(), loss, len(labels)]
             sums += torch.stack([torch.as_tensor(v, device=sums.device).double() for v in own])
-        top1, top5, loss, count = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
+        top1, top5, loss, count = fabric.all_reduce(sums, reduce_op="sum").tolist()
         model.train()
         return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count}
 
 
 def _describe(recipe: Recipe, metrics: Mapping[str, float]) -> BackboneInfo:
-    """What the zoo's file says of itself: a detector's config must agree with it."""
+    """The description in the zoo's file, with which a detector's config must agree."""
     slimmed = recipe.gradaug.num_subnets > 0
     return BackboneInfo(
         name=recipe.name,

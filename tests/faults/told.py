@@ -18,9 +18,9 @@ def main(name, folder, data, workers):
     (folder / "pid").write_text(str(os.getpid()))
     joined = contextlib.nullcontext()
     if name == "Detectron2":
-        from gradaug_det.d2.launch import joined_processes
+        from gradaug_det.d2.launch import join_processes
 
-        joined = joined_processes()
+        joined = join_processes()
     try:
         with joined:
             TRAININGS[name][0](folder, data, workers=int(workers))
