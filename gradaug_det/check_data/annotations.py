@@ -52,7 +52,7 @@ class Images:
                 findings.add("duplicate-file-name", **where)
             elif "file_name" in image:
                 names.add(name)
-            size = [_side(image, key, where, findings) for key in ("width", "height")]
+            size = [_read_side(image, key, where, findings) for key in ("width", "height")]
             if "id" not in image:
                 continue
             if image["id"] in self.row:
@@ -231,7 +231,7 @@ class _Reader:
         if "image_id" in annotation and _check_id(image, annotation, findings):
             row = self.images.row.get(image, -1)
             if row < 0:
-                meant = self._meant_image(image)
+                meant = self._guess_image(image)
                 add("unknown-image" if meant is None else "image-id-differs", images_id=meant)
         if "id" in annotation and _check_id(own, annotation, findings):
             if own in self._seen:
@@ -244,7 +244,9 @@ class _Reader:
         if "category_id" in annotation and _check_id(category, annotation, findings):
             column = self._categories.get(category, -1)
             if column < 0:
-                alike = self._spellings("category_id", self._categories).get(_spelling(category))
+                alike = self._by_spelling("category_id", self._categories).get(
+                    _normalize_id(category)
+                )
                 meant = self._names.get(str(category)) if alike is None else alike
                 add("unknown-category", category_id=category, categorys_id=meant)
 
@@ -268,15 +270,15 @@ class _Reader:
         # Detectron2 takes anything but 0 for a crowd, MMDetection what is true in Python.
         return row, column, box, (to_float(area), crowd != 0, bool(crowd), bool(ignore))
 
-    def _spellings(self, key: str, known: Collection) -> dict[str, Any]:
+    def _by_spelling(self, key: str, known: Collection) -> dict[str, Any]:
         if key not in self._alike:
-            self._alike[key] = {_spelling(one): one for one in known}
+            self._alike[key] = {_normalize_id(one): one for one in known}
         return self._alike[key]
 
-    def _meant_image(self, value: Any) -> Any:
+    def _guess_image(self, value: Any) -> Any:
         """The id that an ``image_id`` is another spelling of; None: none."""
-        alike = self._spellings("image_id", self.images.row)
-        found = alike.get(_spelling(value))
+        alike = self._by_spelling("image_id", self.images.row)
+        found = alike.get(_normalize_id(value))
         if found is not None or not isinstance(value, str):
             return found
         if not self._files:  # some tools write the file's name, with or without extension
@@ -284,7 +286,7 @@ class _Reader:
                 name = str(record.get("file_name"))
                 self._files |= {name: record["id"], Path(name).stem: record["id"]}
         stem = Path(value).stem
-        return self._files.get(value, self._files.get(stem, alike.get(_spelling(stem))))
+        return self._files.get(value, self._files.get(stem, alike.get(_normalize_id(stem))))
 
 
 def _each_object(key: str, entries: Sequence, findings: Findings) -> Iterator[dict[str, Any]]:
@@ -317,7 +319,7 @@ def _check_mixed(key: str, ids: Sequence[Any], findings: Findings) -> None:
         findings.add("ids-mixed", list=key, text=texts[0], texts=len(texts), ids=len(ids))
 
 
-def _spelling(value: Any) -> str:
+def _normalize_id(value: Any) -> str:
     """What different spellings of an id have in common: " Bolt", "bolt"; "07", 7.0."""
     text = "".join(str(value).split()).casefold()
     number = _parse_number(text)
@@ -331,7 +333,7 @@ def _parse_number(text: str) -> float:
         return math.nan
 
 
-def _side(image: dict[str, Any], key: str, where: dict[str, Any], findings: Findings) -> float:
+def _read_side(image: dict[str, Any], key: str, where: dict[str, Any], findings: Findings) -> float:
     """Width or height in pixels; NaN if it is missing or wrong."""
     value = image.get(key, math.nan)
     if key in image and (not is_number(value) or not 0 < value <= _LARGEST_SIDE or value % 1):

@@ -10,19 +10,19 @@ import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradaug_det.check_data.agreement import check_same_classes
 from gradaug_det.check_data.annotations import Images, check_annotations, check_categories
 from gradaug_det.check_data.images import (
+    Check,
     File,
-    Look,
     Names,
+    check_image,
+    check_images,
     exists,
-    look_at_all,
-    look_at_header,
-    look_at_pixels,
 )
 from gradaug_det.check_data.kinds import MAX_EXAMPLES, CheckResult, Findings
 from gradaug_det.errors import ConfigError, DataError
@@ -66,8 +66,8 @@ def check_coco(
     _check_positive(jobs=jobs, num_classes=num_classes)
     data, findings = CocoData.read(annotations), Findings()
     result, files = _check(data, images, findings, num_classes=num_classes, masks=masks)
-    look = look_at_pixels if decode else look_at_header
-    _add_images(files, look, findings, jobs, progress, images)
+    check = partial(check_image, decode=decode)
+    _add_images(files, check, findings, jobs, progress, images)
     return replace(result, findings=findings.sorted())
 
 
@@ -116,8 +116,8 @@ def check_before_training(
         frameworks=FRAMEWORKS if framework is None else (framework,),
         max_detections=max_detections or MAX_DETECTIONS,
     )
-    look = look_at_header if len(files) <= HEADER_IMAGES else exists
-    _add_images(files, look, findings, folder=images)
+    check = check_image if len(files) <= HEADER_IMAGES else exists
+    _add_images(files, check, findings, folder=images)
     result = replace(result, findings=findings.sorted())
 
     # The evaluators of both frameworks are pycocotools', which reads keys that training does
@@ -214,8 +214,8 @@ def check_imagefolder(
                     findings.add("file-ignored", **place)
             if len(files) == before:
                 findings.add("class-empty", class_folder=f"{split.name}/{name}")
-    look = look_at_pixels if decode else look_at_header
-    _add_images(files, look, findings, jobs, progress)
+    check = partial(check_image, decode=decode)
+    _add_images(files, check, findings, jobs, progress)
     counts = {"images": len(files), "classes": len(everywhere)}
     return CheckResult(str(root), str(root), counts, findings.sorted())
 
@@ -279,7 +279,7 @@ def _sort_ids(ids: Iterable[Any]) -> list:
 
 def _add_images(
     files: Sequence[File],
-    look: Look,
+    check: Check,
     findings: Findings,
     jobs: int = 1,
     progress: bool = False,
@@ -288,11 +288,11 @@ def _add_images(
     """Looks at image files; of the first that are missing, says what the ``folder`` has instead."""
     names = None if folder is None else Names(Path(folder))
     missing = 0
-    for file, problems in look_at_all(files, look, jobs, progress):
+    for file, problems in check_images(files, check, jobs, progress):
         for kind, values in problems:
             if kind == "missing-image" and names is not None and missing < MAX_EXAMPLES:
                 missing += 1
-                values = {"cause": names.cause(file.place["file_name"]), **values}
+                values = {"cause": names.explain(file.place["file_name"]), **values}
             findings.add(kind, **file.place, **values)
 
 

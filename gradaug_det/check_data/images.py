@@ -37,7 +37,7 @@ class File(NamedTuple):
 Problem = tuple[str, dict[str, Any]]
 """A kind, and the values that an example of it shows."""
 
-Look = Callable[[File], list[Problem]]
+Check = Callable[[File], list[Problem]]
 """A way to look at a file; it raises nothing."""
 
 
@@ -47,7 +47,7 @@ class Names:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def cause(self, name: str) -> str | None:
+    def explain(self, name: str) -> str | None:
         """Returns what is odd about ``file_name``, and the file that is probably meant."""
         clues = {
             "an address, not a file": "://" in name,
@@ -59,9 +59,9 @@ class Names:
         odd = [clue for clue, is_so in clues.items() if is_so]
         folder, _, last = unquote(name).strip().replace("\\", "/").rpartition("/")
         for how, key in (
-            ("", _alike(last)),
-            ("a prefix of Label Studio", _alike(_LABEL_STUDIO.sub("", last))),
-            ("another extension", f"stem {_alike(last.rpartition('.')[0] or last)}"),
+            ("", _normalize(last)),
+            ("a prefix of Label Studio", _normalize(_LABEL_STUDIO.sub("", last))),
+            ("another extension", f"stem {_normalize(last.rpartition('.')[0] or last)}"),
         ):
             found = self._files.get(key)
             if found is None:
@@ -85,12 +85,12 @@ class Names:
         for folder, _, files in os.walk(self.folder):
             for file in map(Path, sorted(files)):
                 path = (Path(folder) / file).relative_to(self.folder).as_posix()
-                found.setdefault(_alike(file.name), path)
-                found.setdefault(f"stem {_alike(file.stem)}", path)
+                found.setdefault(_normalize(file.name), path)
+                found.setdefault(f"stem {_normalize(file.stem)}", path)
         return found
 
 
-def _alike(name: str) -> str:
+def _normalize(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -102,24 +102,14 @@ def exists(file: File) -> list[Problem]:
         return [("missing-image", {"problem": str(error)})]
 
 
-def look_at_header(file: File) -> list[Problem]:
-    """Looks at what the header of a file shows: format, mode, size, orientation."""
-    return _look(file, decode=False)
-
-
-def look_at_pixels(file: File) -> list[Problem]:
-    """Decodes a file: finds all that the header shows, and whether the pixels are there."""
-    return _look(file, decode=True)
-
-
-def look_at_all(
-    files: Sequence[File], look: Look, jobs: int, progress: bool
+def check_images(
+    files: Sequence[File], check: Check, jobs: int, progress: bool
 ) -> Iterator[tuple[File, list[Problem]]]:
     """Looks at files in ``jobs`` threads (Pillow decodes outside the GIL); yields in order."""
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
 
     def work(chunk: Sequence[File]) -> list[list[Problem]]:
-        return [look(file) for file in chunk]
+        return [check(file) for file in chunk]
 
     # Odd Exif data and large images are worth a warning to Pillow: thousands of lines here.
     with (
@@ -136,19 +126,20 @@ def look_at_all(
             pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for 100,000 images
 
 
-def _look(file: File, decode: bool) -> list[Problem]:
+def check_image(file: File, decode: bool = False) -> list[Problem]:
+    """Reads format, mode, size and orientation from a file's header; may decode the pixels too."""
     try:
         if not file.path.exists():
             return [("missing-image", {})]
         if not file.path.is_file():  # a folder; a pipe or a device would be read for ever
             return [("unreadable-image", {"problem": "it is no ordinary file"})]
         with Image.open(file.path) as image:
-            stored, orientations = image.size, _orientations(image)
+            stored, orientations = image.size, _read_orientations(image)
             if image.format == "TIFF":  # Pillow has turned the size already
                 stored = image.tag_v2[256], image.tag_v2[257]
             if decode:
                 image.load()
-            return [*_check_pixels(image), *_check_size(file, stored, orientations)]
+            return [*_check_format(image), *_check_size(file, stored, orientations)]
     # Pillow's decoders let through whatever a damaged file makes them raise: struct.error,
     # SyntaxError, ValueError, ZeroDivisionError, its own errors of too large images.
     except Exception as error:
@@ -156,7 +147,7 @@ def _look(file: File, decode: bool) -> list[Problem]:
         return [(kind, {"problem": str(error).replace(str(file.path), file.path.name)})]
 
 
-def _check_pixels(image: Image.Image) -> list[Problem]:
+def _check_format(image: Image.Image) -> list[Problem]:
     problems: list[Problem] = []
     if image.format not in _BY_BOTH:
         problems.append(("image-format", {"format": image.format}))
@@ -167,7 +158,7 @@ def _check_pixels(image: Image.Image) -> list[Problem]:
     return problems
 
 
-def _orientations(image: Image.Image) -> dict[str, int]:
+def _read_orientations(image: Image.Image) -> dict[str, int]:
     """How each framework turns the image that is stored: 1 not at all, 2 to 8 as Exif has it.
 
     An image that says nothing has 1 for both. Seen with Pillow 13 and OpenCV 5, which MMCV reads

@@ -112,7 +112,7 @@ def _check_run_lengths(
             findings.add("rle-wrong-size", **place, size=shape, expected=[height, width])
         return
     shape = [int(height), int(width)]
-    if not _fills(shape, counts):
+    if not _is_whole(shape, counts):
         findings.add("rle-unreadable", **place, size=shape, counts=counts)
         return
     rle = {"size": shape, "counts": counts}
@@ -126,7 +126,7 @@ def _check_run_lengths(
     objects.extents[index] = x, y, x + box_width, y + box_height
 
 
-def _fills(shape: list[int], counts: list | str) -> bool:
+def _is_whole(shape: list[int], counts: list | str) -> bool:
     """Returns whether run lengths can be read and sum to the pixels of their size.
 
     pycocotools refuses too many pixels but not too few, and not before it has made an array of

@@ -31,7 +31,7 @@ from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.checks import check_detector, check_device
 from gradaug_det.d2.config import gradaug_options, load_config, load_lazy_config
 from gradaug_det.d2.data import register_coco
-from gradaug_det.d2.evaluation import scoring
+from gradaug_det.d2.evaluation import read_scoring
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.coco_data import CocoData
@@ -53,7 +53,7 @@ class Detectron2Detector:
         check_detector(self.model, [name for _, name in data.classes], scored=True)
         self.model.eval()
         self.backbone = slimmable_part(self.model.backbone)
-        self.scoring = scoring(cfg, self.model)
+        self.scoring = read_scoring(cfg, self.model)
         # Detectron2's catalog wants a name for each dataset.
         name = f"gradaug_{zlib.crc32(f'{data.path}:{data.folder}'.encode()):08x}"
         register_coco(name, data.path, data.folder)

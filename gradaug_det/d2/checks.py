@@ -61,12 +61,12 @@ def check_detector(model: nn.Module, classes: Sequence[str], *, scored: bool) ->
         for kind, function in _COMPILED.items():
             if isinstance(layer, kind) and not _is_compiled(function):
                 raise ConfigError(f"{kind.__name__} in {name}", f"{_NOT_COMPILED}; {_BUILD_IT}")
-    for name, count in _heads(model) if classes else ():
+    for name, count in _find_heads(model) if classes else ():
         key = f"num_classes of the detector's {name}" if name else "the detector's num_classes"
         check_num_classes(key, count, classes, scored=scored)
 
 
-def _heads(model: nn.Module) -> Iterator[tuple[str, int]]:
+def _find_heads(model: nn.Module) -> Iterator[tuple[str, int]]:
     """Yields the modules that tell things apart, and how many they know."""
     for name, module in model.named_modules():
         if {"backbone", "sem_seg_head"} & set(name.split(".")):

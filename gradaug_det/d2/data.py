@@ -150,16 +150,16 @@ class DataUse:
     lazy: bool = False  # a lazy config calls everything otherwise
 
     @classmethod
-    def of(cls, cfg: CfgNode | DictConfig, eval_only: bool = False) -> DataUse:
+    def read(cls, cfg: CfgNode | DictConfig, eval_only: bool = False) -> DataUse:
         """Reads a yaml config or a LazyConfig; with ``eval_only``, nothing is trained."""
-        use = (_lazy_use if isinstance(cfg, DictConfig) else _yaml_use)(cfg)
+        use = (_read_lazy if isinstance(cfg, DictConfig) else _read_yaml)(cfg)
         return replace(use, train=()) if eval_only else use
 
     def key(self, yaml: str, lazy: str) -> str:
         return lazy if self.lazy else yaml
 
 
-def _yaml_use(cfg: CfgNode) -> DataUse:
+def _read_yaml(cfg: CfgNode) -> DataUse:
     model, kind = cfg.MODEL, cfg.MODEL.META_ARCHITECTURE
     rcnn = kind in ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork")
     counted = {
@@ -185,7 +185,7 @@ def _yaml_use(cfg: CfgNode) -> DataUse:
     )
 
 
-def _lazy_use(cfg: DictConfig) -> DataUse:
+def _read_lazy(cfg: DictConfig) -> DataUse:
     def select(key: str, default: Any = None) -> Any:
         value = OmegaConf.select(cfg, key)
         return default if value is None else value
@@ -260,7 +260,7 @@ def check_datasets(
         DataError: names the dataset, what is missing or wrong and what to do.
         ConfigError: the config and a dataset do not agree.
     """
-    use = DataUse.of(cfg, eval_only)
+    use = DataUse.read(cfg, eval_only)
     if again or use not in _checked:
         _checked[use], keypoints = once_a_machine(lambda: _check(use))
         for name, values in keypoints.items():  # to the processes that have not looked
@@ -274,7 +274,7 @@ def check_own_records(cfg: DictConfig, records: Sequence[dict]) -> None:
     Raises:
         DataError: Detectron2 would learn from none of the ``records``.
     """
-    use = DataUse.of(cfg)
+    use = DataUse.read(cfg)
     if not use.train:
         once_a_machine(lambda: _check_records("dataloader.train.dataset", list(records), 0, use))
 
@@ -370,7 +370,7 @@ def _load(name: str) -> list[dict]:
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
         root = MetadataCatalog.get(name).get("image_root")
-        cause = root and Names(Path(root)).cause(missing[0].removeprefix(f"{root}/"))
+        cause = root and Names(Path(root)).explain(missing[0].removeprefix(f"{root}/"))
         raise DataError(
             f"dataset {name!r}: {len(missing)} of {len(files)} image files are missing, the "
             f"first is {missing[0]}{f' ({cause})' if cause else ''}; correct the images folder or "

@@ -110,7 +110,7 @@ class FasterCOCOEvaluator(COCOEvaluator):
             result["category_id"] = to_id[result["category_id"]]
 
 
-def scoring(cfg: CfgNode | DictConfig, model: nn.Module | None = None) -> Scoring:
+def read_scoring(cfg: CfgNode | DictConfig, model: nn.Module | None = None) -> Scoring:
     """How a config has its detections scored.
 
     Args:
@@ -118,7 +118,7 @@ def scoring(cfg: CfgNode | DictConfig, model: nn.Module | None = None) -> Scorin
         model: the LazyConfig's detector, whose limit of detections is the evaluator's if that has
             none of its own.
     """
-    use = DataUse.of(cfg)
+    use = DataUse.read(cfg)
     if isinstance(cfg, DictConfig):
         tasks = OmegaConf.select(cfg, "dataloader.evaluator.tasks")
         limit = use.max_detections or detections_per_image(model)
@@ -142,7 +142,7 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     if kind in ("sem_seg", "coco_panoptic_seg"):
         found.append(SemSegEvaluator(name, output_dir=folder))
     if kind != "sem_seg":
-        settings = scoring(cfg)
+        settings = read_scoring(cfg)
         evaluator = FasterCOCOEvaluator(
             name,
             tasks=settings.tasks,
@@ -156,7 +156,7 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     return found[0] if len(found) == 1 else DatasetEvaluators(found)
 
 
-def lazy_evaluator(cfg: DictConfig, model: nn.Module) -> Any:
+def build_lazy_evaluator(cfg: DictConfig, model: nn.Module) -> Any:
     """Builds the evaluator of a LazyConfig; one of COCO without a limit of its own counts as many
     detections of an image as the detector gives."""
     node = cfg.dataloader.evaluator

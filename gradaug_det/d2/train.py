@@ -27,7 +27,7 @@ from gradaug_det.d2.checks import check_batch, check_detector, check_device, che
 from gradaug_det.d2.config import gradaug_options, load_config, load_lazy_config
 from gradaug_det.d2.data import check_datasets, check_own_records, register_coco, register_mini_coco
 from gradaug_det.d2.detector import GradAugDetector
-from gradaug_det.d2.evaluation import build_evaluator, lazy_evaluator
+from gradaug_det.d2.evaluation import build_evaluator, build_lazy_evaluator
 from gradaug_det.d2.hook import GradAugHook
 from gradaug_det.d2.preprocessing import check_preprocessing, fix_preprocessing
 from gradaug_det.d2.resume import (
@@ -187,7 +187,7 @@ def evaluate_lazy(cfg: Any, model: Any) -> OrderedDict:
     """Evaluates a LazyConfig's model with the config's evaluator."""
     if "evaluator" not in cfg.dataloader:
         return OrderedDict()
-    loader, evaluator = instantiate(cfg.dataloader.test), lazy_evaluator(cfg, model)
+    loader, evaluator = instantiate(cfg.dataloader.test), build_lazy_evaluator(cfg, model)
     results = inference_on_dataset(model, loader, evaluator)
     print_csv_format(results)
     return results

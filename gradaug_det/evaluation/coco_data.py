@@ -196,14 +196,14 @@ def check_scorable(predictions: Sequence[dict], truth: dict[str, Any], iou_type:
     if iou_type == "bbox":
         _check_finite(predictions, "bbox", (4,), f"boxes {diverged[0]}", diverged[1])
     elif iou_type == "keypoints":
-        length = _keypoint_numbers(truth)
+        length = _count_numbers(truth)
         wanted = f"no {length} finite numbers, x, y, v of each keypoint"
         _check_finite(predictions, "keypoints", (length,), wanted)
     else:
         _check_masks(predictions, truth)
 
 
-def _keypoint_numbers(truth: dict[str, Any]) -> int:
+def _count_numbers(truth: dict[str, Any]) -> int:
     """The length of the objects' lists of keypoints, which has to be one for all."""
     objects = [a for a in truth["annotations"] if a.get("keypoints")]
     if not objects:

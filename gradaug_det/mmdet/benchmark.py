@@ -31,7 +31,7 @@ from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.config import load_config
-from gradaug_det.mmdet.data import coco_metrics, coco_part, leaves
+from gradaug_det.mmdet.data import find_leaves, find_metrics, read_part
 from gradaug_det.utils.detector_files import DetectorFiles
 
 
@@ -61,7 +61,7 @@ class MMDetectionDetector:
         check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
 
     def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:
-        settings = copy.deepcopy(next(leaves(self.config.test_dataloader.dataset, ""))[1])
+        settings = copy.deepcopy(next(find_leaves(self.config.test_dataloader.dataset, ""))[1])
         pipeline = list(settings.pipeline)
         if isinstance(change, FGSM):
             pipeline = _with_ground_truth(pipeline, getattr(self.model, "with_mask", False))
@@ -171,8 +171,8 @@ def _divisor(config: Config) -> int:
 def _category_ids(config: Config, data: CocoData) -> list[int] | None:
     """Of each class of the config, by name: MMDetection's order need not be that of the ids. None
     if the config's test data is not read as CocoDataset reads it."""
-    key, leaf = next(leaves(config.test_dataloader.dataset, "test_dataloader.dataset"))
-    part = coco_part(key, leaf)
+    key, leaf = next(find_leaves(config.test_dataloader.dataset, "test_dataloader.dataset"))
+    part = read_part(key, leaf)
     if part is None:
         return None
     ids = {name: number for number, name in data.classes}
@@ -183,7 +183,7 @@ def _category_ids(config: Config, data: CocoData) -> list[int] | None:
 
 def _scoring(config: Config) -> Scoring:
     """As its CocoMetric has it, with as many detections of an image as it lets through."""
-    _, metric = next(coco_metrics(config, "test"), ("", {"metric": ()}))
+    _, metric = next(find_metrics(config, "test"), ("", {"metric": ()}))
     tasks = metric.get("metric", "bbox")
     tasks = [tasks] if isinstance(tasks, str) else tasks
     tasks = tuple(task for task in ("bbox", "segm") if task in tasks) or None

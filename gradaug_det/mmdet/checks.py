@@ -25,8 +25,8 @@ from gradaug_det.mmdet.data import (
     SPLITS,
     check_data,
     check_learned,
-    coco_metrics,
-    training_classes,
+    count_training_classes,
+    find_metrics,
 )
 from gradaug_det.mmdet.values import check_values, walk
 
@@ -72,7 +72,7 @@ class TrainingChecks(Hook):
             self.before_build(runner)
         model = _unwrap(runner)
         check_tasks(model, runner.cfg)
-        classes = training_classes(runner.train_dataloader.dataset)
+        classes = count_training_classes(runner.train_dataloader.dataset)
         if classes is not None:
             check_heads(model, classes)
         _once_a_machine(lambda: check_learned(runner, self._results))
@@ -128,7 +128,7 @@ def check_tasks(model: nn.Module, config: Mapping[str, Any]) -> None:
     if any(name == "with_mask" and value for _, name, value in walk(dict(training.items()))):
         return  # masks from a head of another name
     for split in ("val", "test"):
-        for key, metric in coco_metrics(config, split):
+        for key, metric in find_metrics(config, split):
             if "segm" in metric.get("metric", ()):
                 problem = f"asks for 'segm', but {type(model).__name__} has no head of masks; "
                 raise ConfigError(f"{key}.metric", problem + "write 'bbox'")
@@ -146,7 +146,7 @@ def check_weights(runner: Runner) -> None:
     if runner._resume and (runner._load_from or find_latest_checkpoint(runner.work_dir)):
         return
     model = _unwrap(runner)
-    initial = list(_pretrained(model))
+    initial = list(_find_pretrained(model))
     for name, module, settings in initial:
         key = ".".join(filter(None, ("model", name, "init_cfg.checkpoint")))
         _check_taken(module, settings["checkpoint"], settings.get("prefix"), key)
@@ -156,7 +156,7 @@ def check_weights(runner: Runner) -> None:
         _check_taken(model, runner._load_from, None, "load_from", whole)
 
 
-def _pretrained(model: nn.Module) -> Iterator[tuple[str, nn.Module, Mapping[str, Any]]]:
+def _find_pretrained(model: nn.Module) -> Iterator[tuple[str, nn.Module, Mapping[str, Any]]]:
     for name, module in model.named_modules():
         if getattr(type(module), "init_weights", None) is not BaseModule.init_weights:
             continue

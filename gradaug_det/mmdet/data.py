@@ -61,7 +61,7 @@ class _Scorer(NamedTuple):
     masks: bool
 
 
-def leaves(dataset: Any, key: str) -> Iterator[tuple[str, Any]]:
+def find_leaves(dataset: Any, key: str) -> Iterator[tuple[str, Any]]:
     """The datasets that a config or an object wraps, with their keys; itself if it wraps none.
 
     Raises:
@@ -77,10 +77,10 @@ def leaves(dataset: Any, key: str) -> Iterator[tuple[str, Any]]:
         inner = content.get(name)
         if isinstance(inner, (list, tuple)) and inner and name == "datasets":
             for index, one in enumerate(inner):
-                yield from leaves(one, f"{key}.{name}.{index}")
+                yield from find_leaves(one, f"{key}.{name}.{index}")
             return
         if isinstance(inner, Mapping) or hasattr(inner, "get_data_info"):
-            yield from leaves(inner, f"{key}.{name}")
+            yield from find_leaves(inner, f"{key}.{name}")
             return
     yield key, dataset
 
@@ -108,11 +108,11 @@ def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
         if loader is None:
             continue
         given = loader.get("dataset") if isinstance(loader, Mapping) else loader.dataset
-        found = list(leaves(given, f"{split}_dataloader.dataset"))
-        scorers = [] if split == "train" else list(_scorers(config, split))
+        found = list(find_leaves(given, f"{split}_dataloader.dataset"))
+        scorers = [] if split == "train" else list(_read_scorers(config, split))
         for key, leaf in found:
             _check_paths(key, leaf)
-            part = coco_part(key, leaf)
+            part = read_part(key, leaf)
             if part is None:
                 continue
             trained = next(iter(classes.values()), None)
@@ -147,7 +147,7 @@ def check_learned(runner: Runner, results: Mapping[str, CheckResult]) -> None:
         DataError: nothing is left to learn from, or nothing leaves the pipeline.
     """
     whole = runner.train_dataloader.dataset
-    found = list(leaves(whole, "train_dataloader.dataset"))
+    found = list(find_leaves(whole, "train_dataloader.dataset"))
     if not all(isinstance(leaf, BaseDetDataset) for _, leaf in found):
         return
     all_kept, all_given = Counter(), Counter()
@@ -184,7 +184,7 @@ def _check_paths(key: str, leaf: Any) -> None:
             raise DataError(f"{key.removesuffix('.dataset')}: {path} is missing; {hint}")
 
 
-def coco_part(key: str, leaf: Any) -> _Part | None:
+def read_part(key: str, leaf: Any) -> _Part | None:
     """What a dataset, or its config, reads; None if it reads something else than CocoDataset does,
     or from elsewhere than a disk."""
     kind, get = type(leaf), vars(leaf).get
@@ -268,7 +268,7 @@ def _check_order(
     raise ConfigError(key, f"{problem} {part.annotations}; {way_out}")
 
 
-def coco_metrics(config: Mapping[str, Any], split: str) -> Iterator[tuple[str, Mapping]]:
+def find_metrics(config: Mapping[str, Any], split: str) -> Iterator[tuple[str, Mapping]]:
     """The settings of CocoMetric, with their keys, that are in ``val_evaluator`` or the like."""
     given = config.get(f"{split}_evaluator")
     given = given.get("metrics", given) if isinstance(given, Mapping) else given
@@ -280,8 +280,8 @@ def coco_metrics(config: Mapping[str, Any], split: str) -> Iterator[tuple[str, M
             yield f"{split}_evaluator" + (f".{index}" if several else ""), one
 
 
-def _scorers(config: Mapping[str, Any], split: str) -> Iterator[_Scorer]:
-    for key, one in coco_metrics(config, split):
+def _read_scorers(config: Mapping[str, Any], split: str) -> Iterator[_Scorer]:
+    for key, one in find_metrics(config, split):
         metrics = one.get("metric", "bbox")
         metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
         wrong = [name for name in metrics if name not in _METRICS]
@@ -382,11 +382,11 @@ def _copy(dataset: Any) -> Any:
     return copied
 
 
-def training_classes(dataset: Any) -> int | None:
+def count_training_classes(dataset: Any) -> int | None:
     """How many classes the heads must have; None for data of which that cannot be said: panoptic
     data, open vocabularies, datasets that are not MMDetection's."""
     numbers = set()
-    for _, leaf in leaves(dataset, "train_dataloader.dataset"):
+    for _, leaf in find_leaves(dataset, "train_dataloader.dataset"):
         metainfo = getattr(leaf, "metainfo", {})
         if not isinstance(leaf, BaseDetDataset) or leaf.return_classes:
             return None

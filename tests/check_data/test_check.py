@@ -20,7 +20,7 @@ from gradaug_det.check_data.check import (
     check_imagefolder,
     compare,
 )
-from gradaug_det.check_data.images import File, Names, look_at_header
+from gradaug_det.check_data.images import File, Names, check_image
 from gradaug_det.check_data.kinds import KINDS, MAX_EXAMPLES, SEVERITIES, kinds_table
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.mini_coco import build_mini_coco
@@ -654,7 +654,7 @@ def test_orientation(tmp_path, container):
                 ("Detectron2", in_detectron2),
                 ("MMDetection", in_mmdetection),
             ):
-                problems = look_at_header(File(path, size, (framework,), {}))
+                problems = check_image(File(path, size, (framework,), {}))
                 seen = 1 if orientation == 1 else views[view](orientation)
                 kinds = {kind for kind, _ in problems} - {"image-format"}
                 if orientation == 1:
@@ -666,7 +666,7 @@ def test_orientation(tmp_path, container):
                 else:
                     wrong = "exif-rotated" if seen == orientation else "orientation-differs"
                     assert kinds == {wrong}, (framework, orientation, turned)
-            problems = look_at_header(File(path, size, ("Detectron2", "MMDetection"), {}))
+            problems = check_image(File(path, size, ("Detectron2", "MMDetection"), {}))
             differ = in_detectron2 != in_mmdetection and orientation > 1
             assert ("orientation-differs" in {kind for kind, _ in problems}) == differ
 
@@ -696,7 +696,7 @@ def test_why_a_file_is_missing(tmp_path):
         (tmp_path / name).touch()
     names = Names(tmp_path)
     for name, cause in NAMES.items():
-        said = names.cause(name)
+        said = names.explain(name)
         assert said is None if cause is None else re.search(cause, said), (name, said)
 
 

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from gradaug_det.check_data.check import check_before_training, check_coco
-from gradaug_det.check_data.images import _orientations
+from gradaug_det.check_data.images import _read_orientations
 from gradaug_det.d2.data import check_datasets, register_coco
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.mmdet.data import check_data
@@ -298,7 +298,7 @@ def test_orientation(tmp_path, container):
     for orientation in range(1, 9):
         path = _saved(tmp_path, kind, options(orientation))
         with Image.open(path) as image:
-            expected = _orientations(image)
+            expected = _read_orientations(image)
         seen = {
             "Detectron2": turned[_corners(read_image(path, "RGB"))],
             "MMDetection": turned[_corners(mmcv.imread(path, channel_order="rgb", backend="cv2"))],

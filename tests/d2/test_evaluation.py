@@ -22,9 +22,9 @@ from gradaug_det.d2.data import register_coco
 from gradaug_det.d2.evaluation import (
     FasterCOCOEvaluator,
     build_evaluator,
+    build_lazy_evaluator,
     detections_per_image,
-    lazy_evaluator,
-    scoring,
+    read_scoring,
 )
 from gradaug_det.errors import DataError
 from tests.d2.dataset import annotation, write_coco
@@ -211,7 +211,7 @@ def score(evaluator, batches):
 def test_a_configs_settings_reach_its_evaluator(crowded, tmp_path):
     cfg = tiny_cfg("faster_rcnn")
     cfg.OUTPUT_DIR = str(tmp_path)
-    assert scoring(cfg).tasks == ("bbox",)
+    assert read_scoring(cfg).tasks == ("bbox",)
     assert score(build_evaluator(cfg, "crowded"), crowded)["bbox"]["AP"] < 70
     cfg.TEST.DETECTIONS_PER_IMAGE = 200
     cfg.MODEL.KEYPOINT_ON, cfg.TEST.KEYPOINT_OKS_SIGMAS = True, [0.05, 0.05, 0.05]
@@ -219,12 +219,12 @@ def test_a_configs_settings_reach_its_evaluator(crowded, tmp_path):
     result = score(build_evaluator(cfg, "crowded"), crowded)
     assert set(result) == {"bbox", "keypoints"}
     assert result["bbox"]["AP"] == pytest.approx(100)
-    found = scoring(cfg)
+    found = read_scoring(cfg)
     assert (found.tasks, found.max_detections) == (("bbox", "keypoints"), 200)
     assert found.sigmas == (0.05, 0.05, 0.05)
     for limit, counted in ((5, 100), (-1, 10_000)):
         cfg.TEST.DETECTIONS_PER_IMAGE = limit
-        assert scoring(cfg).max_detections == counted
+        assert read_scoring(cfg).max_detections == counted
 
 
 def test_perfect_keypoints_score_100_as_detectron2_scores_them(crowded):
@@ -269,7 +269,7 @@ def test_a_lazy_evaluator_counts_what_the_detector_gives(dataset):
     def limit(**arguments):
         node = LazyCall(FasterCOCOEvaluator)(dataset_name=dataset, **arguments)
         lazy = OmegaConf.create({"dataloader": {"evaluator": node}}, flags={"allow_objects": True})
-        return lazy_evaluator(lazy, model)._max_dets_per_image[-1]
+        return build_lazy_evaluator(lazy, model)._max_dets_per_image[-1]
 
     assert limit() == 250
     assert limit(max_dets_per_image=120) == limit(max_dets_per_image=[1, 10, 120]) == 120
