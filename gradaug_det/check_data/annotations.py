@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,6 @@ class _Reader:
         self._categories = {key: column for column, key in enumerate(categories)}
         self._names = {str(category.get("name")): key for key, category in categories.items()}
         self._seen: set = set()
-        self._alike: dict[str, dict[str, Any]] = {}
-        self._files: dict[str, Any] = {}
 
     def place(self, annotation: dict[str, Any], row: int) -> dict[str, Any]:
         return {
@@ -244,10 +243,8 @@ class _Reader:
         if "category_id" in annotation and _check_id(category, annotation, findings):
             column = self._categories.get(category, -1)
             if column < 0:
-                alike = self._by_spelling("category_id", self._categories).get(
-                    _normalize_id(category)
-                )
-                meant = self._names.get(str(category)) if alike is None else alike
+                name = self._names.get(str(category))
+                meant = self._spelled_categories.get(_normalize_id(category), name)
                 add("unknown-category", category_id=category, categorys_id=meant)
 
         area, crowd = annotation.get("area"), annotation.get("iscrowd", 0)
@@ -270,21 +267,29 @@ class _Reader:
         # Detectron2 takes anything but 0 for a crowd, MMDetection what is true in Python.
         return row, column, box, (to_float(area), crowd != 0, bool(crowd), bool(ignore))
 
-    def _by_spelling(self, key: str, known: Collection) -> dict[str, Any]:
-        if key not in self._alike:
-            self._alike[key] = {_normalize_id(one): one for one in known}
-        return self._alike[key]
+    @cached_property
+    def _spelled_images(self) -> dict[str, Any]:
+        return {_normalize_id(one): one for one in self.images.row}
+
+    @cached_property
+    def _spelled_categories(self) -> dict[str, Any]:
+        return {_normalize_id(one): one for one in self._categories}
+
+    @cached_property
+    def _files(self) -> dict[str, Any]:
+        found = {}
+        for record in self.images.records:
+            name = str(record.get("file_name"))
+            found |= {name: record["id"], Path(name).stem: record["id"]}
+        return found
 
     def _guess_image(self, value: Any) -> Any:
-        """The id that an ``image_id`` is another spelling of; None: none."""
-        alike = self._by_spelling("image_id", self.images.row)
+        """Returns the id that an ``image_id`` is another spelling of; None: there is none."""
+        alike = self._spelled_images
         found = alike.get(_normalize_id(value))
         if found is not None or not isinstance(value, str):
             return found
-        if not self._files:  # some tools write the file's name, with or without extension
-            for record in self.images.records:
-                name = str(record.get("file_name"))
-                self._files |= {name: record["id"], Path(name).stem: record["id"]}
+        # Some tools write the file's name, with or without its extension.
         stem = Path(value).stem
         return self._files.get(value, self._files.get(stem, alike.get(_normalize_id(stem))))
 
