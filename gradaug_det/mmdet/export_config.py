@@ -16,7 +16,7 @@ from gradaug_det.mmdet.mask_head import SmallInitMaskHead
 
 # Components of ours -> the same of MMDetection.
 _PLAIN_NAMES = {
-    ours.__name__: ours.__base__.__name__
+    ours.__name__: ours.__bases__[-1].__name__
     for ours in (SlimmableResNet, SlimmableResNetV1d, SlimmableResNeXt, SmallInitMaskHead)
 }
 _HOOKS = ("GradAugHook", "ExactResumeHook")

@@ -6,11 +6,13 @@ import sys
 
 import onnx
 import onnxruntime
+import pytest
 import torch
 
 from gradaug_det.benchmark.changes import Clean
 from gradaug_det.benchmark.cost import at_detector_width
 from gradaug_det.core.slimming import slim_plan
+from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.export.run import export_detector
 from gradaug_det.frameworks import load_detector, load_exporter
 from gradaug_det.utils.detector_files import DetectorFiles
@@ -123,6 +125,22 @@ def assert_same_results(ours, theirs):
         assert one["image_id"] == other["image_id"] and one["category_id"] == other["category_id"]
         assert abs(one["score"] - other["score"]) < 1e-4
         assert max(abs(a - b) for a, b in zip(one["bbox"], other["bbox"], strict=True)) < 0.01
+
+
+def assert_detections_and_ap_of_the_slice(source, exported, data):
+    """The exported detector finds what the sub-network does, and not what the full one does."""
+    ids = sorted(image["id"] for image in json.loads(data.path.read_text())["images"])
+    sliced = detections(source, data, ids, WIDTH)
+    narrow = detections(exported_files(exported), data, ids)
+    assert_same_results(narrow, sliced)
+    with pytest.raises(AssertionError):
+        assert_same_results(narrow, detections(source, data, ids))
+    truth = some_as_truth(data, sliced)
+    one, other = (evaluate_coco(truth, results) for results in (narrow, sliced))
+    assert 10 < other["bbox"]["AP"] < 90 and 10 < other["segm"]["AP"] < 90
+    for task, metrics in other.items():
+        for key, value in metrics.items():
+            assert one[task][key] == pytest.approx(value, abs=0.01, nan_ok=True), (task, key)
 
 
 def randomize_statistics(backbone, seed=0):

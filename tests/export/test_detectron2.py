@@ -1,6 +1,5 @@
 """Exported Detectron2 detectors: plain Detectron2 finds with them what the sliced ones find."""
 
-import json
 import re
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from gradaug_det.d2.backbone import slimmable_part
 from gradaug_det.d2.config import load_config
 from gradaug_det.d2.export import Detectron2Exporter
 from gradaug_det.errors import ConfigError, ZooError
-from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.export.calibration import find_images
 from gradaug_det.export.programs import FORMATS
 from gradaug_det.frameworks import load_detector
@@ -29,13 +27,11 @@ from tests.export.conftest import CONFIGS
 from tests.export.helpers import (
     BLOCK,
     WIDTH,
-    assert_same_results,
-    detections,
+    assert_detections_and_ap_of_the_slice,
     export,
     exported_files,
     load_program,
     run_plainly,
-    some_as_truth,
 )
 
 pytestmark = pytest.mark.integration
@@ -99,20 +95,7 @@ def random_checkpoint(path, *opts, seed=0):
 
 
 def test_detections_and_ap_are_the_sliced_networks(mini, data):
-    source, exported = mini
-    ids = sorted(image["id"] for image in json.loads(data.path.read_text())["images"])
-    sliced = detections(source, data, ids, WIDTH)
-    narrow = detections(exported_files(exported), data, ids)
-    full = detections(source, data, ids)
-    assert_same_results(narrow, sliced)
-    with pytest.raises(AssertionError):
-        assert_same_results(narrow, full)
-    truth = some_as_truth(data, sliced)
-    one, other = (evaluate_coco(truth, results) for results in (narrow, sliced))
-    assert 10 < other["bbox"]["AP"] < 90 and 10 < other["segm"]["AP"] < 90
-    for task, metrics in other.items():
-        for key, value in metrics.items():
-            assert one[task][key] == pytest.approx(value, abs=0.01, nan_ok=True), (task, key)
+    assert_detections_and_ap_of_the_slice(*mini, data)
 
 
 def test_benchmark_measures_it(mini, data, tmp_path):

@@ -1,7 +1,5 @@
 """Exported MMDetection detectors: plain MMDetection finds with them what the sliced ones find."""
 
-import json
-
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -12,7 +10,6 @@ from mmengine.registry import init_default_scope
 from gradaug_det.benchmark.run import BenchmarkSettings, run_benchmark
 from gradaug_det.core.slimming import at_width
 from gradaug_det.errors import ConfigError, ZooError
-from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.export.calibration import find_images
 from gradaug_det.export.programs import FORMATS
 from gradaug_det.frameworks import load_detector
@@ -21,13 +18,11 @@ from gradaug_det.utils.detector_files import DetectorFiles
 from tests.export.conftest import CONFIGS
 from tests.export.helpers import (
     WIDTH,
-    assert_same_results,
-    detections,
+    assert_detections_and_ap_of_the_slice,
     export,
     exported_files,
     load_program,
     run_plainly,
-    some_as_truth,
 )
 from tests.mmdet.helpers import calibrate_backbone
 
@@ -87,19 +82,7 @@ def mini(checkpoints, tmp_path_factory):
 
 
 def test_detections_and_ap_are_the_sliced_networks(mini, data):
-    source, exported = mini
-    ids = sorted(image["id"] for image in json.loads(data.path.read_text())["images"])
-    sliced = detections(source, data, ids, WIDTH)
-    narrow = detections(exported_files(exported), data, ids)
-    assert_same_results(narrow, sliced)
-    with pytest.raises(AssertionError):
-        assert_same_results(narrow, detections(source, data, ids))
-    truth = some_as_truth(data, sliced)
-    one, other = (evaluate_coco(truth, results) for results in (narrow, sliced))
-    assert 10 < other["bbox"]["AP"] < 90 and 10 < other["segm"]["AP"] < 90
-    for task, metrics in other.items():
-        for key, value in metrics.items():
-            assert one[task][key] == pytest.approx(value, abs=0.01, nan_ok=True), (task, key)
+    assert_detections_and_ap_of_the_slice(*mini, data)
 
 
 def test_benchmark_measures_it(mini, data, tmp_path):
