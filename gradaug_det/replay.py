@@ -24,37 +24,23 @@ from gradaug_det.utils.text import describe_error
 
 @dataclass
 class Pass:
-    """The outcome of a pass now.
-
-    Args:
-        name: of the pass, for readers.
-        losses: by name.
-        first: the layer that gave the first number that is not finite although it was given only
-            finite ones; None if there is none.
-        stopped: what the framework stopped it with; None if it came to its end.
-    """
+    """The outcome of a pass of the step now."""
 
     name: str
     losses: dict[str, float] = field(default_factory=dict)
+    # The layer that gave the first number that is not finite although it was given finite ones.
     first: str | None = None
-    stopped: str | None = None
+    stopped: str | None = None  # what the framework stopped it with
 
 
 @dataclass
 class Replay:
-    """A step that was run again.
-
-    Args:
-        dump: the step.
-        passes: the full network's, then the sub-networks'.
-        weights: names of the weights that are not finite already.
-        gradients: names of the parameters whose gradient is not finite.
-    """
+    """A step that was run again."""
 
     dump: Dump
-    weights: list[str]
-    passes: list[Pass] = field(default_factory=list)
-    gradients: list[str] = field(default_factory=list)
+    weights: list[str]  # names of those that are not finite already
+    passes: list[Pass] = field(default_factory=list)  # the full network's comes first
+    gradients: list[str] = field(default_factory=list)  # of parameters; those not finite
 
     @property
     def is_bad(self) -> bool:

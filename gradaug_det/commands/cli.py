@@ -22,8 +22,7 @@ from typing import NamedTuple, TextIO
 from gradaug_det import __version__
 from gradaug_det.errors import GradAugError
 
-PIPE_CLOSED = 141
-"""Exit code when the reader of stdout or stderr is gone: 128 + SIGPIPE, as of other programs."""
+PIPE_CLOSED = 141  # the reader of stdout or stderr is gone: 128 + SIGPIPE, as of other programs
 
 
 class Command(NamedTuple):

@@ -18,38 +18,24 @@ from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.utils.files import atomic_path, explain_write_errors
 
 FORMAT = 2
-FOLDER = "nonfinite"
-"""In the training's output folder."""
+FOLDER = "nonfinite"  # in the training's output folder
 
 
 @dataclass(frozen=True)
 class Dump:
-    """A step before its optimizer stepped.
+    """A step before its optimizer stepped."""
 
-    Args:
-        framework: ``detectron2`` or ``mmdet``.
-        config: the training's, as text; None if it had none in a file's form.
-        iteration, rank: of the step and of the process.
-        subs: its sub-networks.
-        bad: index of the sub-network whose losses are not finite; None if it is the gradient.
-        options: GradAug's settings, by name.
-        rng: state of torch's CPU generator before the step.
-        weights: of the detector.
-        batch: tensors and plain values; the framework's adapter makes its batch of them.
-        images: names or ids of the batch's images, for readers.
-    """
-
-    framework: str
-    config: str | None
+    framework: str  # ``detectron2`` or ``mmdet``
+    config: str | None  # the training's, as text; None if it had none in a file's form
     iteration: int
-    rank: int
+    rank: int  # of the process
     subs: Sequence[SubNetwork]
-    bad: int | None
-    options: Mapping[str, Any]
-    rng: Tensor
-    weights: Mapping[str, Tensor]
-    batch: Any
-    images: Sequence[Any]
+    bad: int | None  # index of the sub-network with such losses; None if it is the gradient
+    options: Mapping[str, Any]  # GradAug's settings, by name
+    rng: Tensor  # state of torch's CPU generator before the step
+    weights: Mapping[str, Tensor]  # of the detector
+    batch: Any  # tensors and plain values, of which the framework's adapter makes its batch
+    images: Sequence[Any]  # names or ids, for readers
 
     def write(self, output_dir: str | Path) -> Path:
         """Writes it into the output folder's :data:`FOLDER`; returns the path."""
@@ -107,8 +93,8 @@ def with_replay_hint(
     )
 
 
+# What takes an object apart, and what makes one of those parts.
 Kind = tuple[Callable[[Any], Sequence], Callable[..., Any]]
-"""What takes an object apart, and what makes one of those parts."""
 
 
 def to_plain(value: Any, kinds: Mapping[type, Kind] = {}) -> Any:

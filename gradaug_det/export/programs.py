@@ -14,33 +14,22 @@ from torch import Tensor, nn
 
 from gradaug_det.errors import ConfigError
 
-OPSET = 17
-"""Of ONNX: RoIAlign with Detectron2's half-pixel grid is in 16."""
+OPSET = 17  # of ONNX: RoIAlign with Detectron2's half-pixel grid is in 16
 # Format -> packages that it needs.
 FORMATS = {"torchscript": (), "onnx": ("onnx", "onnxruntime")}
 
 
 @dataclass(frozen=True)
 class Traceable:
-    """What of a detector a program can be made of.
+    """The part of a detector that a program can be made of."""
 
-    Args:
-        name: of the files, without suffix.
-        module: from one tensor to several; in evaluation mode.
-        example: an input of the program, which is traced with it.
-        other: an input of another size, on which program and module must agree.
-        sizes: names of the axes of the input that may have another size.
-        outputs: names.
-        note: for readers: what goes in and what comes out.
-    """
-
-    name: str
-    module: nn.Module
-    example: Tensor
-    other: Tensor
-    sizes: dict[int, str]
-    outputs: tuple[str, ...]
-    note: str
+    name: str  # of the files, without suffix
+    module: nn.Module  # from one tensor to several; in evaluation mode
+    example: Tensor  # an input of the program, which is traced with it
+    other: Tensor  # an input of another size, on which program and module must agree
+    sizes: dict[int, str]  # names of the axes of the input that may have another size
+    outputs: tuple[str, ...]  # names
+    note: str  # for readers: what goes in and what comes out
 
 
 class Program(NamedTuple):

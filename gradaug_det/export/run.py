@@ -34,16 +34,11 @@ class Exporter(Protocol):
     Raises (when it is made):
         ConfigError: the config cannot be used, or is of a kind that cannot be exported.
         ZooError: the weights cannot be used, or do not fit the config.
-
-    Attributes:
-        framework: for readers.
-        files: config and weights as they were trained.
-        model: the detector, in evaluation mode, on the CPU.
     """
 
-    framework: str
-    files: DetectorFiles
-    model: nn.Module
+    framework: str  # for readers
+    files: DetectorFiles  # config and weights as they were trained
+    model: nn.Module  # the detector, in evaluation mode, on the CPU
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
         """Returns the part of a detector that is slimmed."""
@@ -52,11 +47,8 @@ class Exporter(Protocol):
         """Returns name and content of the narrow detector's config, which needs no gradaug_det.
 
         Args:
-            share: of the channels that it keeps.
+            share: of the channels that it keeps; a ConfigError if no config can say so.
             weights: where its weights will be.
-
-        Raises:
-            ConfigError: the framework's config has no way to say it.
         """
 
     def build(self, config: Path) -> nn.Module:
