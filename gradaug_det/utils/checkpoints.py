@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gradaug_det.errors import ZooError
-from gradaug_det.utils.standins import RUNS, ForbiddenError, Unpickler, Whole, check_key
+from gradaug_det.utils.standins import RUNS, ForbiddenError, Unpickler, StrictReader, check_key
 from gradaug_det.utils.text import describe_error, to_printable
 
 _WAY_OUT = (
@@ -84,7 +84,7 @@ def _read(path: Path, history: Callable[..., Any]) -> Any:
         if file.read(4) == b"PK\3\4":
             return _read_zip(file, size, history)
         file.seek(0)
-        whole = Whole(file, size)
+        whole = StrictReader(file, size)
         # A plain pickle is read to its end here; an old file of PyTorch begins with a number.
         first = Unpickler(whole, history=history).load()
         if type(first) is not int or first != _LEGACY:
@@ -125,10 +125,10 @@ def _read_zip(file: BinaryIO, size: int, history: Callable[..., Any]) -> Any:
 
         # The pickle's own size bounds what it may unfold to, not that of the weights beside it.
         pickle = part("data.pkl").read()
-        return Unpickler(Whole(BytesIO(pickle), len(pickle)), storage, history).load()
+        return Unpickler(StrictReader(BytesIO(pickle), len(pickle)), storage, history).load()
 
 
-def _read_legacy(file: Whole, history: Callable[..., Any]) -> Any:
+def _read_legacy(file: StrictReader, history: Callable[..., Any]) -> Any:
     # A file of PyTorch before 1.6 has pickles, then the storages' numbers one after another.
     storages: dict[Any, Tensor] = {}
     promised = 0  # bytes of storages that the pickle speaks of; memory is taken as it goes

@@ -255,7 +255,7 @@ for _number, _dtype in {
 # ---- the unpickler ----------------------------------------------------------------------------
 
 
-class Whole:
+class StrictReader:
     """A file that gives what is asked for or nothing: half a string is no string.
 
     Args:
@@ -339,7 +339,7 @@ class Unpickler(pickle._Unpickler):
 
     def __init__(
         self,
-        file: Whole,
+        file: StrictReader,
         storage: Callable[..., Tensor] | None = None,
         history: Callable[..., Any] = dict,
     ) -> None:

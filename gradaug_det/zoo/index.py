@@ -28,15 +28,10 @@ class Entry:
     """One backbone of the zoo.
 
     Args:
-        description: one line.
         file: its name, without folders; ``.pth`` only for the authors' checkpoints (``gdrive``).
-        kind: ``packaged``: in the index's own folder ``weights``; ``url``: under the base URL;
-            ``gdrive``: on Google Drive.
-        size: bytes, or None if unknown (``gdrive`` only).
-        sha256: 64 hex digits, or None if unknown (a ``.pth`` only).
-        gdrive_id: Google Drive's id, or None.
+        kind: ``packaged`` in ``folder / "weights"``, ``url`` under the base URL, or ``gdrive``.
+        size, sha256: bytes and 64 hex digits; None if unknown (``gdrive``, ``.pth`` only).
         measured: whether this project measured ``info.metrics``; else they are the authors' claim.
-        info: what the backbone is.
         folder: of the index.
 
     Raises:

@@ -94,7 +94,6 @@ class BackboneInfo:
     """The description of a backbone.
 
     Args:
-        name: lower-case letters, digits and hyphens.
         architecture: torchvision's builder, such as ``resnet18``.
         depth: the architecture's number of layers.
         min_width: smallest width multiplier trained; 1.0 if the network is not slimmable.

@@ -25,11 +25,7 @@ def verify(name: str) -> str:
         name: of an entry, or the path of a ``.safetensors`` file.
 
     Returns:
-        One line of what was found good.
-
-    Raises:
-        ZooError: the file is missing, or has another sha256 or description than the index says, or
-            lacks tensors, or has shapes that are not the architecture's, or NaN.
+        One line of what was found good; anything else is a ZooError.
     """
     entry = None if name.endswith(".safetensors") else find(name)
     path = Path(name) if entry is None else local_path(entry)
@@ -68,13 +64,12 @@ def add_file(
     Args:
         file: what ``save_backbone`` wrote; it names the entry and describes it.
         index: an index.json; made if it is missing. By default the index in use.
-        kind: ``packaged``: the file is copied into the folder ``weights`` beside the index;
-            ``url``: it is left where it is, to be served as ``NAME.safetensors``.
+        kind: ``packaged``: the file is copied beside the index; ``url``: it stays where it is, to
+            be served as ``NAME.safetensors``.
         measured: False if the metrics are somebody else's claim.
 
     Raises:
-        ZooError: the file is no backbone file, or something in the index or the arguments is
-            wrong. Nothing was written.
+        ZooError: something in the file, the index or the arguments is wrong; nothing was written.
     """
     file = Path(file)
     require(kind in ("packaged", "url"), "kind must be packaged or url", kind)
