@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gradaug_det.errors import ZooError
-from gradaug_det.utils.standins import RUNS, ForbiddenError, Unpickler, StrictReader, check_key
+from gradaug_det.utils.standins import RUNS, ForbiddenError, StrictReader, Unpickler, check_key
 from gradaug_det.utils.text import describe_error, to_printable
 
 _WAY_OUT = (
