@@ -1,7 +1,5 @@
-"""The part of a check that needs the annotation file alone.
-
-One pass over the annotations looks at types and ids and gathers numbers; NumPy compares them.
-"""
+"""Checks of the annotation file alone: one pass over it looks at types and ids and gathers numbers,
+which NumPy compares."""
 
 from __future__ import annotations
 
@@ -325,7 +323,7 @@ def _check_mixed(key: str, ids: Sequence[Any], findings: Findings) -> None:
 
 
 def _normalize_id(value: Any) -> str:
-    """What different spellings of an id have in common: " Bolt", "bolt"; "07", 7.0."""
+    """Returns what different spellings of an id have in common: " Bolt", "bolt"; "07", 7.0."""
     text = "".join(str(value).split()).casefold()
     number = _parse_number(text)
     return str(int(number)) if math.isfinite(number) else text

@@ -16,14 +16,7 @@ from typing import Any
 
 from gradaug_det.check_data.agreement import check_same_classes
 from gradaug_det.check_data.annotations import Images, check_annotations, check_categories
-from gradaug_det.check_data.images import (
-    Check,
-    File,
-    Names,
-    check_image,
-    check_images,
-    exists,
-)
+from gradaug_det.check_data.images import Check, File, Names, check_image, check_images, exists
 from gradaug_det.check_data.kinds import MAX_EXAMPLES, CheckResult, Findings
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco_data import CocoData

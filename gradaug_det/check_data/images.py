@@ -1,4 +1,4 @@
-"""The part of a check that opens image files."""
+"""Checks of image files: whether they are there, and what is seen in them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Check = Callable[[File], list[Problem]]
 
 
 class Names:
-    """Why a file is not where its name says, from what the images' folder holds."""
+    """Explains why a file is not where its name says, from what the images' folder holds."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -159,7 +159,7 @@ def _check_format(image: Image.Image) -> list[Problem]:
 
 
 def _read_orientations(image: Image.Image) -> dict[str, int]:
-    """How each framework turns the image that is stored: 1 not at all, 2 to 8 as Exif has it.
+    """Returns how each framework turns the stored image: 1 not at all, 2 to 8 as Exif has it.
 
     An image that says nothing has 1 for both. Seen with Pillow 13 and OpenCV 5, which MMCV reads
     with unless ``imdecode_backend`` is another one.

@@ -1,4 +1,4 @@
-"""The part of a check that looks at keypoints: x, y in pixels and visibility 0, 1 or 2 of each."""
+"""Checks of keypoints: x, y in pixels and visibility 0, 1 or 2 of each."""
 
 from __future__ import annotations
 

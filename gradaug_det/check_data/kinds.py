@@ -1,4 +1,4 @@
-"""What ``gradaug-det check-data`` can find, and how findings are counted and shown.
+"""The findings of ``gradaug-det check-data``: their kinds, how they are counted and shown.
 
 kinds.json lists the kinds. What it says about the frameworks was seen with Detectron2's
 DatasetMapper and MMDetection's CocoDataset; tests/cross/test_check_data.py shows each the broken
@@ -57,7 +57,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check found."""
+    """The result of a check."""
 
     source: str  # the annotation file, or the root of the class folders
     images: str | None  # their folder; None if no file was looked at

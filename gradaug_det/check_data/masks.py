@@ -1,4 +1,4 @@
-"""The part of a check that looks at segmentations: polygons and run lengths."""
+"""Checks of segmentations: polygons and run lengths."""
 
 from __future__ import annotations
 

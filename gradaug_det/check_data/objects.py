@@ -1,4 +1,4 @@
-"""The part of a check that compares numbers: boxes, their format, and what is left to learn from.
+"""Checks of numbers: boxes, their format, and what is left to learn from.
 
 All arrays have a row for each annotation; boxes are x, y, width, height in pixels.
 """

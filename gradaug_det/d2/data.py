@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetCatalog,
-    Metadata,
-    MetadataCatalog,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_few_keypoints
 from detectron2.data.datasets import load_coco_json
 from detectron2.evaluation import COCOEvaluator
@@ -94,15 +89,15 @@ def name_keypoints(name: str) -> None:
     if not file.is_file() or not re.search(rb'"keypoints"\s*:\s*\[\s*"', file.read_bytes()):
         return
     with suppress(DataError):  # said by check_datasets
-        metadata.set(**_keypoint_metadata(metadata, CocoData.read(file).categories))
+        metadata.set(**_keypoint_metadata(name, CocoData.read(file).categories))
 
 
-def _keypoint_metadata(metadata: Metadata, categories: Sequence[Any]) -> dict[str, list]:
+def _keypoint_metadata(name: str, categories: Sequence[Any]) -> dict[str, list]:
     # Detectron2 has one list of keypoints for all classes.
     kinds = [c for c in categories if isinstance(c, dict) and c.get("keypoints")]
     names = kinds[0]["keypoints"] if kinds else []
     alike = all(c["keypoints"] == names for c in kinds) and all(isinstance(n, str) for n in names)
-    if metadata.get("keypoint_names") or not names or not alike:
+    if MetadataCatalog.get(name).get("keypoint_names") or not names or not alike:
         return {}
     pairs = [(left, _mirror(left)) for left in names]
     joints = kinds[0].get("skeleton") or []
@@ -134,7 +129,7 @@ def _mirror(name: str) -> str:
 
 @dataclass(frozen=True)
 class DataUse:
-    """What a config makes of its data sets; None is what it does not say or have."""
+    """The use that a config makes of its data sets; None is what it does not say or have."""
 
     train: tuple[str, ...]  # registered names
     test: tuple[str, ...]
@@ -226,9 +221,9 @@ def is_coco_evaluator(node: Any) -> bool:
 
 
 def max_detections(limit: int) -> int:
-    """What COCO's evaluators count for an image, given TEST.DETECTIONS_PER_IMAGE: never fewer than
-    COCO's 100, which changes no number and keeps what they report; -1 stands for no limit."""
-    return 10_000 if limit < 0 else max(limit, 100)
+    """Returns what COCO's evaluators count for an image, given TEST.DETECTIONS_PER_IMAGE."""
+    # Fewer than COCO's 100 would change no number, but the names of those that are reported.
+    return 10_000 if limit < 0 else max(limit, 100)  # -1 stands for no limit
 
 
 def once_a_machine(check: Callable[[], Any]) -> Any:
@@ -287,7 +282,7 @@ def _check(use: DataUse) -> tuple[tuple[str, ...], dict[str, dict]]:
         data, metadata = _read(name), MetadataCatalog.get(name)
         if data is not None:
             if use.keypoints is not None:
-                keypoints[name] = _keypoint_metadata(metadata, data.categories)
+                keypoints[name] = _keypoint_metadata(name, data.categories)
                 metadata.set(**keypoints[name])  # for files that Detectron2's functions registered
                 _check_keypoints(name, use)
             _check_file(name, data, use)
@@ -450,8 +445,9 @@ def _check_indices(name: str, highest: int, known: int, use: DataUse) -> None:
 
 
 def _find_empty(pairs: Sequence[tuple[dict, dict]], masks: bool) -> np.ndarray:
-    """The annotations without area once they are cut at the image's edges, as the mapper drops
-    them: (n,) of (record, annotation)."""
+    """Marks the annotations, (n,), without area once they are cut at the image's edges."""
+    # By the rules of DatasetMapper: first the image cuts the box, then what is thinner than 1e-5
+    # is dropped (Boxes.nonempty), and masks of no pixel. All boxes at once: COCO has 860,000.
     boxes = [a.get("bbox", ()) for _, a in pairs]
     found = np.zeros(len(pairs), bool)
     if all(len(box) == 4 for box in boxes) and boxes:

@@ -111,7 +111,7 @@ class FasterCOCOEvaluator(COCOEvaluator):
 
 
 def read_scoring(cfg: CfgNode | DictConfig, model: nn.Module | None = None) -> Scoring:
-    """How a config has its detections scored.
+    """Reads how a config has its detections scored.
 
     Args:
         cfg: a yaml config or a LazyConfig.
@@ -167,7 +167,7 @@ def build_lazy_evaluator(cfg: DictConfig, model: nn.Module) -> Any:
 
 
 def detections_per_image(model: nn.Module) -> int:
-    """What COCO's evaluators have to count for an image of this detector; see
+    """Returns what COCO's evaluators have to count for an image of this detector; see
     :func:`gradaug_det.d2.data.max_detections`."""
     if isinstance(model, DistributedDataParallel):
         model = model.module

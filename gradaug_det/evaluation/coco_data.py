@@ -43,11 +43,7 @@ class CocoData:
     """
 
     def __init__(
-        self,
-        content: Any,
-        path: Path | None = None,
-        folder: Path | None = None,
-        name: str = "",
+        self, content: Any, path: Path | None = None, folder: Path | None = None, name: str = ""
     ) -> None:
         self.path, self.folder, self.name = path, folder, name
         self.origin = str(path or "the given ground truth")

@@ -1,4 +1,4 @@
-"""What a training of MMDetection needs of its data, looked at before the first step.
+"""Checks of the data of MMDetection, before the first step of a training.
 
 Datasets are found through wrappers (ConcatDataset, RepeatDataset and their kin, nested ones too),
 as configs and as objects. Files are looked at if a dataset reads them as CocoDataset does; LVIS,
@@ -185,8 +185,8 @@ def _check_paths(key: str, leaf: Any) -> None:
 
 
 def read_part(key: str, leaf: Any) -> _Part | None:
-    """What a dataset, or its config, reads; None if it reads something else than CocoDataset does,
-    or from elsewhere than a disk."""
+    """Reads what a dataset, or its config, is made of; None if it reads something else than
+    CocoDataset does, or from elsewhere than a disk."""
     kind, get = type(leaf), vars(leaf).get
     if isinstance(leaf, Mapping):
         kind, get = leaf.get("type"), leaf.get
@@ -250,7 +250,9 @@ def _check_part(
 def _check_order(
     key: str, part: _Part, in_file: tuple[str, ...], trained: tuple[str, ...] | None
 ) -> None:
-    """Compares the classes with the categories, which MMDetection numbers in the file's order."""
+    """Compares the classes with the categories of a file."""
+    # MMDetection numbers by the file's order the categories that the classes name: in another
+    # order, or with a gap before the end, an index would stand for another class.
     order = tuple(name for name in in_file if name in part.classes)
     lacking = set(in_file) < set(part.classes)
     if order == part.classes or (part.trains and lacking and part.classes[: len(order)] == order):
@@ -343,6 +345,7 @@ def _check_pipeline(whole: Any, boxes: bool) -> None:
     with temporary_seed(0):
         copied = _copy(whole)
         count, left, tried = len(whole), 0, 0
+        # Spread over the data: it may be sorted by class, and the first images alike.
         for index in range(0, count, max(1, count // (8 * _SAMPLES))):
             objects = whole.get_data_info(index)["instances"]
             if all(one.get("ignore_flag") for one in objects):
@@ -367,7 +370,7 @@ def _check_pipeline(whole: Any, boxes: bool) -> None:
 
 
 def _copy(dataset: Any) -> Any:
-    """A dataset that shares the annotations, and runs its pipelines without a trace."""
+    """Returns a dataset that shares the annotations, and runs its pipelines without a trace."""
     copied = copy.copy(dataset)
     for name in _WRAPPED:
         inner = vars(copied).get(name)
@@ -383,8 +386,8 @@ def _copy(dataset: Any) -> Any:
 
 
 def count_training_classes(dataset: Any) -> int | None:
-    """How many classes the heads must have; None for data of which that cannot be said: panoptic
-    data, open vocabularies, datasets that are not MMDetection's."""
+    """Returns how many classes the heads must have; None for data of which that cannot be said:
+    panoptic data, open vocabularies, datasets that are not MMDetection's."""
     numbers = set()
     for _, leaf in find_leaves(dataset, "train_dataloader.dataset"):
         metainfo = getattr(leaf, "metainfo", {})
