@@ -25,17 +25,11 @@ of another size, and its objectness contradicts the labels."""
 
 @dataclass(frozen=True)
 class AnchorGrid:
-    """Anchors of a feature pyramid.
+    """Anchors of a feature pyramid."""
 
-    Attributes:
-        cells: per level, the (A, 4) XYXY anchors of one cell, centred at 0.
-        strides: per level, (x, y) pixels between cells.
-        offset: position of the first cell's centre, in cells.
-    """
-
-    cells: Sequence[Tensor]
-    strides: Sequence[tuple[float, float]]
-    offset: float = 0.0
+    cells: Sequence[Tensor]  # per level, the (A, 4) XYXY anchors of one cell, centred at 0
+    strides: Sequence[tuple[float, float]]  # per level, (x, y) pixels between cells
+    offset: float = 0.0  # position of the first cell's centre, in cells
 
     def anchors(self, shapes: Sequence[Size]) -> Tensor:
         """Returns (sum of Hi * Wi * A, 4) XYXY in order of level, row, column, cell anchor."""

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from gradaug_det.core.options import GradAugOptions
-from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import slim_plan
-from gradaug_det.core.soft_targets import Calls, SoftTargets
+from gradaug_det.core.soft_targets import Calls, ForwardRecorder, SoftTargets
 from gradaug_det.core.transforms import BatchTransform, Size
 
 
@@ -49,10 +48,8 @@ class SlimmableDetector(ABC):
 
     # ---- the framework's part -----------------------------------------------------------------
 
-    find_backbone: Callable[[nn.Module], nn.Module]
-    """Returns the part of a detector that is slimmed."""
-    make_soft_targets: Callable[[nn.Module], SoftTargets]
-    """Returns the soft targets of a detector; raises ConfigError if it has none."""
+    find_backbone: Callable[[nn.Module], nn.Module]  # the part of a detector that is slimmed
+    make_soft_targets: Callable[[nn.Module], SoftTargets]  # or ConfigError if it has none
 
     @abstractmethod
     def batch_of(self, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -20,20 +20,12 @@ NORM_POLICIES = ("auto", "batch", "frozen")
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that several tensors share and that are therefore cut together.
+    """Channels that several tensors share and that are therefore cut together."""
 
-    Attributes:
-        channels: channels at full width.
-        residual: whether residual additions tie the group (a block's output, not its inside).
-        quantum: channels are kept in multiples of this (one group of a grouped convolution or of
-            a group norm; 1 without either).
-        fixed: never cut (the image, the classifier's logits).
-    """
-
-    channels: int
-    residual: bool = False
-    quantum: int = 1
-    fixed: bool = False
+    channels: int  # at full width
+    residual: bool = False  # tied by residual additions: a block's output, not its inside
+    quantum: int = 1  # kept in multiples of this: one group of a convolution or a group norm
+    fixed: bool = False  # never cut: the image, the classifier's logits
 
     def at(self, width: float, divisor: int = 1) -> int:
         """Returns how many channels are kept: by the authors' rule (half rounds up, not to even),

@@ -26,14 +26,9 @@ Losses = dict[str, Tensor]
 class Trainable(Protocol):
     """A network in training, as Algorithm 1 needs it."""
 
-    module: nn.Module
-    """The whole network."""
-
-    backbone: nn.Module
-    """The part of it whose channels are sampled."""
-
-    subnet_norm: str
-    """Norm policy of the sub-networks; see :func:`gradaug_det.core.slimming.at_width`."""
+    module: nn.Module  # the whole network
+    backbone: nn.Module  # the part of it whose channels are sampled
+    subnet_norm: str  # norm policy of the sub-networks; see core.slimming.at_width
 
     def full_pass(self, batch: Any) -> tuple[Losses, Any]:
         """Returns the losses against the labels, and the detached soft target."""
@@ -48,8 +43,7 @@ class SubNetworkLosses:
 
     sub: SubNetwork
     losses: Losses
-    problem: NonFiniteLossError | None = None
-    """Why it left no gradient; None if it did."""
+    problem: NonFiniteLossError | None = None  # why it left no gradient; None if it did
 
     @property
     def total(self) -> Tensor:
@@ -81,7 +75,7 @@ def gradaug_step(
     """One step of Algorithm 1 up to the optimizer: leaves the sum of all gradients in ``.grad``.
 
     Args:
-        network: the network in training mode, its gradients zeroed.
+        network: in training mode, its gradients zeroed.
         batch: whatever the network takes.
         sub_networks: from :func:`~gradaug_det.core.sampling.sample_sub_networks`.
         backward: called with each loss, e.g. ``lambda loss: scaler.scale(loss).backward()``.
@@ -94,10 +88,9 @@ def gradaug_step(
     """
     losses, soft_target = network.full_pass(batch)
     backward(sum(losses.values()))
-    passes = sub_network_passes(
+    return losses, sub_network_passes(
         network, batch, soft_target, sub_networks, backward, meeting=meeting
     )
-    return losses, passes
 
 
 def sub_network_passes(
@@ -112,9 +105,7 @@ def sub_network_passes(
 ) -> list[SubNetworkLosses]:
     """The second half of :func:`gradaug_step`, for engines that ran the full pass themselves.
 
-    The backward pass runs at the sub-network's width too: activation checkpointing then recomputes
-    what the forward pass computed. All processes send a sub-network's losses backward, or none
-    does: what one process leaves out would be missing in the collectives of the others.
+    All processes send a sub-network's losses backward, or none does.
 
     Args:
         skip_nonfinite: leave out a sub-network whose loss is not finite, instead of raising.
@@ -132,13 +123,16 @@ def sub_network_passes(
         ):
             losses, problem = _pass(network, batch, soft_target, sub, meeting)
             if meeting:
+                # What one process leaves out would be missing in the others' collectives.
                 problem = meeting.first_problem(problem, sub)
             if problem and not skip_nonfinite:
                 raise problem
             if losses and not problem:
+                # At the sub-network's width too: activation checkpointing runs the forward pass
+                # again in it.
                 backward(sum(losses.values()))
-        kept = {k: v.detach() for k, v in losses.items()}
-        results.append(SubNetworkLosses(sub, kept, problem))
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        results.append(SubNetworkLosses(sub, detached, problem))
     return results
 
 

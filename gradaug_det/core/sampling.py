@@ -23,14 +23,10 @@ class SubNetwork:
     index: int
     width: float
     transform: BatchTransform
-    seed: int = 0
-    """Seed of the random numbers that the pass itself draws (skipped blocks, proposals)."""
-    block_survival: float = 1.0
-    """Probability that its last residual branch is kept; see :mod:`gradaug_det.core.depth`."""
-    iteration: int = 0
-    """The step, counted from 0."""
-    divisor: int = 1
-    """Its channel counts are multiples of this; see :func:`gradaug_det.core.slimming.at_width`."""
+    seed: int = 0  # of the random numbers that the pass itself draws (skipped blocks, proposals)
+    block_survival: float = 1.0  # see core.depth.at_depth
+    iteration: int = 0  # the step, counted from 0
+    divisor: int = 1  # see core.slimming.at_width
 
 
 def sample_sub_networks(options: GradAugOptions, iteration: int) -> list[SubNetwork]:

@@ -8,25 +8,62 @@ Source: GradAug, Algorithm 1, carried over to detectors (equation 3 for the clas
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradaug_det.core import losses as soft
 from gradaug_det.core.anchors import AnchorGrid
-from gradaug_det.core.recording import Modules
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.errors import ConfigError
 
+# ---- what the full pass gave --------------------------------------------------------------------
+
+Select = Callable[[tuple, dict, Any], Any]
+"""(positional arguments, keyword arguments, output) of a module's call -> what to keep of it,
+detached: it outlives the pass's graph."""
+Modules = Mapping[str, tuple[nn.Module, Select]]
 Calls = dict[str, list[Any]]
-"""By the recorded module's name, what was kept of each of its calls in the full pass."""
-HeadOutputs = Sequence[Sequence[Tensor]]
-"""A dense head's (N, A * K, Hi, Wi) logits a level, its (N, A * 4, Hi, Wi) encoded boxes a level,
-and perhaps its (N, A, Hi, Wi) centerness logits a level."""
+"""By the name in :data:`Modules`, what was kept of each call, in order."""
+
+
+class ForwardRecorder:
+    """Keeps a selection of each call of some modules, in a pass that somebody else runs."""
+
+    def __init__(self, modules: Modules) -> None:
+        self._calls: Calls = {name: [] for name in modules}
+        self._handles = [
+            module.register_forward_hook(partial(self._note, name, select), with_kwargs=True)
+            for name, (module, select) in modules.items()
+        ]
+
+    def _note(
+        self, name: str, select: Select, _module: nn.Module, args: tuple, kwargs: dict, output: Any
+    ) -> None:
+        self._calls[name].append(select(args, kwargs, output))
+
+    def stop(self) -> Calls:
+        """Ends the recording, and returns it."""
+        for handle in self._handles:
+            handle.remove()
+        return self._calls
+
+
+def detach(value: Any) -> Any:
+    """Detaches the tensors of (nested) lists and tuples; other things stay as they are."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    return [detach(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def select_output(_args: tuple, _kwargs: dict, output: Any) -> Any:
+    """Keeps the output of a recorded call."""
+    return detach(output)
 
 
 class SoftTargets(ABC):
@@ -68,43 +105,25 @@ def require(module: Any, kinds: type | tuple[type, ...], what: str, exact: bool 
         raise unsupported(f"{what} {type(module).__name__}")
 
 
-def detach(value: Any) -> Any:
-    """Detaches the tensors of (nested) lists and tuples; other things stay as they are."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    return [detach(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def select_output(_args: tuple, _kwargs: dict, output: Any) -> Any:
-    """Keeps the output of a recorded call."""
-    return detach(output)
-
-
 # ---- dense heads --------------------------------------------------------------------------------
+
+HeadOutputs = Sequence[Sequence[Tensor]]
+"""A dense head's (N, A * K, Hi, Wi) logits a level, its (N, A * 4, Hi, Wi) encoded boxes a level,
+and perhaps its (N, A, Hi, Wi) centerness logits a level."""
 
 
 @dataclass(frozen=True)
 class DensePair:
-    """Predictions of both passes for the A' anchors of a sub-network's images.
+    """Predictions of both passes for the A' anchors of a sub-network's images."""
 
-    Attributes:
-        anchors: (A', 4) XYXY in the transformed image.
-        strides: (A',) pixels between the cells of each anchor's level.
-        logits, target_logits: (N, A', K).
-        deltas: (N, A', 4), the sub-network's encoded boxes.
-        target_boxes: (N, A', 4) XYXY boxes in the transformed image.
-        valid: (N, A') whether an anchor has a target.
-        centerness, target_centerness: (N, A') logits, of heads that have them.
-    """
-
-    anchors: Tensor
-    strides: Tensor
-    logits: Tensor
-    target_logits: Tensor
-    deltas: Tensor
-    target_boxes: Tensor
-    valid: Tensor
-    centerness: Tensor | None = None
+    anchors: Tensor  # (A', 4) XYXY in the transformed image
+    strides: Tensor  # (A',) pixels between the cells of each anchor's level
+    logits: Tensor  # (N, A', K)
+    target_logits: Tensor  # (N, A', K)
+    deltas: Tensor  # (N, A', 4), the sub-network's encoded boxes
+    target_boxes: Tensor  # (N, A', 4) XYXY in the transformed image
+    valid: Tensor  # (N, A'), whether an anchor has a target
+    centerness: Tensor | None = None  # (N, A') logits, of heads that have them
     target_centerness: Tensor | None = None
 
 

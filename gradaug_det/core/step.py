@@ -18,10 +18,10 @@ from gradaug_det.core.dump import Dump, with_replay_hint
 from gradaug_det.core.gradients import check_gradients, current_autocast, overflow, synchronize
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.processes import Meeting
-from gradaug_det.core.recording import ForwardRecorder
 from gradaug_det.core.regularizer import SubNetworkLosses, process_rank, sub_network_passes
 from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
 from gradaug_det.core.slimming import uncompiled
+from gradaug_det.core.soft_targets import ForwardRecorder
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 
 MOST_OVERFLOWS = 10
@@ -34,13 +34,10 @@ class Step:
     """What one training step has seen so far."""
 
     recorder: ForwardRecorder
-    close: Callable[[], None]
-    """Detaches everything from the detector."""
+    close: Callable[[], None]  # detaches everything from the detector
     subs: list[SubNetwork]
-    batch: Any = None
-    """The full pass's, once there was one."""
-    rng: Tensor = field(default_factory=torch.get_rng_state)
-    """State of the CPU's generator before the full pass."""
+    batch: Any = None  # the full pass's, once there was one
+    rng: Tensor = field(default_factory=torch.get_rng_state)  # the CPU's, before the full pass
     thread: int = field(default_factory=threading.get_ident)
     done: bool = False
 
@@ -62,22 +59,14 @@ class SubNetworkHook:
 
     # ---- the framework's part -----------------------------------------------------------------
 
-    framework: str
-    """``detectron2`` or ``mmdet``."""
-    first_iteration: int
-    """The number that the framework's log gives to the first step."""
-    iteration: int
-    """The step, counted from 0."""
-    encode: Callable[[Any], Any]
-    """Makes a batch tensors and plain values."""
-    image_names: Callable[[Any], list[Any]]
-    """Returns what readers find a batch's images by."""
-    config_text: Callable[[], str | None]
-    """Returns the training's config as text; None if it has none in a file's form."""
-    output_dir: Callable[[], str | None]
-    """Returns the training's folder; None if it has none."""
-    count_skipped: Callable[[], int]
-    """Adds one to what was skipped, which checkpoints keep; returns the sum."""
+    framework: str  # "detectron2" or "mmdet"
+    first_iteration: int  # the number that the framework's log gives to the first step
+    iteration: int  # the step, counted from 0
+    encode: Callable[[Any], Any]  # a batch -> tensors and plain values
+    image_names: Callable[[Any], list[Any]]  # a batch -> what readers find its images by
+    config_text: Callable[[], str | None]  # None if the config has no file's form
+    output_dir: Callable[[], str | None]  # None if the training has no folder
+    count_skipped: Callable[[], int]  # adds one to a number that checkpoints keep; the sum
 
     def __init__(self, **settings: Any) -> None:
         with _named_after_the_hook():

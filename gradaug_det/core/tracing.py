@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,36 +101,30 @@ class _Tracer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not self.muted:
-            if func in (F.conv2d, torch.conv2d):
-                self._convolution(result, *args, **kwargs)
-            elif func is F.linear:
-                self._linear(result, *args, **kwargs)
-            else:
-                self._other(func, result, args, kwargs)
+        if self.muted:
+            return result
+        if func in (F.conv2d, torch.conv2d, F.linear):
+            # The layers' own calls pass them by position, others may pass them by name.
+            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            groups = given.get("groups", 1)
+            self._weighted_layer(result, given["input"], given["weight"], given.get("bias"), groups)
+            if func is F.linear:
+                self.linear_outputs.add(id(result))
+        else:
+            self._other(func, result, args, kwargs)
         return result
 
-    def _weight(self, weight: Tensor) -> str:
-        if id(weight) not in self.names:
-            raise self.fail("its weight is computed, not a parameter")
-        return self.names[id(weight)]
-
-    def _convolution(
-        self,
-        out: Tensor,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        *rest: Any,
-        groups: int = 1,
-        **_: Any,
+    def _weighted_layer(
+        self, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int
     ) -> None:
-        groups = rest[3] if len(rest) > 3 else groups
-        source, name = self.node_of(input), self._weight(weight)
+        """Opens the group of a convolution's or a linear layer's output."""
+        source, rest = self.node_of(input), weight.dim() - 2
         if groups == 1:
             target = _Node(weight.shape[0])
-            self.tensors[name] = (target, source, None, None)
+            self.tensors[self._name_of(weight)] = (target, source, *[None] * rest)
         else:
+            name = self._name_of(weight)
             if weight.shape[0] != input.shape[1]:
                 raise self.fail(
                     f"a grouped convolution from {input.shape[1]} to {weight.shape[0]} channels"
@@ -137,21 +132,16 @@ class _Tracer(TorchFunctionMode):
             # Whole groups are kept, and each group's input channels stay as they are.
             target = source
             target.quantum = math.lcm(target.quantum, weight.shape[0] // groups)
-            self.tensors[name] = (target, None, None, None)
+            self.tensors[name] = (target, None, *[None] * rest)
             self.counts[name.rpartition(".")[0], "groups"] = target
         if bias is not None:
-            self.tensors[self._weight(bias)] = (target,)
+            self.tensors[self._name_of(bias)] = (target,)
         self.tag(out, target)
 
-    def _linear(
-        self, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None
-    ) -> None:
-        target = _Node(weight.shape[0])
-        self.tensors[self._weight(weight)] = (target, self.node_of(input))
-        if bias is not None:
-            self.tensors[self._weight(bias)] = (target,)
-        self.tag(out, target)
-        self.linear_outputs.add(id(out))
+    def _name_of(self, weight: Tensor) -> str:
+        if id(weight) not in self.names:
+            raise self.fail("its weight is computed, not a parameter")
+        return self.names[id(weight)]
 
     def _other(self, func: Callable, result: Any, args: tuple, kwargs: dict) -> None:
         if not isinstance(result, (Tensor, tuple, list)):
@@ -183,16 +173,25 @@ class _Tracer(TorchFunctionMode):
             raise self.fail(f"function '{name}' changes the number of channels")
         self.tag(result, node)
 
-    def channelwise_layer(self, name: str, layer: nn.Module, input: Tensor, out: Tensor) -> None:
-        """Follows a layer of one value a channel in each tensor (any norm, PReLU, scale)."""
-        node = self.node_of(input)
-        for key, tensor in _own_tensors(layer):
-            if tensor.dim() == 1:
-                self.tensors[f"{name}.{key}" if name else key] = (node,)
-        if hasattr(layer, "num_groups"):
-            node.quantum = math.lcm(node.quantum, input.shape[1] // layer.num_groups)
-            self.counts[name, "num_groups"] = node
-        self.tag(out, node)
+    def enter(self, name: str, channelwise: bool, _layer: nn.Module, _args: tuple) -> None:
+        self.scope.append(name)
+        self.muted += channelwise
+
+    def leave(
+        self, name: str, channelwise: bool, layer: nn.Module, args: tuple, out: Tensor
+    ) -> None:
+        self.muted -= channelwise
+        if channelwise and not self.muted:
+            # Any kind of norm, PReLU, scale: whatever it computes, channel by channel.
+            node = self.node_of(args[0])
+            for key, tensor in _own_tensors(layer):
+                if tensor.dim() == 1:
+                    self.tensors[f"{name}.{key}" if name else key] = (node,)
+            if hasattr(layer, "num_groups"):
+                node.quantum = math.lcm(node.quantum, args[0].shape[1] // layer.num_groups)
+                self.counts[name, "num_groups"] = node
+            self.tag(out, node)
+        self.scope.pop()
 
 
 def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
@@ -200,6 +199,7 @@ def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _is_channelwise(layer: nn.Module) -> bool:
+    # All of its tensors are vectors of one length (but for counters, which have no dimension).
     sizes = {t.shape for _, t in _own_tensors(layer) if t.dim() > 0}
     return not list(layer.children()) and len(sizes) == 1 and len(next(iter(sizes))) == 1
 
@@ -227,22 +227,6 @@ def trace_plan(module: nn.Module) -> SlimPlan:
     tracer = _Tracer(module)
     tracer.tag(image, _Node(image.shape[1], fixed=True))
 
-    def enter(name: str, channelwise: bool) -> Callable:
-        def hook(_layer: nn.Module, _args: Any) -> None:
-            tracer.scope.append(name)
-            tracer.muted += channelwise
-
-        return hook
-
-    def leave(name: str, channelwise: bool) -> Callable:
-        def hook(layer: nn.Module, args: tuple, out: Any) -> None:
-            tracer.muted -= channelwise
-            if channelwise and not tracer.muted:
-                tracer.channelwise_layer(name, layer, args[0], out)
-            tracer.scope.pop()
-
-        return hook
-
     with ExitStack() as stack:
         for name, layer in module.named_modules():
             # Not module.eval(): frameworks override train() with side effects.
@@ -250,8 +234,8 @@ def trace_plan(module: nn.Module) -> SlimPlan:
             layer.training = False
             channelwise = _is_channelwise(layer)
             for handle in (
-                layer.register_forward_pre_hook(enter(name, channelwise)),
-                layer.register_forward_hook(leave(name, channelwise)),
+                layer.register_forward_pre_hook(partial(tracer.enter, name, channelwise)),
+                layer.register_forward_hook(partial(tracer.leave, name, channelwise)),
             ):
                 stack.callback(handle.remove)
         stack.enter_context(tracer)
@@ -275,17 +259,10 @@ def _finish(module: nn.Module, tracer: _Tracer, outputs: list[Any]) -> SlimPlan:
         if id(output) in tracer.linear_outputs:
             tracer.nodes[id(output)].root().fixed = True  # a classifier's logits
 
-    roots: dict[int, int] = {}
-    groups: list[ChannelGroup] = []
+    numbers: dict[_Node, int] = {}
 
-    def index(node: _Node | None) -> int | None:
-        if node is None:
-            return None
-        node = node.root()
-        if id(node) not in roots:
-            roots[id(node)] = len(groups)
-            groups.append(ChannelGroup(node.channels, node.residual, node.quantum, node.fixed))
-        return roots[id(node)]
+    def number(node: _Node | None) -> int | None:
+        return None if node is None else numbers.setdefault(node.root(), len(numbers))
 
     batch_norms = [
         name
@@ -297,10 +274,12 @@ def _finish(module: nn.Module, tracer: _Tracer, outputs: list[Any]) -> SlimPlan:
         for name, layer in module.named_modules()
     )
     return SlimPlan(
-        tensors={name: tuple(map(index, dims)) for name, dims in tracer.tensors.items()},
-        counts={key: index(node) for key, node in tracer.counts.items()},
-        outputs=tuple(index(tracer.nodes.get(id(output))) for output in outputs),
-        groups=tuple(groups),
+        tensors={name: tuple(map(number, dims)) for name, dims in tracer.tensors.items()},
+        counts={key: number(node) for key, node in tracer.counts.items()},
+        outputs=tuple(number(tracer.nodes.get(id(output))) for output in outputs),
+        groups=tuple(
+            ChannelGroup(node.channels, node.residual, node.quantum, node.fixed) for node in numbers
+        ),
         batch_norms=tuple(batch_norms),
         has_frozen_norms=frozen,
     )

@@ -35,11 +35,7 @@ class GradAugHook(SubNetworkHook, HookBase):
     (``DefaultTrainer`` is), in 0.6 or today's main branch. The training loop, the optimizer and
     the data loader stay as they are.
 
-    Args:
-        settings: those of :class:`gradaug_det.core.options.GradAugOptions`.
-
-    Raises:
-        ConfigError: a setting is unknown or not allowed.
+    Its arguments are the settings of :class:`gradaug_det.core.options.GradAugOptions`.
 
     Source: GradAug, Algorithm 1.
     """
@@ -70,7 +66,7 @@ class GradAugHook(SubNetworkHook, HookBase):
 
         Raises:
             UnslimmableError: its backbone cannot be slimmed.
-            ConfigError: a setting does not fit the detector or the trainer, the hook is registered
+            ConfigError: a setting does not fit the detector or the trainer, the hook is there
                 twice, or images are prepared otherwise than the zoo's backbone needs.
         """
         if isinstance(cfg := getattr(self.trainer, "cfg", None), (CfgNode, DictConfig)):
@@ -85,7 +81,7 @@ class GradAugHook(SubNetworkHook, HookBase):
         self._insertion = _call_after_backward(engine, self.run_sub_networks)
 
     def before_step(self) -> None:
-        """Begins a step: what :meth:`SubNetworkHook.step` notes and holds back."""
+        """Begins a step; see :meth:`SubNetworkHook.step`."""
         if self.network is not None:
             self._step = self._step_scope.enter_context(self.step())
 
@@ -131,8 +127,7 @@ class GradAugHook(SubNetworkHook, HookBase):
         self.record()
 
     def record(self) -> None:
-        """Puts the mean over all processes into the storage; ``gradaug/sub<i>/loss`` alone shows
-        in the console line, where Detectron2 looks for "loss"."""
+        """Puts the means over all processes into the storage."""
         scalars = [f"sub{r.sub.index}/{name}" for r in self.results for name in r.losses]
         own = dict(zip(scalars, values_of(self.results), strict=True))
         gathered = self.meeting.gather(own)
@@ -150,6 +145,7 @@ class GradAugHook(SubNetworkHook, HookBase):
                 storage.put_scalar(f"gradaug/{name}", mean)
         for result in self.results:
             prefix = f"gradaug/sub{result.sub.index}"
+            # Detectron2's console line shows what has "loss" in its name, and so this alone.
             if (total := totals.get(f"sub{result.sub.index}")) is not None:
                 storage.put_scalar(f"{prefix}/loss", total)
             storage.put_scalar(f"{prefix}/width", result.sub.width)

@@ -30,10 +30,8 @@ _SETTING = "GradAugHook's not_in_pixels"
 class Batch(NamedTuple):
     """Images and data samples of a training step."""
 
-    inputs: Tensor
-    """(N, C, H, W), normalised and padded."""
-    samples: list[DetDataSample]
-    """Ground truth and meta information of each image."""
+    inputs: Tensor  # (N, C, H, W), normalised and padded
+    samples: list[DetDataSample]  # ground truth and meta information of each image
 
 
 class Padding(NamedTuple):

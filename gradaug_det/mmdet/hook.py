@@ -34,11 +34,7 @@ class GradAugHook(SubNetworkHook, Hook):
     ``MMDistributedDataParallel`` included. Nothing of the hook stays attached to the model or to
     the optimizer outside a ``train_step``, even after an exception.
 
-    Args:
-        settings: those of :class:`gradaug_det.core.options.GradAugOptions`.
-
-    Raises:
-        ConfigError: a setting is unknown or not allowed.
+    Its arguments are the settings of :class:`gradaug_det.core.options.GradAugOptions`.
 
     Source: GradAug, Algorithm 1.
     """
@@ -49,11 +45,7 @@ class GradAugHook(SubNetworkHook, Hook):
     # ---- MMEngine's hook methods --------------------------------------------------------------
 
     def before_run(self, runner: Runner) -> None:
-        """Looks at the training's data, classes and starting weights, if nobody has.
-
-        Raises:
-            ConfigError, DataError: see :mod:`gradaug_det.mmdet.checks`.
-        """
+        """Runs :mod:`gradaug_det.mmdet.checks` on the training, if nobody has."""
         if not any(isinstance(hook, TrainingChecks) for hook in runner.hooks):
             TrainingChecks().before_run(runner)
 
@@ -62,7 +54,7 @@ class GradAugHook(SubNetworkHook, Hook):
 
         Raises:
             UnslimmableError: its backbone cannot be slimmed.
-            ConfigError: a setting does not fit the detector or the engine, the hook is registered
+            ConfigError: a setting does not fit the detector or the engine, the hook is there
                 twice, or images are prepared otherwise than the zoo's backbone needs.
         """
         self.runner = runner
@@ -133,15 +125,12 @@ class GradAugHook(SubNetworkHook, Hook):
             )
 
     def run_sub_networks(self, step: Step, backward: Callable[..., None], count: int) -> None:
-        """Adds the sub-networks' gradients.
+        """Adds the sub-networks' gradients; see :meth:`SubNetworkHook.finish_step`.
 
         Args:
             step: the full pass and its backward are done.
             backward: the optimizer wrapper's own.
             count: its inner count before the full pass's backward.
-
-        Raises:
-            NonFiniteLossError: see :meth:`SubNetworkHook.finish_step`.
         """
         optim = self.runner.optim_wrapper
 
@@ -155,8 +144,7 @@ class GradAugHook(SubNetworkHook, Hook):
         self.finish_step(step, backward_again, scaler, last=optim.should_update())
 
     def record(self) -> None:
-        """Puts this process's scalars, like its own losses, into MMEngine's log line and its
-        visualizers."""
+        """Puts this process's scalars, as its own losses, into MMEngine's log and visualizers."""
         hub = self.runner.message_hub
         results = [result for result in self.results if not result.problem]
         values = iter(values_of(results))

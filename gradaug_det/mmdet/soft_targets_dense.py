@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from gradaug_det.core import losses as soft
 from gradaug_det.core.anchors import AnchorGrid
-from gradaug_det.core.recording import Modules
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.soft_targets import (
     Calls,
     DensePair,
     HeadOutputs,
+    Modules,
     SoftTargets,
     align_dense,
     compare_focal,

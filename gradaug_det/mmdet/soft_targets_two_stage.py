@@ -18,10 +18,10 @@ from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from torch import Tensor, nn
 
 from gradaug_det.core import losses as soft
-from gradaug_det.core.recording import Modules
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.soft_targets import (
     Calls,
+    Modules,
     SoftTargets,
     compare_box_head,
     detach,
