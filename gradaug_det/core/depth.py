@@ -54,9 +54,6 @@ def at_depth(module: nn.Module, block_survival: float, seed: int) -> Iterator[nn
         block_survival: probability that the last residual branch is kept, in [0, 1]; 1 keeps all.
         seed: decides which are kept.
 
-    Yields:
-        The module itself.
-
     Raises:
         ConfigError: the probability is not one.
         UnslimmableError: the module has no residual blocks.

@@ -1,4 +1,4 @@
-"""What running extra passes inside somebody's training step needs: precision and gradients."""
+"""Precision and gradients of passes that run inside somebody else's training step."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Under autocast losses are computed in float32, as PyTorch's own are."""
+    """Returns float32 for what autocast made shorter, as PyTorch's own losses do."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -51,14 +51,13 @@ def confidence(target_logits: Tensor) -> Tensor:
 def unsampled_logits(target_logits: Tensor, valid: Tensor, samples: float) -> Tensor:
     """Returns objectness logits as an RPN would give them had it learned from all anchors.
 
-    Learning from all objects but only a sample of the background multiplies the odds of an object
-    by how much background was left out, about anchors / samples: what is an object for one anchor
-    in a hundred is one for every second that was sampled.
-
     Args:
         target_logits, valid: (N, A) logits, and which anchors count.
         samples: anchors of the batch that the RPN samples.
     """
+    # Learning from all objects but only a sample of the background multiplies the odds of an object
+    # by how much background was left out, about anchors / samples: what is an object for one anchor
+    # in a hundred is one for every second that was sampled.
     kept = max(1.0, samples) / valid.sum().clamp(min=1)
     return at_least_float32(target_logits.detach()) + kept.clamp(max=1.0).log()
 
@@ -69,16 +68,15 @@ def objectness_kl(
     """Returns the mean KL divergence of objectness over the anchors that an RPN's own loss would
     sample; 0 where no anchor is valid.
 
-    The RPN samples the objects it has, up to a share, and fills up with background; this is the
-    mean that such a sample has on average if each anchor is an object with the probability that
-    the full network gives it. A sum over all anchors is mostly background, and its gradient was
-    many times that of the RPN's own loss: the RPN did not learn.
-
     Args:
         logits, target_logits, valid: (N, A): logits, and which anchors have a soft target.
         samples: anchors of the batch that the RPN samples.
         positive_share: largest share of objects among them, in [0, 1].
     """
+    # The RPN samples the objects it has, up to a share, and fills up with background; this is the
+    # mean that such a sample has on average if each anchor is an object with the probability that
+    # the full network gives it. A sum over all anchors is mostly background, and its gradient was
+    # many times that of the RPN's own loss: the RPN did not learn.
     probability = unsampled_logits(target_logits, valid, samples).sigmoid()
     object_, background = probability * valid, (1 - probability) * valid
     divergence = bernoulli_kl(logits, target_logits)

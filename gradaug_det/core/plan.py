@@ -45,24 +45,17 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class SlimPlan:
-    """Says which dimension of which tensor of a module belongs to which group of channels.
-
-    Attributes:
-        groups: the channel groups.
-        tensors: parameter or buffer name -> index into ``groups`` (or None) of each dimension.
-        counts: (module name, attribute) -> index into ``groups``, for attributes that count groups
-            of channels (``Conv2d.groups``, ``GroupNorm.num_groups``).
-        outputs: group of each output tensor, in order (None where the output has no channels).
-        batch_norms: names of the modules that can use batch statistics.
-        has_frozen_norms: whether there are norms with statistics that are never batch statistics.
-    """
+    """Says which dimension of which tensor of a module belongs to which group of channels."""
 
     groups: tuple[ChannelGroup, ...]
+    # Parameter or buffer name -> index into ``groups`` (or None) of each dimension.
     tensors: dict[str, tuple[int | None, ...]]
+    # (Module name, attribute) -> index into ``groups``, for attributes that count groups of
+    # channels (``Conv2d.groups``, ``GroupNorm.num_groups``).
     counts: dict[tuple[str, str], int]
-    outputs: tuple[int | None, ...]
-    batch_norms: tuple[str, ...]
-    has_frozen_norms: bool
+    outputs: tuple[int | None, ...]  # group of each output tensor; None without channels
+    batch_norms: tuple[str, ...]  # names of the modules that can use batch statistics
+    has_frozen_norms: bool  # norms with statistics that are never the batch's
 
     def channels(self, width: float, divisor: int = 1) -> tuple[int, ...]:
         """Returns the channels of each group at ``width``."""

@@ -9,7 +9,7 @@ Source: GradAug, section 3.1 and the authors' implementation (channel counts, ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -89,9 +89,6 @@ def at_width(
         divisor: channels are kept in multiples of it; 1 is the authors' rule. Multiples of 16 are
             what convolutions compute anyway, and there are fewer shapes to prepare kernels for.
 
-    Yields:
-        The module itself.
-
     Raises:
         ConfigError: the width, the policy or the divisor is not allowed.
         UnslimmableError: the module cannot be slimmed, or is already inside ``at_width``.
@@ -117,14 +114,18 @@ def at_width(
             group = plan.groups[index]
             kept = group.at(width, divisor) // group.quantum
             override(module.get_submodule(name).__dict__, attribute, kept)
-        for name, dims in plan.tensors.items():
+        for name in plan.tensors:
             owner, _, key = name.rpartition(".")
             layer = module.get_submodule(owner)
-            cut = partial(_first_channels, dims=dims, plan=plan, width=width, divisor=divisor)
-            if layer._parameters.get(key) is not None:
-                override(layer._parameters, key, _slice(layer._parameters[key], cut))
-            elif layer._buffers.get(key) is not None:
-                part = cut(layer._buffers[key])
+            trained = layer._parameters.get(key)
+            whole = layer._buffers.get(key) if trained is None else trained
+            if whole is None:
+                continue
+            first = tuple(map(slice, plan.tensor_shape(name, whole.shape, width, divisor)))
+            if trained is not None:
+                override(layer._parameters, key, _slice(trained, first))
+            else:
+                part = whole[first]
                 override(layer._buffers, key, part if _is_frozen_norm(layer) else part.clone())
         handle = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
         overrides.callback(handle.remove)
@@ -135,10 +136,10 @@ def at_width(
 def no_traces(module: nn.Module) -> Iterator[None]:
     """Within the block, a forward pass in training mode leaves nothing behind in ``module``.
 
-    Running statistics, class counts, moving averages and counters are the full network's alone,
-    whether a layer keeps them as buffers, as plain numbers or as tensors in plain attributes. A
-    pass within the block sees what it has counted itself.
+    A pass within the block sees what it has counted itself.
     """
+    # Running statistics, class counts, moving averages and counters are the full network's alone,
+    # whether a layer keeps them as buffers, as plain numbers or as tensors in plain attributes.
     with Overrides() as overrides:
         for layer in module.modules():
             own = vars(layer)
@@ -172,33 +173,24 @@ class Overrides(ExitStack):
         table[key] = value
 
 
-def _slice(tensor: Tensor, cut: Callable[[Tensor], Tensor]) -> Tensor:
+def _slice(tensor: Tensor, first: tuple[slice, ...]) -> Tensor:
     """Returns a view of the first channels, whose gradient is added to those of ``tensor.grad``."""
     # A leaf of its own. Autograd's slice would pad each gradient with zeros to full size; and since
     # all slices are made before the forward pass, it would do so after the last layer's backward,
     # with all of their gradients in memory until then.
-    part = cut(tensor.detach())
+    part = tensor.detach()[first]
     if tensor.requires_grad:
         part.requires_grad_()
-        part.register_post_accumulate_grad_hook(partial(_pass_on_gradient, tensor, cut))
+        part.register_post_accumulate_grad_hook(partial(_pass_on_gradient, tensor, first))
     return part
 
 
 @torch.no_grad()
-def _pass_on_gradient(tensor: Tensor, cut: Callable[[Tensor], Tensor], part: Tensor) -> None:
+def _pass_on_gradient(tensor: Tensor, first: tuple[slice, ...], part: Tensor) -> None:
     if tensor.grad is None:
         tensor.grad = torch.zeros_like(tensor)
-    cut(tensor.grad).add_(part.grad)
+    tensor.grad[first].add_(part.grad)
     part.grad = None  # freed now, not when the whole backward pass is done
-
-
-def _first_channels(
-    tensor: Tensor, dims: tuple[int | None, ...], plan: SlimPlan, width: float, divisor: int
-) -> Tensor:
-    for dim, group in enumerate(dims):
-        if group is not None:
-            tensor = tensor.narrow(dim, 0, plan.groups[group].at(width, divisor))
-    return tensor
 
 
 def _pad_outputs(output: Any, plan: SlimPlan) -> Any:

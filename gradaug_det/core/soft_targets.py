@@ -61,13 +61,18 @@ def detach(value: Any) -> Any:
     return [detach(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def select_argument(index: int) -> Select:
+    """Keeps a positional argument of a recorded call."""
+    return lambda args, _kwargs, _output: detach(args[index])
+
+
 def select_output(_args: tuple, _kwargs: dict, output: Any) -> Any:
     """Keeps the output of a recorded call."""
     return detach(output)
 
 
 class SoftTargets(ABC):
-    """How to compare the heads of a kind of detector in the full and in a sub-network's pass."""
+    """Compares the heads of a kind of detector in the full and in a sub-network's pass."""
 
     @abstractmethod
     def record(self) -> Modules:

@@ -1,4 +1,4 @@
-"""What the hooks of both frameworks do in a step, from the full pass to the optimizer."""
+"""One training step, from the full pass to the optimizer, for the hooks of both frameworks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ halves its scale at each of them."""
 
 @dataclass
 class Step:
-    """What one training step has seen so far."""
+    """A training step so far."""
 
     recorder: ForwardRecorder
     close: Callable[[], None]  # detaches everything from the detector
@@ -47,11 +47,6 @@ class SubNetworkHook:
 
     Args:
         settings: those of :class:`gradaug_det.core.options.GradAugOptions`.
-
-    Attributes:
-        options: the settings.
-        network: the detector in training; None outside a training, and if nothing is to be done.
-        results: what the sub-networks of the last step gave.
 
     Raises:
         ConfigError: a setting is unknown or not allowed.
@@ -71,8 +66,8 @@ class SubNetworkHook:
     def __init__(self, **settings: Any) -> None:
         with _named_after_the_hook():
             self.options = GradAugOptions.from_mapping(settings)
-        self.network: SlimmableDetector | None = None
-        self.results: list[SubNetworkLosses] = []
+        self.network: SlimmableDetector | None = None  # while there is something to train
+        self.results: list[SubNetworkLosses] = []  # of the last step
 
     # ---- a training ---------------------------------------------------------------------------
 

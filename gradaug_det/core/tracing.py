@@ -63,20 +63,14 @@ class _Node:
 
 
 class _Tracer(TorchFunctionMode):
-    """Sees every torch function of a pass, and follows the channel groups of its tensors.
-
-    Attributes:
-        scope: names of the modules whose forward is running, for errors.
-        muted: how many channelwise layers it is in: these are looked at as a whole.
-        nodes: id of an activation -> the group of its channels.
-    """
+    """Sees every torch function of a pass, and follows the channel groups of its tensors."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.names = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
-        self.scope: list[str] = []
-        self.muted = 0
-        self.nodes: dict[int, _Node] = {}
+        self.scope: list[str] = []  # names of the modules whose forward is running, for errors
+        self.muted = 0  # in how many channelwise layers, which are looked at as a whole
+        self.nodes: dict[int, _Node] = {}  # id of an activation -> the group of its channels
         self.alive: list[Tensor] = []  # an id is only unique while its tensor lives
         self.tensors: dict[str, tuple[_Node | None, ...]] = {}
         self.counts: dict[tuple[str, str], _Node] = {}

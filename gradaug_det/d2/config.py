@@ -33,7 +33,7 @@ def add_gradaug_config(cfg: CN) -> None:
 
 
 def gradaug_options(cfg: CN) -> GradAugOptions:
-    """The validated settings of ``cfg.GRADAUG``.
+    """Returns the validated settings of ``cfg.GRADAUG``.
 
     Raises:
         ConfigError: names the key, the value given and the values allowed.
@@ -75,8 +75,8 @@ _ELEMENTS = {"DATASETS.TRAIN": "", "DATASETS.TEST": "", "TEST.KEYPOINT_OKS_SIGMA
 
 
 def type_mismatch(message: str) -> ConfigError | None:
-    """What yacs says of a value of the wrong type, as a sentence with the way out; None if
-    ``message`` is about something else."""
+    """Makes yacs's message about a value of the wrong type a sentence with the way out; returns
+    None if ``message`` is about something else."""
     found = _MISMATCH.fullmatch(message)
     if found is None:
         return None
@@ -91,19 +91,13 @@ def type_mismatch(message: str) -> ConfigError | None:
 
 
 def check_values(cfg: CN) -> None:
-    """What yacs lets pass although Detectron2 cannot use it.
-
-    Raises:
-        ConfigError: a value is left empty, or one in a list is of the wrong type; or it is none of
-            the few that Detectron2 knows.
-    """
+    """Raises ConfigError for what yacs lets pass although Detectron2 cannot use it: a value that is
+    left empty, one in a list of the wrong type, or none of the few that Detectron2 knows."""
     defaults = get_cfg()
     add_gradaug_config(defaults)
     _check_node(cfg, defaults, "")
-    if cfg.INPUT.MASK_FORMAT not in ("polygon", "bitmask"):
-        raise ConfigError(
-            "INPUT.MASK_FORMAT", f"must be polygon or bitmask, got {cfg.INPUT.MASK_FORMAT!r}"
-        )
+    if (kind := cfg.INPUT.MASK_FORMAT) not in ("polygon", "bitmask"):
+        raise ConfigError("INPUT.MASK_FORMAT", f"must be polygon or bitmask, got {kind!r}")
 
 
 def _check_node(node: CN, defaults: CN, prefix: str) -> None:
@@ -113,9 +107,8 @@ def _check_node(node: CN, defaults: CN, prefix: str) -> None:
             continue  # of GRADAUG, gradaug_options has the last word
         # Detectron2 takes nothing for "" and False, and for no number.
         if value is None and default is not None and not isinstance(default, (bool, str)):
-            raise ConfigError(
-                key, f"is empty; leave the line out for Detectron2's own value ({default!r})"
-            )
+            problem = f"is empty; leave the line out for Detectron2's own value ({default!r})"
+            raise ConfigError(key, problem)
         if isinstance(value, CN) and isinstance(default, CN):
             _check_node(value, default, f"{key}.")
         elif isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
@@ -130,7 +123,7 @@ def _check_node(node: CN, defaults: CN, prefix: str) -> None:
 
 
 def load_config(file: str | Path, overrides: list[str] = ()) -> CN:
-    """A Detectron2 yaml config with GradAug's keys, overridden and validated.
+    """Reads a Detectron2 yaml config with GradAug's keys, overridden and validated.
 
     Args:
         file: a yaml file; its ``_BASE_`` is followed.
@@ -176,7 +169,7 @@ def _reason(error: Exception) -> str:
 
 
 def load_lazy_config(file: str | Path, overrides: list[str] = ()) -> Any:
-    """A LazyConfig with ``key=value`` overrides.
+    """Reads a LazyConfig with ``key=value`` overrides.
 
     Raises:
         ConfigError: the file or an override cannot be used.

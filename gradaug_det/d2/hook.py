@@ -181,7 +181,7 @@ class GradAugHook(SubNetworkHook, HookBase):
 
 
 def _engine(trainer: Any) -> Any:
-    """The SimpleTrainer or AMPTrainer that runs the step: DefaultTrainer keeps one inside."""
+    # DefaultTrainer keeps the SimpleTrainer or AMPTrainer that runs the step inside.
     return getattr(trainer, "_trainer", trainer)
 
 

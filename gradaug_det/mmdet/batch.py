@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 
 class Padding(NamedTuple):
-    """How the data preprocessor pads: to multiples of ``divisor`` pixels, with these values."""
+    """The data preprocessor's padding: to multiples of ``divisor`` pixels, with these values."""
 
     divisor: int = 32
     image: float = 0
@@ -133,7 +133,7 @@ def _transform_sample(sample: DetDataSample, image: _ImageTransform) -> DetDataS
 
 
 class _ImageTransform(NamedTuple):
-    """What is done to one image, and so to all that lives in its pixels."""
+    """The transform of one image, and so of all that lives in its pixels."""
 
     transform: BatchTransform
     size: Size  # (height, width) of the image,

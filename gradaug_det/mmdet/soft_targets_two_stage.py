@@ -24,8 +24,8 @@ from gradaug_det.core.soft_targets import (
     Modules,
     SoftTargets,
     compare_box_head,
-    detach,
     require,
+    select_argument,
     select_output,
     unsupported,
 )
@@ -35,16 +35,6 @@ from gradaug_det.mmdet.soft_targets_dense import DenseTargets
 
 _MASK_HEADS = (FCNMaskHead, SmallInitMaskHead)
 _BOX_HEADS = (BBoxHead, ConvFCBBoxHead, Shared2FCBBoxHead, Shared4Conv1FCBBoxHead)
-
-
-def _select_rois(args: tuple, _kwargs: dict, _output: Any) -> Tensor:
-    """Keeps the (R, 5) image index and XYXY box that a RoI extractor was called with."""
-    return detach(args[1])
-
-
-def _select_classes(args: tuple, _kwargs: dict, _output: Any) -> Tensor:
-    """Keeps the (R,) classes of the positive proposals that a mask loss was called with."""
-    return detach(args[2])
 
 
 class TwoStageTargets(SoftTargets):
@@ -74,14 +64,18 @@ class TwoStageTargets(SoftTargets):
         heads = self.heads
         modules = dict(self.rpn.record()) if self.rpn else {}
         for stage in range(self.stages):
-            modules[f"rois{stage}"] = (self._stage(heads.bbox_roi_extractor, stage), _select_rois)
+            # An extractor takes (R, 5) rois: index of the image, and XYXY box.
+            modules[f"rois{stage}"] = (
+                self._stage(heads.bbox_roi_extractor, stage),
+                select_argument(1),
+            )
             modules[f"box{stage}"] = (self._stage(heads.bbox_head, stage), select_output)
             if heads.with_mask:
                 mask_head = self._stage(heads.mask_head, stage)
                 extractor = self._stage(heads.mask_roi_extractor, stage)
-                modules[f"mask_rois{stage}"] = (extractor, _select_rois)
+                modules[f"mask_rois{stage}"] = (extractor, select_argument(1))
                 modules[f"mask{stage}"] = (mask_head, select_output)
-                modules[f"mask_classes{stage}"] = (mask_head.loss_mask, _select_classes)
+                modules[f"mask_classes{stage}"] = (mask_head.loss_mask, select_argument(2))
         return modules
 
     def losses(
