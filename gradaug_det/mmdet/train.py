@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.mmdet import preprocessing
@@ -23,39 +23,13 @@ from gradaug_det.mmdet.resume import ExactResumeHook
 from gradaug_det.mmdet.values import check_values
 from gradaug_det.utils.files import check_writable
 
-
-@contextmanager
-def _explain_build_errors(key: str) -> Iterator[None]:
-    """Turns what MMEngine raises into a ConfigError, with its own words."""
-    try:
-        yield
-    except GradAugError:
-        raise
-    except Exception as error:  # a config may name any program
-        said = shorten(str(error), 300, placeholder=" ...")
-        if said.startswith("need at least one array"):
-            said = "no image is left; look at its filter_cfg and indices"
-        raise ConfigError(key, f"cannot be used: {type(error).__name__}: {said}") from error
-
-
-class _Runner(Runner):
-    """Builds what a config says as its base does, and says in a sentence what cannot be built."""
-
-    def build_train_loop(self, loop: Any) -> BaseLoop:
-        with _explain_build_errors("train_cfg or train_dataloader"):
-            return super().build_train_loop(loop)
-
-    def build_val_loop(self, loop: Any) -> BaseLoop:
-        with _explain_build_errors("val_cfg, val_dataloader or val_evaluator"):
-            return super().build_val_loop(loop)
-
-    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
-        with _explain_build_errors("optim_wrapper"):
-            return super().build_optim_wrapper(optim_wrapper)
-
-    def build_param_scheduler(self, scheduler: Any) -> Any:
-        with _explain_build_errors("param_scheduler"):
-            return super().build_param_scheduler(scheduler)
+# A runner's methods that build parts of it when they are needed -> what of the config they build.
+_BUILT_LATER = {
+    "build_train_loop": "train_cfg or train_dataloader",
+    "build_val_loop": "val_cfg, val_dataloader or val_evaluator",
+    "build_optim_wrapper": "optim_wrapper",
+    "build_param_scheduler": "param_scheduler",
+}
 
 
 def build_runner(
@@ -94,11 +68,27 @@ def build_runner(
     if exact_resume and not any(_is_exact_resume(hook) for hook in hooks):
         config.custom_hooks = [*hooks, {"type": "ExactResumeHook"}]
     with _explain_build_errors("config"):
-        runner = _Runner.from_cfg(config)
+        runner = Runner.from_cfg(config)
+    for method, key in _BUILT_LATER.items():
+        setattr(runner, method, _explain_build_errors(key)(getattr(runner, method)))
     checks = TrainingChecks()
     checks.before_build(runner)
     runner.register_hook(checks, priority="HIGHEST")
     return runner
+
+
+@contextmanager
+def _explain_build_errors(key: str) -> Iterator[None]:
+    """Turns what MMEngine raises into a ConfigError, with its own words. Also a decorator."""
+    try:
+        yield
+    except GradAugError:
+        raise
+    except Exception as error:  # a config may name any program
+        words = shorten(str(error), 300, placeholder=" ...")
+        if words.startswith("need at least one array"):
+            words = "no image is left; look at its filter_cfg and indices"
+        raise ConfigError(key, f"cannot be used: {type(error).__name__}: {words}") from error
 
 
 def _is_exact_resume(hook: Any) -> bool:

@@ -26,16 +26,8 @@ from gradaug_det.core.processes import Meeting
 from gradaug_det.core.regularizer import gradaug_step
 from gradaug_det.core.sampling import sample_sub_networks
 from gradaug_det.errors import ConfigError, GradAugError
+from gradaug_det.pretrain import data
 from gradaug_det.pretrain.classifier import Classifier, add_stochastic_depth
-from gradaug_det.pretrain.data import (
-    PIXEL_MEAN,
-    PIXEL_STD,
-    StatelessBatches,
-    load_images,
-    normalize,
-    train_loader,
-    val_loader,
-)
 from gradaug_det.pretrain.recipe import Recipe
 from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.utils.files import (
@@ -75,8 +67,8 @@ class Pretraining:
                 "batch_size",
                 f"must be a multiple of the {fabric.world_size} processes, got {recipe.batch_size}",
             )
-        self.images = load_images(recipe.data, recipe.seed)
-        self.batches = StatelessBatches(
+        self.images = data.load_images(recipe.data, recipe.seed)
+        self.batches = data.StatelessBatches(
             len(self.images.train), recipe, 0, fabric.global_rank, fabric.world_size
         )
         classes = len(self.images.classes)
@@ -138,7 +130,7 @@ class Pretraining:
     def _train(self) -> None:
         name = self.recipe.name
         progress = tqdm(
-            train_loader(self.images, self.recipe, self.batches),
+            data.train_loader(self.images, self.recipe, self.batches),
             name,
             initial=self.batches.first,
             total=self.batches.steps,
@@ -177,7 +169,7 @@ class Pretraining:
         """
         fabric = self.fabric
         images, labels = fabric.to_device((images, labels))
-        images = normalize(images)
+        images = data.normalize(images)
         if self.mix:
             seed = stable_seed("mix", self.recipe.seed, step, fabric.global_rank)
             with isolated_rng(seed, fabric.device):
@@ -297,10 +289,12 @@ class Pretraining:
         model.eval()
         fabric = self.fabric
         sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
-        for batch in val_loader(self.images, self.recipe, fabric.global_rank, fabric.world_size):
+        for batch in data.val_loader(
+            self.images, self.recipe, fabric.global_rank, fabric.world_size
+        ):
             images, labels = fabric.to_device(batch)
             with fabric.autocast():
-                logits = model(normalize(images)).float()
+                logits = model(data.normalize(images)).float()
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
             own = [best[:, 0].sum(), best.sum(), loss, len(labels)]
@@ -321,8 +315,8 @@ def _describe(recipe: Recipe, metrics: Mapping[str, float]) -> BackboneInfo:
         stem="7x7",
         stride_in="3x3",
         channel_order="RGB",
-        pixel_mean=PIXEL_MEAN,
-        pixel_std=PIXEL_STD,
+        pixel_mean=data.PIXEL_MEAN,
+        pixel_std=data.PIXEL_STD,
         recipe=recipe.as_dict() | {"data": vars(recipe.data) | {"root": ""}},
         metrics=dict(metrics),
         licence="Apache-2.0",
