@@ -99,7 +99,7 @@ def synchronized_norms(module: nn.Module, beside: nn.Module) -> list[str]:
     ]
 
 
-def once_a_machine(
+def run_once_a_machine(
     check: Callable[[], Any], is_first: bool, gather: Callable[[Any], list[Any]]
 ) -> Any:
     """Runs a check in one process of each machine; all have its result, or raise its error.

@@ -227,8 +227,8 @@ def max_detections(limit: int) -> int:
 
 
 def once_a_machine(check: Callable[[], Any]) -> Any:
-    """See :func:`gradaug_det.core.processes.once_a_machine`."""
-    return processes.once_a_machine(check, comm.get_local_rank() == 0, comm.all_gather)
+    """See :func:`gradaug_det.core.processes.run_once_a_machine`."""
+    return processes.run_once_a_machine(check, comm.get_local_rank() == 0, comm.all_gather)
 
 
 _checked: dict[DataUse, tuple[str, ...]] = {}

@@ -168,7 +168,8 @@ class ResumableLoader:
             if not {"width", "height"} <= set(record):
                 raise GradAugError(
                     "batches of similar aspect ratio need the images' width and height in the "
-                    "dataset dicts; add them, or set DATALOADER.ASPECT_RATIO_GROUPING False"
+                    "dataset dicts; add them, or set DATALOADER.ASPECT_RATIO_GROUPING False or "
+                    "SOLVER.EXACT_RESUME False"
                 )
             self._wide[int(index)] = record["width"] > record["height"]
         return self._wide[index]

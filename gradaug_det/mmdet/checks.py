@@ -19,7 +19,7 @@ from mmengine.runner import BaseLoop, CheckpointLoader, Runner, find_latest_chec
 from torch import Tensor, nn
 
 from gradaug_det.check_data.kinds import CheckResult
-from gradaug_det.core.processes import once_a_machine
+from gradaug_det.core.processes import run_once_a_machine
 from gradaug_det.errors import ConfigError
 from gradaug_det.mmdet.data import (
     SPLITS,
@@ -82,7 +82,7 @@ class TrainingChecks(Hook):
 
 def _once_a_machine(check: Callable[[], Any]) -> None:
     is_first = int(os.environ.get("LOCAL_RANK", get_rank())) == 0
-    once_a_machine(check, is_first, all_gather_object)
+    run_once_a_machine(check, is_first, all_gather_object)
 
 
 def _unwrap(runner: Runner) -> nn.Module:
