@@ -30,13 +30,7 @@ class GradAugZooHandler(PathHandler):
         return [SCHEME]
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        """A file with the weights for Detectron2, made once and kept beside the downloads.
-
-        It holds tensors only, so any checkpointer reads it safely.
-
-        Raises:
-            ZooError: there is no such backbone, or the cache cannot be written.
-        """
+        """A file of tensors for any checkpointer, made once and kept beside the downloads."""
         self._check_kwargs(kwargs)
         url = zoo_url(path)
         source = url.path()

@@ -23,9 +23,6 @@ def load_from_gradaug(filename: str, map_location: Any = None) -> dict[str, dict
         filename: ``gradaug://NAME``, with ``?format=BGR`` for a ``data_preprocessor`` without
             ``bgr_to_rgb``.
         map_location: None, a device or its name.
-
-    Raises:
-        ZooError: there is no such backbone or its file cannot be used.
     """
     state = zoo_url(filename).load("mmdet")
     return {"state_dict": {name: tensor.to(map_location) for name, tensor in state.items()}}

@@ -118,8 +118,6 @@ def download_resuming(
     Args:
         size: bytes of the file; a server that sends more is cut off.
         progress: draw a bar on stderr.
-        url: of the file.
-        output_file: path of the file to write.
 
     Raises:
         ZooError: at the last attempt's failure, or at once at one that would not pass (a 404).

@@ -33,9 +33,6 @@ class Entry:
         size, sha256: bytes and 64 hex digits; None if unknown (``gdrive``, ``.pth`` only).
         measured: whether this project measured ``info.metrics``; else they are the authors' claim.
         folder: of the index.
-
-    Raises:
-        ZooError: a field has the wrong type or value.
     """
 
     description: str
@@ -99,11 +96,7 @@ class Index:
     entries: Mapping[str, Entry]
 
     def find(self, name: str) -> Entry:
-        """The entry of that name.
-
-        Raises:
-            ZooError: there is none; names what is there.
-        """
+        """The entry of that name; if there is none, a ZooError names those that there are."""
         if name in self.entries:
             return self.entries[name]
         near = difflib.get_close_matches(name, self.entries, n=1)

@@ -166,11 +166,7 @@ class BackboneInfo:
 
     @classmethod
     def from_dict(cls, data: Any) -> BackboneInfo:
-        """The info in an untrusted JSON value.
-
-        Raises:
-            ZooError: fields are missing, unknown or wrong.
-        """
+        """The info in an untrusted JSON value; a ZooError names what is wrong with it."""
         require(isinstance(data, dict), "a backbone's description must be a JSON object", data)
         names = {field.name for field in fields(cls)}
         if missing := sorted(names - set(data)):

@@ -19,10 +19,7 @@ _COLUMNS = "| name | architecture | MB | top-1 | other metrics | sha256 | licenc
 
 
 def verify(name: str) -> str:
-    """Check an entry's file on this machine, or a backbone file that is in no index.
-
-    Args:
-        name: of an entry, or the path of a ``.safetensors`` file.
+    """Check a file: an entry's on this machine, or the ``.safetensors`` of that path.
 
     Returns:
         One line of what was found good; anything else is a ZooError.

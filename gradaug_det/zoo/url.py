@@ -47,11 +47,7 @@ class ZooURL:
         return Path(self.name)
 
     def info(self) -> BackboneInfo:
-        """The description of the weights as they are delivered, without a download.
-
-        Raises:
-            ZooError: there is no such backbone.
-        """
+        """The weights' description as they are delivered, without a download. Raises ZooError."""
         info = read_info(self.name) if self.is_file else find(self.name).info
         if info.channel_order == self.order:
             return info
