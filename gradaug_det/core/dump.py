@@ -55,24 +55,25 @@ def read_dump(path: str | Path) -> Dump:
         GradAugError: it is no such file.
     """
     content = load_checkpoint(path)
+    kinds = {"framework": str, "config": (str, type(None)), "options": dict}
+    kinds |= {"rng": Tensor, "weights": dict, "images": list}
     try:
-        is_known = content.pop("format") == FORMAT
         subs = [
             SubNetwork(**{**sub, "transform": BatchTransform(**sub["transform"])})
             for sub in content.pop("subs")
         ]
         for sub in subs:
             check_number("scale", sub.transform.scale, high=4.0, above=0.0)  # or it fills memory
+        if content.pop("format") != FORMAT:
+            raise ValueError
         dump = Dump(subs=subs, **content)
+        if all(isinstance(getattr(dump, name), kind) for name, kind in kinds.items()):
+            return dump
     except (GradAugError, KeyError, RuntimeError, TypeError, ValueError):
-        is_known = False
-    kinds = {"framework": str, "config": (str, type(None)), "options": dict}
-    kinds |= {"rng": Tensor, "weights": dict, "images": list}
-    if not is_known or not all(isinstance(getattr(dump, name), k) for name, k in kinds.items()):
-        raise GradAugError(
-            f"{path} is not a step that a training left in its folder {FOLDER!r} (of this version)"
-        )
-    return dump
+        pass  # whatever else a file may hold
+    raise GradAugError(
+        f"{path} is not a step that a training left in its folder {FOLDER!r} (of this version)"
+    )
 
 
 def with_replay_hint(

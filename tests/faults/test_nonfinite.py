@@ -211,7 +211,11 @@ def test_nothing_in_a_file_runs_unasked(tmp_path, capsys):
     "change",
     [
         *({"framework": 3}, {"subs": 3}, {"subs": [{}]}, {"rng": 1}, {"config": ["x"]}),
-        *({"more": 1}, {"subs": [{"index": 0, "width": 1.0, "transform": {"scale": 1e4}}]}),
+        *(
+            {"more": 1},
+            {"format": torch.ones(2)},
+            {"subs": [{"index": 0, "width": 1.0, "transform": {"scale": 1e4}}]},
+        ),
     ],
 )
 def test_steps_of_other_kinds_are_refused(tmp_path, change):
