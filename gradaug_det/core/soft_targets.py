@@ -51,7 +51,8 @@ class ForwardRecorder:
         """Ends the recording, and returns it."""
         for handle in self._handles:
             handle.remove()
-        return self._calls
+        calls, self._calls = self._calls, {}  # the recorder may outlive what it recorded
+        return calls
 
 
 def detach(value: Any) -> Any:
