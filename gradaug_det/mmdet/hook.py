@@ -94,8 +94,9 @@ class GradAugHook(SubNetworkHook, Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Leaves the model as it was."""
-        vars(runner.model).pop("train_step", None)
-        self.end()
+        if self.network is not None:  # else a train_step there is torch.compile's
+            vars(runner.model).pop("train_step", None)
+            self.end()
 
     # ---- the step -----------------------------------------------------------------------------
 

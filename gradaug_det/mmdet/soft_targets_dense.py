@@ -150,7 +150,7 @@ class DenseTargets(SoftTargets):
     def align(
         self, full: HeadOutputs, sub: HeadOutputs, transform: BatchTransform, sizes: list[Size]
     ) -> DensePair:
-        """Returns the predictions of both passes; see :func:`core.soft_targets.align_dense`."""
+        """Returns the predictions of both passes for the same anchors."""
         grid = self.geometry.grid(soft.at_least_float32(full[1][0]))
         return align_dense(grid, self.geometry.decode, full, sub, transform, sizes)
 

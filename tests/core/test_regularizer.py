@@ -14,7 +14,7 @@ from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.errors import NonFiniteLossError
 from gradaug_det.pretrain.classifier import Classifier
 
-SAMPLER = GradAugOptions(3, 0.7, (1.0, 0.75, 0.5), 0.5, seed=4)
+OPTIONS = GradAugOptions(3, 0.7, (1.0, 0.75, 0.5), 0.5, seed=4)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def gradients(network):
 
 def test_gradients_are_the_sum_of_passes_computed_apart(network, batch):
     images, labels = batch
-    subs = sample_sub_networks(SAMPLER, 5)
+    subs = sample_sub_networks(OPTIONS, 5)
     apart = copy.deepcopy(network)
     logits = apart(images)
     torch.nn.functional.cross_entropy(logits, labels).backward()
@@ -69,7 +69,7 @@ def test_backward_is_the_callers(network, batch):
     gradaug_step(
         Classifier(network),
         batch,
-        sample_sub_networks(SAMPLER, 0),
+        sample_sub_networks(OPTIONS, 0),
         lambda loss: (seen.append(loss.item()), (2 * loss).backward()),
     )
     assert len(seen) == 4
@@ -78,7 +78,7 @@ def test_backward_is_the_callers(network, batch):
     for name, buffer in network.named_buffers():
         if "running" in name:
             buffer.fill_(float("var" in name))
-    gradaug_step(Classifier(network), batch, sample_sub_networks(SAMPLER, 0))
+    gradaug_step(Classifier(network), batch, sample_sub_networks(OPTIONS, 0))
     for name, gradient in gradients(network).items():
         assert torch.allclose(doubled[name], 2 * gradient, rtol=1e-10), name
 
@@ -94,7 +94,7 @@ def test_an_exception_leaves_the_full_network(network, batch):
             return super().sub_network_pass(batch, soft_target, sub)
 
     with pytest.raises(ZeroDivisionError):
-        gradaug_step(Failing(network), batch, sample_sub_networks(SAMPLER, 0))
+        gradaug_step(Failing(network), batch, sample_sub_networks(OPTIONS, 0))
     assert {n: p.shape for n, p in network.named_parameters()} == full
     assert all(m.training for m in network.modules())
 
@@ -111,7 +111,7 @@ def test_non_finite_losses_are_named_before_their_backward(network, batch):
             Infinite(network),
             batch,
             network(batch[0]).detach(),
-            sample_sub_networks(SAMPLER, 0),
+            sample_sub_networks(OPTIONS, 0),
             calls.append,
         )
     assert calls == []
@@ -127,7 +127,7 @@ def test_checkpointed_activations_give_the_same_gradients(network, batch):
     layer3 = network.layer3.forward
     network.layer3.forward = lambda x: checkpoint(layer3, x, use_reentrant=False)
     for model in (plain, network):
-        gradaug_step(Classifier(model, "frozen"), batch, sample_sub_networks(SAMPLER, 2))
+        gradaug_step(Classifier(model, "frozen"), batch, sample_sub_networks(OPTIONS, 2))
     for (name, ours), theirs in zip(network.named_parameters(), plain.parameters(), strict=True):
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12), name
 
@@ -138,11 +138,11 @@ def test_it_learns_and_sub_networks_learn_with_it():
     model = resnet18(num_classes=4).train()
     classifier, optimizer = Classifier(model), torch.optim.Adam(model.parameters(), 1e-3)
     batch = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
-    sampler = GradAugOptions(2, 0.5, (1.0,), seed=0)
+    options = GradAugOptions(2, 0.5, (1.0,), seed=0)
     history = []
     for step in range(15):
         optimizer.zero_grad()
-        losses, results = gradaug_step(classifier, batch, sample_sub_networks(sampler, step))
+        losses, results = gradaug_step(classifier, batch, sample_sub_networks(options, step))
         optimizer.step()
         history.append((losses["loss_cls"].item(), results[-1].total.item()))
     assert history[-1][0] < 0.2 * history[0][0]

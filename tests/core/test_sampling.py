@@ -27,11 +27,11 @@ def test_recorded_values():
 
 
 def test_stateless():
-    sampler = GradAugOptions(3, 0.8, (1.0, 0.5), 0.5, seed=1)
-    forward = [sample_sub_networks(sampler, t) for t in range(20)]
+    options = GradAugOptions(3, 0.8, (1.0, 0.5), 0.5, seed=1)
+    forward = [sample_sub_networks(options, t) for t in range(20)]
     random.seed(0)
     torch.manual_seed(0)
-    assert [sample_sub_networks(sampler, t) for t in reversed(range(20))] == forward[::-1]
+    assert [sample_sub_networks(options, t) for t in reversed(range(20))] == forward[::-1]
     # n does not change the sub-networks before the last one
     assert (
         sample_sub_networks(GradAugOptions(5, 0.8, (1.0, 0.5), 0.5, seed=1), 3)[:2]
@@ -41,8 +41,8 @@ def test_stateless():
 
 
 def test_distribution():
-    sampler = GradAugOptions(3, 0.8, (1.0, 0.5, 0.25), 0.25, seed=0)
-    subs = [s for t in range(2000) for s in sample_sub_networks(sampler, t)]
+    options = GradAugOptions(3, 0.8, (1.0, 0.5, 0.25), 0.25, seed=0)
+    subs = [s for t in range(2000) for s in sample_sub_networks(options, t)]
     widths = [s.width for s in subs if s.index < 2]
     assert all(s.width == 0.8 for s in subs if s.index == 2)
     assert 0.8 <= min(widths) < 0.805

@@ -72,17 +72,17 @@ def test_soft_labels_and_label_smoothing(network, batch):
 
 
 def test_rotations_are_a_function_of_the_sub_network():
-    sampler = GradAugOptions(num_subnets=3, seed=1)
+    options = GradAugOptions(num_subnets=3, seed=1)
     angles = [0.0, 90.0, 180.0, 270.0]
     drawn = [
         rotation_of(sub, angles)
         for step in range(100)
-        for sub in sample_sub_networks(sampler, step)
+        for sub in sample_sub_networks(options, step)
     ]
     again = [
         rotation_of(sub, angles)
         for step in range(100)
-        for sub in sample_sub_networks(sampler, step)
+        for sub in sample_sub_networks(options, step)
     ]
     assert drawn == again
     counts = [drawn.count(angle) for angle in angles]
