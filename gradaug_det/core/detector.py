@@ -14,7 +14,7 @@ from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import slim_plan
-from gradaug_det.core.soft_targets import Calls, ForwardRecorder, SoftTargets
+from gradaug_det.core.soft_targets import Calls, ForwardRecorder, SoftTargets, SubNetworkView
 from gradaug_det.core.transforms import BatchTransform, Size
 
 
@@ -108,7 +108,9 @@ class SlimmableDetector(ABC):
                     losses[f"labels_{name.replace('loss_', '')}"] = options.labels_weight * loss
             if self.targets:
                 features = kept[0] if kept else self.features(sub_batch)
-                soft = self.targets.losses(features, soft_target, sub.transform, self.sizes(batch))
+                sizes = self.sizes(batch)
+                view = SubNetworkView(features, soft_target, sub.transform, sizes)
+                soft = self.targets.losses(view)
                 weight = options.soft_weight_at(sub.iteration)
                 losses |= {f"soft_{name}": weight * loss for name, loss in soft.items()}
         return losses

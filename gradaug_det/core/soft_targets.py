@@ -72,6 +72,16 @@ def select_output(_args: tuple, _kwargs: dict, output: Any) -> Any:
     return detach(output)
 
 
+@dataclass(frozen=True)
+class SubNetworkView:
+    """A batch as a sub-network's heads see it, beside what the full pass gave for it."""
+
+    features: Any  # what the heads get of the transformed batch
+    calls: Calls  # what was recorded in the full pass
+    transform: BatchTransform  # what was done to the batch
+    sizes: list[Size]  # (height, width) of each image before it
+
+
 class SoftTargets(ABC):
     """Compares the heads of a kind of detector in the full and in a sub-network's pass."""
 
@@ -80,20 +90,9 @@ class SoftTargets(ABC):
         """Returns which modules to note in the full pass."""
 
     @abstractmethod
-    def losses(
-        self, features: Any, calls: Calls, transform: BatchTransform, sizes: list[Size]
-    ) -> Losses:
-        """Runs the heads on a sub-network's features, on the full pass's proposals.
-
-        Args:
-            features: what the heads get of the transformed batch.
-            calls: what was noted in the full pass.
-            transform: what was done to the batch.
-            sizes: (height, width) of each image before it.
-
-        Returns:
-            The distances to what was noted, by name.
-        """
+    def losses(self, view: SubNetworkView) -> Losses:
+        """Runs the heads on a sub-network's features, on the full pass's proposals; returns the
+        distances to what they gave there, by name."""
 
 
 def unsupported(what: str) -> ConfigError:
@@ -138,8 +137,7 @@ def align_dense(
     decode: Callable[[Tensor, Tensor, Tensor], Tensor],
     full: HeadOutputs,
     sub: HeadOutputs,
-    transform: BatchTransform,
-    sizes: list[Size],
+    view: SubNetworkView,
 ) -> DensePair:
     """Finds for each anchor of a sub-network's pass what the full pass predicted there.
 
@@ -147,21 +145,19 @@ def align_dense(
         grid: the head's anchors, in both passes.
         decode: (A, 4) anchors, (A, 4) encoded boxes, (A,) strides -> (A, 4) XYXY boxes.
         full, sub: what the head gave in the two passes.
-        transform: what was done to the sub-network's images.
-        sizes: (height, width) of each image before it.
     """
     full_shapes, sub_shapes = ([tuple(x.shape[-2:]) for x in outs[0]] for outs in (full, sub))
     full_flat, sub_flat = ([_flatten(x, grid) for x in outs] for outs in (full, sub))
     anchors, full_anchors = grid.anchors(sub_shapes), grid.anchors(full_shapes)
     full_strides = grid.anchor_strides(full_shapes)
     images = []
-    for image, size in enumerate(sizes):
-        index, valid = grid.match(transform, size, full_shapes, sub_shapes)
+    for image, size in enumerate(view.sizes):
+        index, valid = grid.match(view.transform, size, full_shapes, sub_shapes)
         logits, deltas, *centerness = (flat[image, index] for flat in full_flat)
         # Deltas are relative to an anchor, and the two passes' anchors differ in place and shape.
         # The box that they mean is moved like the image, and can be encoded for any anchor.
         boxes = decode(full_anchors[index], deltas.to(full_anchors.dtype), full_strides[index])
-        boxes = transform.boxes(boxes, size)
+        boxes = view.transform.boxes(boxes, size)
         # An untrained network may predict boxes of no width, which nothing encodes. Its anchor
         # stands in for such a box, so that a weight of 0 is not multiplied with an infinity.
         good = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1)

@@ -18,11 +18,11 @@ from gradaug_det.core import losses as soft
 from gradaug_det.core.anchors import AnchorGrid
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.soft_targets import (
-    Calls,
     DensePair,
     HeadOutputs,
     Modules,
     SoftTargets,
+    SubNetworkView,
     align_dense,
     compare_box_head,
     compare_focal,
@@ -31,9 +31,6 @@ from gradaug_det.core.soft_targets import (
     select_output,
     unsupported,
 )
-from gradaug_det.core.transforms import BatchTransform, Size
-
-Features = dict[str, Tensor]
 
 
 def soft_targets(detector: nn.Module) -> SoftTargets:
@@ -68,7 +65,7 @@ class _Anchors:
         self.generator, self.coder = generator, coder
 
     def align(
-        self, full: HeadOutputs, sub: HeadOutputs, transform: BatchTransform, sizes: list[Size]
+        self, full: HeadOutputs, sub: HeadOutputs, view: SubNetworkView
     ) -> tuple[DensePair, Tensor]:
         """Returns the predictions of both passes, and the target boxes as (N, A', 4) deltas."""
         # Made anew each time, since a model may move to another device.
@@ -78,7 +75,7 @@ class _Anchors:
         def decode(anchors: Tensor, deltas: Tensor, _strides: Tensor) -> Tensor:
             return self.coder.apply_deltas(deltas, anchors)
 
-        pair = align_dense(grid, decode, full, sub, transform, sizes)
+        pair = align_dense(grid, decode, full, sub, view)
         encoded = [self.coder.get_deltas(pair.anchors, boxes) for boxes in pair.target_boxes]
         return pair, torch.stack(encoded)
 
@@ -115,48 +112,41 @@ class RCNNTargets(SoftTargets):
             modules["masks"] = (self.heads.mask_head.predictor, select_output)
         return modules
 
-    def losses(
-        self, features: Features, calls: Calls, transform: BatchTransform, sizes: list[Size]
-    ) -> Losses:
-        losses = self._rpn_losses(features, calls["rpn"][0], transform, sizes)
-        for stage, boxes in enumerate(calls["boxes"]):
-            sub = self._box_stage(features, _transform_boxes(boxes, transform, sizes), stage)
+    def losses(self, view: SubNetworkView) -> Losses:
+        losses = self._rpn_losses(view)
+        for stage, boxes in enumerate(view.calls["boxes"]):
+            sub = self._box_stage(view, _transform_boxes(boxes, view), stage)
+            own = compare_box_head(sub, view.calls[f"box{stage}"][0], view.transform)
             suffix = f"_stage{stage}" if self.cascade else ""
-            for name, loss in compare_box_head(sub, calls[f"box{stage}"][0], transform).items():
-                losses[name + suffix] = loss
+            losses |= {name + suffix: loss for name, loss in own.items()}
         if self.heads.mask_on:
-            losses["mask"] = self._mask_loss(features, calls, transform, sizes)
+            losses["mask"] = self._mask_loss(view)
         return losses
 
-    def _rpn_losses(
-        self, features: Features, full: HeadOutputs, transform: BatchTransform, sizes: list[Size]
-    ) -> Losses:
-        sub = self.rpn.rpn_head([features[f] for f in self.rpn.in_features])
-        pair, target_deltas = self.anchors.align(full, sub, transform, sizes)
-        samples = float(self.rpn.batch_size_per_image * len(sizes))
+    def _rpn_losses(self, view: SubNetworkView) -> Losses:
+        sub = self.rpn.rpn_head([view.features[f] for f in self.rpn.in_features])
+        pair, target_deltas = self.anchors.align(view.calls["rpn"][0], sub, view)
+        samples = float(self.rpn.batch_size_per_image * len(view.sizes))
         loss, weights, normalizer = compare_objectness(pair, samples, self.rpn.positive_fraction)
         boxes = soft.expected_box_l1(pair.deltas, target_deltas, weights, normalizer)
         return {"rpn_cls": loss, "rpn_loc": boxes}
 
     def _box_stage(
-        self, features: Features, boxes: list[Boxes], stage: int
+        self, view: SubNetworkView, boxes: list[Boxes], stage: int
     ) -> tuple[Tensor, Tensor]:
         heads = self.heads
-        levels = [features[f] for f in heads.box_in_features]
+        levels = [view.features[f] for f in heads.box_in_features]
         if self.cascade:
             proposals = [Instances((0, 0), proposal_boxes=b) for b in boxes]
             return heads._run_stage(levels, proposals, stage)
         return heads.box_predictor(heads.box_head(heads.box_pooler(levels, boxes)))
 
-    def _mask_loss(
-        self, features: Features, calls: Calls, transform: BatchTransform, sizes: list[Size]
-    ) -> Tensor:
-        heads = self.heads
-        boxes = _transform_boxes(calls["mask_boxes"][0], transform, sizes)
-        pooled = heads.mask_pooler([features[f] for f in heads.mask_in_features], boxes)
-        logits = heads.mask_head.layers(pooled)
-        target = transform.box_crops(calls["masks"][0])
-        return soft.mask_kl(logits, target, calls["mask_classes"][0])
+    def _mask_loss(self, view: SubNetworkView) -> Tensor:
+        heads, calls = self.heads, view.calls
+        boxes = _transform_boxes(calls["mask_boxes"][0], view)
+        pooled = heads.mask_pooler([view.features[f] for f in heads.mask_in_features], boxes)
+        target = view.transform.box_crops(calls["masks"][0])
+        return soft.mask_kl(heads.mask_head.layers(pooled), target, calls["mask_classes"][0])
 
 
 class RetinaNetTargets(SoftTargets):
@@ -169,12 +159,10 @@ class RetinaNetTargets(SoftTargets):
     def record(self) -> Modules:
         return {"head": (self.detector.head, select_output)}
 
-    def losses(
-        self, features: Features, calls: Calls, transform: BatchTransform, sizes: list[Size]
-    ) -> Losses:
+    def losses(self, view: SubNetworkView) -> Losses:
         detector = self.detector
-        sub = detector.head([features[f] for f in detector.head_in_features])
-        pair, target_deltas = self.anchors.align(calls["head"][0], sub, transform, sizes)
+        sub = detector.head([view.features[f] for f in detector.head_in_features])
+        pair, target_deltas = self.anchors.align(view.calls["head"][0], sub, view)
         # The moving average of positive anchors that normalises RetinaNet's own losses.
         positives = float(detector.loss_normalizer)
         loss, weights, normalizer = compare_focal(pair, positives, detector.focal_loss_gamma)
@@ -182,7 +170,6 @@ class RetinaNetTargets(SoftTargets):
         return {"cls": loss, "box": boxes}
 
 
-def _transform_boxes(
-    boxes: list[Tensor], transform: BatchTransform, sizes: list[Size]
-) -> list[Boxes]:
-    return [Boxes(transform.boxes(b, size)) for b, size in zip(boxes, sizes, strict=True)]
+def _transform_boxes(boxes: list[Tensor], view: SubNetworkView) -> list[Boxes]:
+    both = zip(boxes, view.sizes, strict=True)
+    return [Boxes(view.transform.boxes(own, size)) for own, size in both]

@@ -15,11 +15,11 @@ from gradaug_det.core import losses as soft
 from gradaug_det.core.anchors import AnchorGrid
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.soft_targets import (
-    Calls,
     DensePair,
     HeadOutputs,
     Modules,
     SoftTargets,
+    SubNetworkView,
     align_dense,
     compare_focal,
     compare_objectness,
@@ -28,7 +28,6 @@ from gradaug_det.core.soft_targets import (
     select_output,
     unsupported,
 )
-from gradaug_det.core.transforms import BatchTransform, Size
 
 POINT_CELL = 8.0
 """Side of the square that stands for a point of FCOS, in strides: objects of about that size are
@@ -124,13 +123,11 @@ class DenseTargets(SoftTargets):
             "dense_cls_factor": (self.head.loss_cls, _select_avg_factor),
         }
 
-    def losses(
-        self, features: Any, calls: Calls, transform: BatchTransform, sizes: list[Size]
-    ) -> Losses:
+    def losses(self, view: SubNetworkView) -> Losses:
         head = self.head
-        pair = self.align(calls["dense"][0], head(features), transform, sizes)
+        pair = self.align(view.calls["dense"][0], head(view.features), view)
         # What the full pass's own loss was divided by: sampled anchors, or positive ones.
-        factor = max(1.0, float((calls["dense_cls_factor"] or [1.0])[0]))
+        factor = max(1.0, float((view.calls["dense_cls_factor"] or [1.0])[0]))
         if self.is_rpn:
             share = head.sampler.pos_fraction
             loss, weights, normalizer = compare_objectness(pair, factor, share)
@@ -147,12 +144,10 @@ class DenseTargets(SoftTargets):
         losses["box"] = self._box_loss(pair, weights, normalizer)
         return losses
 
-    def align(
-        self, full: HeadOutputs, sub: HeadOutputs, transform: BatchTransform, sizes: list[Size]
-    ) -> DensePair:
+    def align(self, full: HeadOutputs, sub: HeadOutputs, view: SubNetworkView) -> DensePair:
         """Returns the predictions of both passes for the same anchors."""
         grid = self.geometry.grid(soft.at_least_float32(full[1][0]))
-        return align_dense(grid, self.geometry.decode, full, sub, transform, sizes)
+        return align_dense(grid, self.geometry.decode, full, sub, view)
 
     def _box_loss(self, pair: DensePair, weights: Tensor, normalizer: Tensor) -> Tensor:
         loss, anchors, targets = self.head.loss_bbox, pair.anchors, pair.target_boxes

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmdet.models.detectors import TwoStageDetector
 from mmdet.models.losses import CrossEntropyLoss
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
@@ -20,16 +18,15 @@ from torch import Tensor, nn
 from gradaug_det.core import losses as soft
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.soft_targets import (
-    Calls,
     Modules,
     SoftTargets,
+    SubNetworkView,
     compare_box_head,
     require,
     select_argument,
     select_output,
     unsupported,
 )
-from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.mmdet.mask_head import SmallInitMaskHead
 from gradaug_det.mmdet.soft_targets_dense import DenseTargets
 
@@ -78,36 +75,33 @@ class TwoStageTargets(SoftTargets):
                 modules[f"mask_classes{stage}"] = (mask_head.loss_mask, select_argument(2))
         return modules
 
-    def losses(
-        self, features: Any, calls: Calls, transform: BatchTransform, sizes: list[Size]
-    ) -> Losses:
+    def losses(self, view: SubNetworkView) -> Losses:
         losses: Losses = {}
         if self.rpn:
-            own = self.rpn.losses(features, calls, transform, sizes)
+            own = self.rpn.losses(view)
             losses |= {f"rpn_{name}": loss for name, loss in own.items()}
         for stage in range(self.stages):
             # Cascade R-CNN stops early when a stage leaves no proposal.
-            if calls[f"rois{stage}"]:
-                own = self._stage_losses(stage, features, calls, transform, sizes)
+            if view.calls[f"rois{stage}"]:
+                own = self._stage_losses(stage, view)
                 prefix = f"s{stage}." if self.cascade else ""
                 losses |= {prefix + name: loss for name, loss in own.items()}
         return losses
 
-    def _stage_losses(
-        self, stage: int, features: Any, calls: Calls, transform: BatchTransform, sizes: list[Size]
-    ) -> Losses:
-        heads, first = self.heads, (stage,) if self.cascade else ()
+    def _stage_losses(self, stage: int, view: SubNetworkView) -> Losses:
+        heads, calls = self.heads, view.calls
+        first = (stage,) if self.cascade else ()
         box_head = self._stage(heads.bbox_head, stage)
-        rois = _transform_rois(calls[f"rois{stage}"][0], transform, sizes)
-        sub = heads._bbox_forward(*first, features, rois)
+        rois = _transform_rois(calls[f"rois{stage}"][0], view)
+        sub = heads._bbox_forward(*first, view.features, rois)
         sub = (sub["cls_score"], sub["bbox_pred"])
-        losses = compare_box_head(sub, calls[f"box{stage}"][0], transform)
+        losses = compare_box_head(sub, calls[f"box{stage}"][0], view.transform)
         # The loss weights of a config apply to soft losses as they do to the detector's own.
         factors = {"cls": box_head.loss_cls.loss_weight, "box": box_head.loss_bbox.loss_weight}
         if heads.with_mask and calls[f"mask_classes{stage}"]:
-            rois = _transform_rois(calls[f"mask_rois{stage}"][0], transform, sizes)
-            logits = heads._mask_forward(*first, features, rois)["mask_preds"]
-            target = transform.box_crops(calls[f"mask{stage}"][0])
+            rois = _transform_rois(calls[f"mask_rois{stage}"][0], view)
+            logits = heads._mask_forward(*first, view.features, rois)["mask_preds"]
+            target = view.transform.box_crops(calls[f"mask{stage}"][0])
             losses["mask"] = soft.mask_kl(logits, target, calls[f"mask_classes{stage}"][0])
             factors["mask"] = self._stage(heads.mask_head, stage).loss_mask.loss_weight
         of_stage = heads.stage_loss_weights[stage] if self.cascade else 1.0
@@ -124,10 +118,10 @@ def _check_box_head(head: nn.Module) -> None:
         raise unsupported("box deltas whose mean moves sideways (target_means[0] is not 0)")
 
 
-def _transform_rois(rois: Tensor, transform: BatchTransform, sizes: list[Size]) -> Tensor:
+def _transform_rois(rois: Tensor, view: SubNetworkView) -> Tensor:
     """(R, 5) image index and XYXY box, moved into the transformed images."""
     new = rois.clone()
-    for image, size in enumerate(sizes):
+    for image, size in enumerate(view.sizes):
         here = rois[:, 0] == image
-        new[here, 1:] = transform.boxes(rois[here, 1:], size)
+        new[here, 1:] = view.transform.boxes(rois[here, 1:], size)
     return new

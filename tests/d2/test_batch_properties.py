@@ -6,7 +6,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, Polygon
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradaug_det.core.soft_targets import transform_deltas
+from gradaug_det.core.soft_targets import SubNetworkView, transform_deltas
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.d2.batch import transform_batch
 from gradaug_det.d2.soft_targets import _transform_boxes
@@ -98,7 +98,7 @@ def test_keypoints_follow_without_a_mirror(size, scale, count):
 def test_boxes_and_deltas_of_soft_targets(batch, transform, classes):
     shapes = [size for size, _ in batch]
     boxes = [torch.tensor(b, dtype=torch.float32).reshape(-1, 4) for _, b in batch]
-    moved = _transform_boxes(boxes, transform, shapes)
+    moved = _transform_boxes(boxes, SubNetworkView(None, {}, transform, shapes))
     for new, old, size in zip(moved, boxes, shapes, strict=True):
         assert torch.equal(new.tensor, transform.boxes(old, size))
         assert torch.allclose(transform.inverse_boxes(new.tensor, size), old, atol=1e-3)

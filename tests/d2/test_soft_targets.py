@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import at_width
+from gradaug_det.core.soft_targets import SubNetworkView
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.soft_targets import soft_targets
@@ -93,7 +94,7 @@ def test_mirrored_features_meet_mirrored_targets_exactly():
         _, target = network.full_pass(batch)
     flipped = {k: v.flip(3) for k, v in kept[0].items()}
     mirrored, same = (
-        network.targets.losses(flipped, target, BatchTransform(1.0, flip), sizes)
+        network.targets.losses(SubNetworkView(flipped, target, BatchTransform(1.0, flip), sizes))
         for flip in (True, False)
     )
     for name, loss in mirrored.items():

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import gradaug_step, sub_network_passes
 from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.soft_targets import SubNetworkView
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.errors import ConfigError
 from gradaug_det.mmdet.batch import make_batch
@@ -110,7 +111,9 @@ def test_targets_carry_no_gradient_and_both_is_the_sum(kind):
 
 def test_proposals_move_with_their_images():
     rois = torch.tensor([[0, 10.0, 20, 50, 60], [1, 10, 20, 50, 60], [0, 0, 0, 128, 96]])
-    moved = _transform_rois(rois, BatchTransform(0.5, flip=True), [(96, 128), (80, 112)])
+    sizes = [(96, 128), (80, 112)]
+    view = SubNetworkView(None, {}, BatchTransform(0.5, flip=True), sizes)
+    moved = _transform_rois(rois, view)
     assert torch.equal(moved[0], torch.tensor([0, 39.0, 10, 59, 30]))
     assert torch.equal(moved[1], torch.tensor([1, 31.0, 10, 51, 30]))
     assert torch.equal(moved[2], torch.tensor([0, 0.0, 0, 64, 48]))
@@ -162,7 +165,7 @@ def test_dense_targets_follow_an_object_through_the_transform(kind, transform):
         return at[:, 0] + 3 * at[:, 1]
 
     sub = predictions(new_size, original)
-    pair = targets.align(full, sub, transform, sizes)
+    pair = targets.align(full, sub, SubNetworkView(None, {}, transform, sizes))
     priors, shares = pair.anchors, []
     for image, size in enumerate(sizes):
         valid = pair.valid[image]
