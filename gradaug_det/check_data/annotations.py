@@ -128,9 +128,8 @@ def check_annotations(
         findings.add("no-annotations")
         return [0] * len(categories)
     reader = _Reader(images, categories, findings)
-    kept = list(_each_object("annotations", entries, findings))
-    # Each is (row of its image, position of its category, box, flags).
-    rows, columns, boxes, flags = zip(*map(reader.read, kept), strict=True) if kept else ((),) * 4
+    read = [(one, *reader.read(one)) for one in _each_object("annotations", entries, findings)]
+    kept, rows, columns, boxes, flags = zip(*read, strict=True) if read else ((),) * 5
     count, row = len(kept), np.array(rows, np.intp)
     size = np.full((count, 2), math.nan)
     size[row >= 0] = images.sizes[row[row >= 0]]

@@ -57,11 +57,8 @@ def check_coco(
         DataError: the annotation file cannot be read as a whole, or the folder does not exist.
     """
     _check_positive(jobs=jobs, num_classes=num_classes)
-    data, findings = CocoData.read(annotations), Findings()
-    result, files = _check(data, images, findings, num_classes=num_classes, masks=masks)
     check = partial(check_image, decode=decode)
-    _add_images(files, check, findings, jobs, progress, images)
-    return replace(result, findings=findings.sorted())
+    return _check(annotations, images, check, jobs, progress, num_classes=num_classes, masks=masks)
 
 
 def check_before_training(
@@ -99,20 +96,14 @@ def check_before_training(
         DataError: an error was found; names the count, the first example, and the command that
             shows them all.
     """
-    data, findings = CocoData.read(annotations), Findings()
-    result, files = _check(
-        data,
+    result = _check(
+        annotations,
         images,
-        findings,
         masks=masks is not False,
         keypoints=False if keypoints is None else keypoints,
         frameworks=FRAMEWORKS if framework is None else (framework,),
         max_detections=max_detections or MAX_DETECTIONS,
     )
-    check = check_image if len(files) <= HEADER_IMAGES else exists
-    _add_images(files, check, findings, folder=images)
-    result = replace(result, findings=findings.sorted())
-
     # The evaluators of both frameworks are pycocotools', which reads keys that training does
     # without: what is only a warning to the command stops here.
     scored = not trains if scored is None else scored
@@ -219,17 +210,19 @@ def _walk_files(folder: Path) -> Iterable[Path]:
 
 
 def _check(
-    data: CocoData,
+    annotations: str | Path | CocoData,
     images: str | Path | None,
-    findings: Findings,
+    check: Check | None = None,
+    jobs: int = 1,
+    progress: bool = False,
     *,
     num_classes: int | None = None,
     masks: bool,
     keypoints: int | bool | None = None,
     frameworks: Collection[str] = FRAMEWORKS,
     max_detections: int = MAX_DETECTIONS,
-) -> tuple[CheckResult, list[File]]:
-    """Looks at the annotations; returns the image files, which are still to be looked at."""
+) -> CheckResult:
+    data, findings = CocoData.read(annotations), Findings()
     if images is not None and not Path(images).is_dir():
         raise DataError(f"the images' folder {images} does not exist")
     known = Images(data.images, findings)
@@ -244,22 +237,25 @@ def _check(
         frameworks=frameworks,
         max_detections=max_detections,
     )
-    files = []
+    files: list[File] = []
     for row, (record, size) in enumerate(zip(known.records, known.sizes.tolist(), strict=True)):
         if images is not None and isinstance(record.get("file_name"), str):
             sides = tuple(map(int, size)) if all(side == side for side in size) else None
             path = Path(images) / record["file_name"]
             files.append(File(path, sides, frameworks, known.place(row)))
+    if check is None:
+        check = check_image if len(files) <= HEADER_IMAGES else exists
+    _add_images(files, check, findings, jobs, progress, images)
     names = {key: str(category.get("name")) for key, category in categories.items()}
-    result = CheckResult(
+    return CheckResult(
         data.origin,
         None if images is None else str(images),
         {key: len(getattr(data, key)) for key in ("images", "annotations", "categories")},
+        findings.sorted(),
         classes=tuple(names[key] for key in _sort_ids(names)),
         file_order=tuple(names.values()),
         objects=dict(zip(names.values(), instances, strict=True)),
     )
-    return result, files
 
 
 def _sort_ids(ids: Iterable[Any]) -> list:
@@ -274,8 +270,8 @@ def _add_images(
     files: Sequence[File],
     check: Check,
     findings: Findings,
-    jobs: int = 1,
-    progress: bool = False,
+    jobs: int,
+    progress: bool,
     folder: str | Path | None = None,
 ) -> None:
     """Looks at image files; of the first that are missing, says what the ``folder`` has instead."""

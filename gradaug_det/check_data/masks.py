@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -22,7 +22,7 @@ _RUN_LENGTHS = re.compile(r"(?:[P-o]{0,6}[0-O])+")
 
 
 def check_masks(
-    annotations: list[dict],
+    annotations: Sequence[dict],
     objects: Objects,
     place: Callable[[int], dict[str, Any]],
     findings: Findings,
