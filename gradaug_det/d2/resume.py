@@ -255,10 +255,7 @@ class ExactResume(HookBase):
     """
 
     def __init__(
-        self,
-        loader: ResumableLoader | None,
-        seed: int,
-        config: CfgNode | DictConfig | None = None,
+        self, loader: ResumableLoader | None, seed: int, config: CfgNode | DictConfig | None = None
     ) -> None:
         self.loader, self.seed, self.config = loader, seed, config
         # Keys of both kinds of config. Optimizer and seed come from the checkpoint.

@@ -82,9 +82,7 @@ class Pretraining:
         self.wrapped, self.optimizer = fabric.setup(model, _make_optimizer(model, recipe))
         self.model, self.meeting = model, Meeting()
         self.classifier = Classifier(
-            model,
-            rotations=tuple(recipe.gradaug.rotations),
-            label_smoothing=recipe.label_smoothing,
+            model, rotations=tuple(recipe.gradaug.rotations), label_smoothing=recipe.label_smoothing
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.ema = None
