@@ -5,7 +5,7 @@ The values of ``configs/pretrain/resnet50_in1k_gradaug.yaml`` are the authors' (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -21,23 +21,14 @@ from gradaug_det.errors import ConfigError
 from gradaug_det.zoo.info import DEPTHS, NAME
 
 
-# A field holds its own check beside its default; Recipe.check calls them all.
-def _number(default: float, **bounds: float) -> Any:
-    return field(default=default, metadata={"check": partial(check_number, **bounds)})
+def _setting(default: Any, check: Callable[..., Any], **allowed: Any) -> Any:
+    """A field that holds its own check beside its default; Recipe.check calls them all."""
+    return field(default=default, metadata={"check": partial(check, **allowed)})
 
 
-def _integer(default: int, low: int = 0) -> Any:
-    return field(default=default, metadata={"check": partial(check_integer, low=low)})
-
-
-def _choice(default: str, *others: str) -> Any:
-    allowed = tuple(dict.fromkeys((default, *others)))
-
-    def check(key: str, value: str) -> None:
-        if value not in allowed:
-            raise ConfigError(key, f"must be one of {', '.join(allowed)}, got {value!r}")
-
-    return field(default=default, metadata={"check": check})
+def _check_choice(key: str, value: str, among: Iterable[str]) -> None:
+    if value not in among:
+        raise ConfigError(key, f"must be one of {', '.join(among)}, got {value!r}")
 
 
 @dataclass
@@ -58,13 +49,13 @@ class DataSettings:
             of the validation split: for choosing settings. In [0, 1).
     """
 
-    kind: str = _choice("garments", "imagefolder")
+    kind: str = _setting("garments", _check_choice, among=("garments", "imagefolder"))
     root: str = ""
-    fraction: float = _number(1.0, above=0.0, high=1.0)
-    size: int = _integer(32, low=16)
-    augment: str = _choice("light", "imagenet")
-    workers: int = _integer(0)
-    holdout: float = _number(0.0, high=0.9)
+    fraction: float = _setting(1.0, check_number, above=0.0, high=1.0)
+    size: int = _setting(32, check_integer, low=16)
+    augment: str = _setting("light", _check_choice, among=("light", "imagenet"))
+    workers: int = _setting(0, check_integer, low=0)
+    holdout: float = _setting(0.0, check_number, high=0.9)
 
 
 @dataclass
@@ -79,11 +70,11 @@ class OptimSettings:
         warmup_epochs: in which the learning rate rises linearly.
     """
 
-    name: str = _choice("sgd", "adamw")
-    lr: float = _number(0.1, above=0.0)
-    momentum: float = _number(0.9, high=1.0)
-    weight_decay: float = _number(1e-4)
-    warmup_epochs: float = _number(0.0)
+    name: str = _setting("sgd", _check_choice, among=("sgd", "adamw"))
+    lr: float = _setting(0.1, check_number, above=0.0)
+    momentum: float = _setting(0.9, check_number, high=1.0)
+    weight_decay: float = _setting(1e-4, check_number)
+    warmup_epochs: float = _setting(0.0, check_number)
 
 
 @dataclass
@@ -131,21 +122,21 @@ class Recipe:
     """
 
     name: str = "pretrained"
-    model: str = _choice("resnet18", *DEPTHS)
-    epochs: int = _integer(10, low=1)
-    batch_size: int = _integer(64, low=2)
+    model: str = _setting("resnet18", _check_choice, among=DEPTHS)
+    epochs: int = _setting(10, check_integer, low=1)
+    batch_size: int = _setting(64, check_integer, low=2)
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     gradaug: GradAugSettings = field(default_factory=GradAugSettings)
-    mix: str = _choice("none", "mixup", "cutmix")
-    mix_alpha: float = _number(1.0, above=0.0)
-    stochastic_depth: float = _number(1.0, high=1.0)
-    label_smoothing: float = _number(0.0, high=1.0)
-    ema_decay: float = _number(0.0, high=1.0)
-    precision: str = _choice("32-true", "bf16-mixed", "16-mixed")
+    mix: str = _setting("none", _check_choice, among=("none", "mixup", "cutmix"))
+    mix_alpha: float = _setting(1.0, check_number, above=0.0)
+    stochastic_depth: float = _setting(1.0, check_number, high=1.0)
+    label_smoothing: float = _setting(0.0, check_number, high=1.0)
+    ema_decay: float = _setting(0.0, check_number, high=1.0)
+    precision: str = _setting("32-true", _check_choice, among=("32-true", "bf16-mixed", "16-mixed"))
     channels_last: bool = False
-    seed: int = _integer(0)
-    checkpoint_steps: int = _integer(0)
+    seed: int = _setting(0, check_integer, low=0)
+    checkpoint_steps: int = _setting(0, check_integer, low=0)
 
     def check(self) -> Recipe:
         """Returns the recipe itself, if every value is allowed."""
