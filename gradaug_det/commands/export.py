@@ -18,40 +18,29 @@ IMAGES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="as trained")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="as trained")
-    parser.add_argument(
-        "--width", type=float, required=True, metavar="W", help="e.g. 0.875; 1: the full network"
+    add = parser.add_argument
+    add("--config", type=Path, required=True, metavar="FILE", help="as trained")
+    add("--weights", required=True, metavar="FILE", help="as trained")
+    text = "e.g. 0.875; 1: the full network"
+    add("--width", type=float, required=True, metavar="W", help=text)
+    add("--out", type=Path, required=True, metavar="FOLDER")
+    text = (
+        "measure BatchNorm statistics on a folder of images or a COCO-format json; without it, "
+        "they are the full network's, cut"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument(
-        "--calibrate",
-        type=Path,
-        metavar="IMAGES",
-        help="measure BatchNorm statistics on a folder of images or a COCO-format json; without "
-        "it, they are the full network's, cut",
-    )
-    parser.add_argument(
-        "--images", type=int, metavar="N", help=f"the first N of --calibrate; default {IMAGES}"
-    )
+    add("--calibrate", type=Path, metavar="IMAGES", help=text)
+    add("--images", type=int, metavar="N", help=f"the first N of --calibrate; default {IMAGES}")
     formats = parser.add_mutually_exclusive_group()
     for name, text in (("torchscript", "a traced program"), ("onnx", "the same as ONNX")):
         formats.add_argument(
             f"--{name}", action="store_const", dest="program", const=name, help=f"also write {text}"
         )
-    parser.add_argument("--framework", choices=list(FRAMEWORKS), help="if not obvious")
-    parser.add_argument(
-        "--opts",
-        nargs="+",
-        default=[],
-        metavar="X",
-        help="overrides of the config: KEY VALUE pairs for yaml, key=value for Python configs",
-    )
+    add("--framework", choices=list(FRAMEWORKS), help="if not obvious")
+    text = "overrides of the config: KEY VALUE pairs for yaml, key=value for Python configs"
+    add("--opts", nargs="+", default=[], metavar="X", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the command; returns the exit code."""
     if args.images is not None and args.calibrate is None:
         raise ConfigError("--images", "says how many of --calibrate are used, which is missing")
     # What is wrong with other arguments is found before a detector is built.

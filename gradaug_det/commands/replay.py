@@ -14,23 +14,15 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
-    parser.add_argument("dump", type=Path, help="file in the training's folder 'nonfinite'")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="the training's; for LazyConfigs and MMDetection",
-    )
-    parser.add_argument(
-        "--trust-config",
-        action="store_true",
-        help="run the Python config in an MMDetection step's file, because the file is your own",
-    )
+    add = parser.add_argument
+    add("dump", type=Path, help="file in the training's folder 'nonfinite'")
+    text = "the training's; for LazyConfigs and MMDetection"
+    add("--config", type=Path, metavar="FILE", help=text)
+    text = "run the Python config in an MMDetection step's file, because the file is your own"
+    add("--trust-config", action="store_true", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what each pass gives; the exit code is 1 if something is not finite again."""
     found = replay_file(args.dump, args.config, args.trust_config)
     for line in found.lines:
         logger.info("%s", line)
