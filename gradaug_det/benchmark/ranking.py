@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from gradaug_det.evaluation.coco import run_evaluator
+from gradaug_det.evaluation.coco import run_evaluator, sort_ids
 
 
 def image_scores(
@@ -26,7 +26,7 @@ def image_scores(
     matches, objects, detections = (dict.fromkeys(image_ids, 0) for _ in range(3))
     # The evaluator's own image numbers rise with the ids.
     for (_, area, image_id), one in zip(
-        product(params.catIds, params.areaRng, sorted(image_ids)), evaluator.evalImgs, strict=True
+        product(params.catIds, params.areaRng, sort_ids(image_ids)), evaluator.evalImgs, strict=True
     ):
         if one is not None and area == params.areaRng[0]:  # of all sizes
             counts = ~one["dtIgnore"][0]  # at the first IoU, 0.5

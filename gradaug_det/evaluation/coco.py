@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ class Scoring:
         """Returns which tasks of these results are scored."""
         if self.tasks is not None:
             return self.tasks
-        masks, keypoints = (any(key in r for r in results) for key in ("segmentation", "keypoints"))
-        return ("bbox", *["segm"] * masks, *["keypoints"] * keypoints)
+        found = [task for task in TASKS if any(_RESULT_KEYS[task] in one for one in results)]
+        return ("bbox", *(task for task in found if task != "bbox"))
 
 
 def evaluate_coco(
@@ -71,8 +71,7 @@ def evaluate_coco(
         predictions: COCO result dicts (boxes XYWH in pixels, masks as compressed RLE, keypoints as
             x, y, v of each) or the path of a JSON list of them. Not modified. May be empty.
         iou_types: which of ``"bbox"``, ``"segm"`` and ``"keypoints"`` to score.
-        settings: ``backend``, ``image_ids``, ``max_detections``, ``sigmas``; see
-            :func:`run_evaluator`.
+        settings: those of :func:`run_evaluator`, from ``backend`` on.
 
     Returns:
         ``{iou_type: {metric: per cent}}`` with COCO's twelve numbers (:data:`COCO_METRICS`; the
@@ -81,21 +80,16 @@ def evaluate_coco(
         0. NaN where there is no object to be found.
 
     Raises:
-        ConfigError: an unknown IoU type, or what :func:`run_evaluator` raises it for.
+        ConfigError: an unknown IoU type or setting.
         DataError: ground truth or predictions that cannot be scored; see :mod:`.coco_data`.
     """
-    unknown = [iou_type for iou_type in iou_types if iou_type not in TASKS]
-    if unknown or isinstance(iou_types, str):
+    if isinstance(iou_types, str) or not set(iou_types) <= set(TASKS):
         raise ConfigError(
             "iou_types", f"{iou_types!r} is not understood; give a sequence of {list(TASKS)}"
         )
     truth, predictions = CocoData.read(ground_truth).truth, load_predictions(predictions)
-    return {
-        iou_type: _summarise(
-            run_evaluator(truth, predictions, iou_type, **settings), truth["categories"]
-        )
-        for iou_type in iou_types
-    }
+    evaluators = {task: run_evaluator(truth, predictions, task, **settings) for task in iou_types}
+    return {task: _summarise(one, truth["categories"]) for task, one in evaluators.items()}
 
 
 def run_evaluator(
@@ -129,6 +123,9 @@ def run_evaluator(
             number of keypoints than the ground truth has.
         DataError: predictions that cannot be scored.
     """
+    from faster_coco_eval import COCO, COCOeval_faster
+    from pycocotools.cocoeval import COCOeval
+
     if backend not in BACKENDS:
         raise ConfigError("backend", f"{backend!r} is unknown; choose one of {list(BACKENDS)}")
     if max_detections < 10:
@@ -139,25 +136,32 @@ def run_evaluator(
     check_scorable(predictions, truth, iou_type)
     # The evaluators' C++ wants natural numbers, where files have -3, 1.0 and "a7" as well. The
     # order of images decides between equal scores.
-    ids = {image["id"] for image in truth["images"]}
-    by_type = sorted(ids, key=lambda value: (isinstance(value, str), value))
-    number = {image_id: row for row, image_id in enumerate(by_type, start=1)}
+    ordered = sort_ids({image["id"] for image in truth["images"]})
+    number = {image_id: row for row, image_id in enumerate(ordered, start=1)}
     content = {**truth, "images": [{**one, "id": number[one["id"]]} for one in truth["images"]]}
     content["annotations"] = [
-        # 0 would mean "unmatched": numbers from 1 on, whatever the file's ids are.
+        # From 1 on, whatever the file's ids are: an object numbered 0 would count as unmatched.
         {**annotation, "id": row, "image_id": number.get(annotation["image_id"], 0)}
         for row, annotation in enumerate(truth["annotations"], start=1)
     ]
     if iou_type == "keypoints":
         _complete_keypoints(content["annotations"], check_sigmas(truth, sigmas))
-    found = _as_results(predictions, iou_type, number)
-    make_api, evaluator_type = _backend(backend)
+    # Only the key to be scored: beside a box, a mask would count as small or large by that.
+    key = _RESULT_KEYS[iou_type]
+    results = [
+        {
+            "image_id": number[found["image_id"]],
+            "category_id": found["category_id"],
+            "score": float(found["score"]),
+            key: found[key] if iou_type == "segm" else [float(value) for value in found[key]],
+        }
+        for found in predictions
+    ]
+    evaluator_type = COCOeval if backend == "pycocotools" else COCOeval_faster
     # Both libraries report on stdout, which belongs to whoever called us.
     with contextlib.redirect_stdout(io.StringIO()) as chatter:
-        truth_api = make_api(content)
-        # pycocotools' own `loadRes` fails on an empty list.
-        result_api = truth_api.loadRes(found) if found else make_api({**content, "annotations": []})
-        evaluator = evaluator_type(truth_api, result_api, iou_type)
+        truth_api = COCO(content)
+        evaluator = evaluator_type(truth_api, truth_api.loadRes(results), iou_type)
         evaluator.print_function = logger.debug
         # For keypoints, faster-coco-eval leaves out the categories without objects.
         evaluator.params.catIds = sorted(category["id"] for category in truth["categories"])
@@ -176,21 +180,22 @@ def run_evaluator(
 def precision_curves(
     truth: dict, predictions: Sequence[dict], task: str, **settings: Any
 ) -> PrecisionCurves:
-    """Returns COCO's 101 points at IoU 0.5 and 0.75, mean over the categories that have objects.
-
-    Args and errors are those of :func:`run_evaluator`.
-    """
+    """Returns COCO's 101 points at IoU 0.5 and 0.75, mean over the categories that have objects;
+    of the arguments of :func:`run_evaluator`."""
     evaluator = run_evaluator(truth, predictions, task, **settings)
-    precision = evaluator.eval["precision"][..., 0, -1]  # (IoU, recall, category)
-    existing = (precision > -1).all(axis=(0, 1))
+    precision = 100 * evaluator.eval["precision"][..., 0, -1]  # (IoU, recall, category)
+    existing = (precision >= 0).all(axis=(0, 1))
     recall = (100 * np.asarray(evaluator.params.recThrs)).tolist()
     curves: PrecisionCurves = {0.5: [], 0.75: []}
-    if existing.any():
-        for iou in curves:
-            row = int(np.flatnonzero(np.isclose(evaluator.params.iouThrs, iou))[0])
-            mean = 100 * precision[row][:, existing].mean(axis=1)
-            curves[iou] = list(zip(recall, mean.tolist(), strict=True))
+    for iou in curves if existing.any() else ():
+        (at_iou,) = precision[np.isclose(evaluator.params.iouThrs, iou)]
+        curves[iou] = list(zip(recall, at_iou[:, existing].mean(axis=1).tolist(), strict=True))
     return curves
+
+
+def sort_ids(ids: Iterable[Any]) -> list[Any]:
+    """Sorts the ids of images, of which a file may have numbers and texts."""
+    return sorted(ids, key=lambda value: (isinstance(value, str), value))
 
 
 def check_sigmas(truth: dict, sigmas: Sequence[float] | None, key: str = "sigmas") -> int:
@@ -204,77 +209,37 @@ def check_sigmas(truth: dict, sigmas: Sequence[float] | None, key: str = "sigmas
         given = f"{len(sigmas or ())} numbers"
         if sigmas is None:
             given = f"COCO's own {_COCO_KEYPOINTS}, without a setting"
-        raise ConfigError(
-            key,
-            f"must be {count} numbers, one for each keypoint of the data set; these are {given}",
-        )
+        problem = f"must be {count} numbers, one for each keypoint of the data set; these are"
+        raise ConfigError(key, f"{problem} {given}")
     return count
 
 
 def _complete_keypoints(annotations: Sequence[dict], count: int) -> None:
-    """Objects without keypoints are left out of the score, and need a list all the same."""
+    # Objects without keypoints are left out of the score, and need a list all the same.
     for annotation in annotations:
         points = annotation["keypoints"] = annotation.get("keypoints") or [0, 0, 0] * count
         annotation.setdefault("num_keypoints", sum(visible > 0 for visible in points[2::3]))
 
 
-def _as_results(
-    predictions: Sequence[dict], iou_type: str, number: Mapping[Any, int]
-) -> list[dict]:
-    """What ``loadRes`` takes. It goes by the keys there are: a mask that has its box beside it
-    would count as small or large by that."""
-    key = _RESULT_KEYS[iou_type]
-    return [
-        {
-            "image_id": number[found["image_id"]],
-            "category_id": found["category_id"],
-            "score": float(found["score"]),
-            key: found[key] if iou_type == "segm" else [float(value) for value in found[key]],
-        }
-        for found in predictions
-    ]
-
-
-def _backend(name: str) -> tuple[Any, Any]:
-    """A function from a dataset dict to a COCO API object, and the evaluator class."""
-    if name == "faster":
-        from faster_coco_eval import COCO, COCOeval_faster
-
-        return COCO, COCOeval_faster
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    def make_api(dataset: dict) -> COCO:
-        api = COCO()
-        api.dataset = dataset
-        api.createIndex()
-        return api
-
-    return make_api, COCOeval
-
-
 def _summarise(evaluator: Any, categories: list[dict]) -> dict[str, float]:
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
-    thresholds = evaluator.params.iouThrs
-    at_50, at_75 = (np.flatnonzero(np.isclose(thresholds, value)) for value in (0.5, 0.75))
-
+    params = evaluator.params
+    at_50, at_75 = (np.isclose(params.iouThrs, value) for value in (0.5, 0.75))
     # Axes from behind: maximum detections (1, 10, 100), area (all, small, medium, large), category.
     metrics = {
         "AP": _mean(precision[..., 0, -1]),
         "AP50": _mean(precision[at_50, ..., 0, -1]),
         "AP75": _mean(precision[at_75, ..., 0, -1]),
     }
-    areas = list(enumerate((label[0] for label in evaluator.params.areaRngLbl[1:]), start=1))
-    for area, suffix in areas:
-        metrics[f"AP{suffix}"] = _mean(precision[..., area, -1])
-    for position, limit in enumerate(evaluator.params.maxDets):
+    areas = list(enumerate((label[0] for label in params.areaRngLbl[1:]), start=1))
+    metrics |= {f"AP{suffix}": _mean(precision[..., area, -1]) for area, suffix in areas}
+    for position, limit in enumerate(params.maxDets):
         metrics[f"AR{limit}"] = _mean(recall[..., 0, position])
-    for area, suffix in areas:
-        metrics[f"AR{suffix}"] = _mean(recall[..., area, -1])
-
+    metrics |= {f"AR{suffix}": _mean(recall[..., area, -1]) for area, suffix in areas}
     names = {category["id"]: category["name"] for category in categories}
-    for position, category_id in enumerate(evaluator.params.catIds):
-        metrics[f"{CATEGORY_PREFIX}{names[category_id]}"] = _mean(precision[:, :, position, 0, -1])
+    for position, category_id in enumerate(params.catIds):
+        ap = _mean(precision[:, :, position, 0, -1])
+        metrics[f"{CATEGORY_PREFIX}{names[category_id]}"] = ap
     return metrics
 
 
