@@ -26,6 +26,7 @@ from gradaug_det.core.checks import check_width
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import check_sigmas, evaluate_coco
 from gradaug_det.evaluation.coco_data import CocoData, check_scorable
+from gradaug_det.evaluation.corruptions import SEVERITIES
 from gradaug_det.utils.environment import describe_environment
 
 logger = logging.getLogger(__name__)
@@ -50,10 +51,10 @@ class BenchmarkSettings:
         ConfigError: a value is out of range.
     """
 
-    widths: tuple[float, ...] = (1.0,)
-    corruptions: tuple[str, ...] = ()
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
-    epsilons: tuple[float, ...] = ()
+    widths: Sequence[float] = (1.0,)
+    corruptions: Sequence[str] = ()
+    severities: Sequence[int] = SEVERITIES
+    epsilons: Sequence[float] = ()
     limit: int | None = None
     cost_images: int = 5
     repeats: int = 3
@@ -85,11 +86,9 @@ def load_data(annotations: str | Path, images: str | Path, name: str) -> CocoDat
     Raises:
         DataError: the annotations cannot be scored against, or there is no such folder.
     """
-    annotations, images = Path(annotations), Path(images)
-    for path, found in ((annotations, annotations.is_file()), (images, images.is_dir())):
-        if not found:
-            raise DataError(f"{str(path)!r} does not exist")
     data = CocoData.read(annotations, images, name)
+    if not data.folder.is_dir():
+        raise DataError(f"the images' folder {images} does not exist")
     # Finds at once what would stop, or count wrong, after hours. Masks are checked when scored.
     check_scorable([], data.truth, "bbox")
     check_before_training(data, name=name, masks=False, trains=False, handled=("ignore-set",))

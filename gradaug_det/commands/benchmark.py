@@ -7,17 +7,14 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from gradaug_det.benchmark.processes import processes
 from gradaug_det.benchmark.report import write_benchmark
-from gradaug_det.benchmark.run import (
-    BenchmarkSettings,
-    load_data,
-    run_benchmark,
-)
+from gradaug_det.benchmark.run import BenchmarkSettings, load_data, run_benchmark
 from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.corruptions import SEVERITIES, corruption_names
 from gradaug_det.frameworks import FRAMEWORKS, load_detector
@@ -41,13 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     detectors.add_argument("--label", nargs="+", metavar="TEXT", help="of each, for readers")
     detectors.add_argument("--framework", choices=list(FRAMEWORKS), help="if not obvious")
-    detectors.add_argument(
-        "--opts",
-        nargs="+",
-        default=[],
-        metavar="X",
-        help="overrides of the config: KEY VALUE pairs for yaml, key=value for Python configs",
-    )
+    text = "overrides of the config: KEY VALUE pairs for yaml, key=value for Python configs"
+    detectors.add_argument("--opts", nargs="+", default=[], metavar="X", help=text)
     data = parser.add_argument_group("data: --coco, or --annotations with --images")
     data.add_argument("--coco", type=Path, metavar="FOLDER", help="annotations/ and SPLIT/ in it")
     data.add_argument("--split", default="val2017", help="of --coco; mini-COCO has val")
@@ -55,21 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--images", type=Path, metavar="FOLDER")
     data.add_argument("--limit", type=int, metavar="N", help="the first N images only")
     what = parser.add_argument_group("what is measured")
-    what.add_argument("--widths", type=float, nargs="+", default=[1.0], metavar="W")
+    what.add_argument("--widths", type=float, nargs="+", default=(1.0,), metavar="W")
+    text = "ImageNet-C's, at the largest width; without names all 15"
+    what.add_argument("--corruptions", nargs="*", default=(), metavar="KIND", help=text)
+    what.add_argument("--severities", type=int, nargs="+", default=SEVERITIES, metavar="S")
+    text = "attack on the training loss, at the largest width; on the 0-255 scale"
     what.add_argument(
-        "--corruptions",
-        nargs="*",
-        metavar="KIND",
-        help="ImageNet-C's, at the largest width; without names all 15",
-    )
-    what.add_argument("--severities", type=int, nargs="+", default=list(SEVERITIES), metavar="S")
-    what.add_argument(
-        "--fgsm",
-        type=float,
-        nargs="+",
-        default=[],
-        metavar="EPS",
-        help="attack on the training loss, at the largest width; on the 0-255 scale",
+        "--fgsm", dest="epsilons", type=float, nargs="+", default=(), metavar="EPS", help=text
     )
     what.add_argument("--cost-images", type=int, default=5, metavar="N", help="for time and FLOPs")
     what.add_argument("--repeats", type=int, default=3, help="timings of each; 0: no timing")
@@ -77,40 +61,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--out", type=Path, default=Path("report/benchmark"), metavar="FOLDER")
     run.add_argument("--resume", action="store_true", help="go on where it was interrupted")
     run.add_argument("--workers", type=int, default=2, help="processes that read images")
-    run.add_argument("--device", default=None, help="default: cuda if there is one, else cpu")
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    run.add_argument("--device", default=best, help="default: cuda if there is one, else cpu")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     # PyTorch's profiler, which counts memory, reports a missing GPU as an error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    command = _command(args)
     data = load_data(*_dataset(args))
-    settings = _settings(args)
+    if args.corruptions == []:  # the option without names
+        args.corruptions = corruption_names()
+    settings = BenchmarkSettings(
+        **{field.name: getattr(args, field.name) for field in fields(BenchmarkSettings)}
+    )
     with processes():
         detectors = [load_detector(files, data, settings.device) for files in detector_files(args)]
         benchmark = run_benchmark(
-            detectors, data, args.out, settings, resume=args.resume, command=_command(args)
+            detectors, data, args.out, settings, resume=args.resume, command=command
         )
         if benchmark is not None:
             logger.info("report: %s", write_benchmark(args.out, benchmark))
     return 0
-
-
-def _settings(args: argparse.Namespace) -> BenchmarkSettings:
-    corruptions = args.corruptions
-    if corruptions is not None:
-        corruptions = corruptions or corruption_names()
-    return BenchmarkSettings(
-        widths=tuple(args.widths),
-        corruptions=tuple(corruptions or ()),
-        severities=tuple(args.severities),
-        epsilons=tuple(args.fgsm),
-        limit=args.limit,
-        cost_images=args.cost_images,
-        repeats=args.repeats,
-        workers=args.workers,
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-    )
 
 
 def _dataset(args: argparse.Namespace) -> tuple[Path, Path, str]:
@@ -199,18 +172,15 @@ def _command(args: argparse.Namespace) -> str:
     parts = ["gradaug-det", "benchmark"]
     for action in parser._actions:
         value = getattr(args, action.dest)
-        if value == action.default or action.dest in ("resume", "out"):
-            continue
-        values = value if isinstance(value, list) else [value]
-        parts += [action.option_strings[0], *(_short(item) for item in values)]
+        if value != action.default and action.dest not in ("resume", "out"):
+            values = value if isinstance(value, list) else [value]
+            parts += [action.option_strings[0], *map(_without_folder, values)]
     return shlex.join(parts)
 
 
-def _short(value: object) -> str:
-    """A path relative to where the command ran: reports name no local folders."""
-    if isinstance(value, str) and "://" not in value and Path(value).is_absolute():
-        value = Path(value)
-    if isinstance(value, Path) and value.is_absolute():
-        here = Path.cwd()
-        return str(value.relative_to(here) if value.is_relative_to(here) else value.name)
-    return str(value)
+def _without_folder(value: object) -> str:
+    """Text, and a path relative to where the command ran: reports name no local folders."""
+    path, here = Path(str(value)), Path.cwd()
+    if not path.is_absolute():
+        return str(value)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else path.name

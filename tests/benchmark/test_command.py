@@ -104,7 +104,7 @@ def test_the_framework_is_seen_in_the_config(tmp_path):
 
 def test_data_that_are_not_there(tmp_path, capsys):
     assert main(["benchmark", "--config", "c.yaml", "--coco", str(tmp_path / "coco")]) == 2
-    assert "instances_val2017.json' does not exist" in capsys.readouterr().err
+    assert "instances_val2017.json is missing" in capsys.readouterr().err
     assert main(["benchmark", "--config", "c.yaml", "--images", str(tmp_path)]) == 2
     assert "--annotations FILE and --images FOLDER must be given" in capsys.readouterr().err
     (tmp_path / "test.json").write_text(json.dumps({"images": [], "categories": []}))
