@@ -63,25 +63,22 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
         DataError: ground truth, predictions or images that cannot be used.
     """
     benchmark = _load_predictions(benchmark)
-    best, worst = _rank_images(benchmark) if benchmark.data.folder else ([], [])
+    ranked = _rank_images(benchmark)
     curves = {detector.label: _curves(benchmark, detector) for detector in benchmark.detectors}
-    content = _content(benchmark, curves, best, worst)
+    content = _content(benchmark, curves, ranked)
     view = {
         **content,
         "machine": machine_line(benchmark.environment),
         "columns": [
-            {"label": _column_label(detector, result), "colour": colour_at(position)}
-            for position, detector in enumerate(benchmark.detectors)
+            {"name": detector.label, "label": _column_label(detector, result)}
+            for detector in benchmark.detectors
             for result in detector.widths
         ],
         "ap_rows": _ap_rows(benchmark),
         "cost_rows": _cost_rows(benchmark),
         "corruption_rows": _changed_rows(benchmark, _corruption_values),
         "fgsm_rows": _changed_rows(benchmark, _fgsm_values),
-        "legend_items": [
-            {"name": detector.label, "label": detector.label, "colour": colour_at(position)}
-            for position, detector in enumerate(benchmark.detectors)
-        ],
+        "legend_items": [{"name": d.label, "label": d.label} for d in benchmark.detectors],
         "colours": {d.label: colour_at(i) for i, d in enumerate(benchmark.detectors)},
         "tasks": TASK_NAMES,
         "max_drawn": MAX_DRAWN,
@@ -96,9 +93,9 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
             ("AP by category", _bars(benchmark, _categories(benchmark))),
         ],
         "picture_groups": [
-            {"title": title, "rows": [_picture_row(benchmark, *entry) for entry in entries]}
-            for title, entries in (("Worst", worst), ("Best", best))
-            if entries
+            {"title": title, "rows": [_picture_row(benchmark, **one) for one in ranked[title]]}
+            for title in ("worst", "best")
+            if ranked[title]
         ],
     }
     environment = load_templates()
@@ -156,8 +153,7 @@ def _curves(benchmark: Benchmark, detector: DetectorResult) -> dict[str, Precisi
 def _content(
     benchmark: Benchmark,
     curves: Mapping[str, Mapping[str, PrecisionCurves]],
-    best: list[tuple[int, float]],
-    worst: list[tuple[int, float]],
+    ranked: Mapping[str, list[dict]],
 ) -> dict:
     """Everything numeric as JSON data: the content of ``report.json``."""
     truth, chosen = benchmark.data.truth, set(benchmark.image_ids)
@@ -182,11 +178,7 @@ def _content(
                 }
                 for d in benchmark.detectors
             ],
-            "pictures": {
-                "score_threshold": benchmark.score_threshold,
-                "best": [{"image_id": i, "f1": score} for i, score in best],
-                "worst": [{"image_id": i, "f1": score} for i, score in worst],
-            },
+            "pictures": {"score_threshold": benchmark.score_threshold, **ranked},
             "command": benchmark.command,
             "environment": benchmark.environment,
         }
@@ -313,19 +305,26 @@ def _categories(benchmark: Benchmark) -> dict[str, str]:
     return {name: name.removeprefix(CATEGORY_PREFIX) for name in names}
 
 
-def _rank_images(benchmark: Benchmark) -> tuple[list, list]:
-    """(image id, F1) of the best and of the worst images; no image is both."""
-    predictions = benchmark.detectors[0].widest.predictions
-    scores = image_scores(
-        benchmark.data.truth, predictions, benchmark.image_ids, benchmark.score_threshold
-    )
-    ranked = sorted(scores.items(), key=lambda item: (item[1], item[0]))
+def _rank_images(benchmark: Benchmark) -> dict[str, list[dict]]:
+    """The ``best`` and the ``worst`` images with their F1; no image is both."""
+    scores = {}
+    if benchmark.data.folder is not None:
+        scores = image_scores(
+            benchmark.data.truth,
+            benchmark.detectors[0].widest.predictions,
+            benchmark.image_ids,
+            benchmark.score_threshold,
+        )
+    ranked = sorted(scores, key=lambda image_id: (scores[image_id], image_id))
     worst = ranked[: min(benchmark.num_pictures, (len(ranked) + 1) // 2)]
-    best = sorted(ranked[len(worst) :], key=lambda item: (-item[1], item[0]))
-    return best[: benchmark.num_pictures], worst
+    best = sorted(ranked[len(worst) :], key=lambda image_id: (-scores[image_id], image_id))
+    return {
+        name: [{"image_id": image_id, "f1": scores[image_id]} for image_id in ids]
+        for name, ids in (("best", best[: benchmark.num_pictures]), ("worst", worst))
+    }
 
 
-def _picture_row(benchmark: Benchmark, image_id: int, score: float) -> dict:
+def _picture_row(benchmark: Benchmark, image_id: int, f1: float) -> dict:
     """Ground truth, then each detector's detections."""
     truth, threshold = benchmark.data.truth, benchmark.score_threshold
     image = next(image for image in truth["images"] if image["id"] == image_id)
@@ -335,4 +334,4 @@ def _picture_row(benchmark: Benchmark, image_id: int, score: float) -> dict:
     for detector in benchmark.detectors:
         found = predicted_instances(detector.widest.predictions, truth, image_id, threshold)
         columns.append(draw_column(detector.label, count_items(found, "detection"), picture, found))
-    return {"image_id": image_id, "score": score, "columns": columns}
+    return {"image_id": image_id, "f1": f1, "columns": columns}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from pycocotools import mask as coco_mask
 from scipy.ndimage import binary_erosion
 
 from gradaug_det.errors import DataError
@@ -37,7 +38,7 @@ class Instance:
 
 
 def category_colours(categories: Iterable[dict]) -> dict[int, tuple[int, int, int]]:
-    """A colour for every category id, the same in all pictures of a dataset.
+    """Returns a colour for every category id, the same in all pictures of a dataset.
 
     Hues step by the golden angle, which keeps neighbours apart for any number of categories.
     """
@@ -49,42 +50,40 @@ def category_colours(categories: Iterable[dict]) -> dict[int, tuple[int, int, in
     return colours
 
 
-def truth_instances(ground_truth: dict, image_id: int) -> list[Instance]:
-    """The annotated objects of an image; crowds are grey."""
-    colours, names = _by_id(ground_truth)
-    return [
-        Instance(
-            annotation["bbox"],
-            names[annotation["category_id"]] + (" (crowd)" if annotation.get("iscrowd") else ""),
-            _CROWD_COLOUR if annotation.get("iscrowd") else colours[annotation["category_id"]],
-            annotation.get("segmentation"),
-        )
-        for annotation in ground_truth["annotations"]
-        if annotation["image_id"] == image_id
-    ]
+def truth_instances(truth: dict, image_id: int) -> list[Instance]:
+    """Returns the annotated objects of an image; crowds are grey."""
+    colours, names = category_colours(truth["categories"]), _names(truth)
+    instances = []
+    for annotation in truth["annotations"]:
+        if annotation["image_id"] == image_id:
+            name, colour = names[annotation["category_id"]], colours[annotation["category_id"]]
+            if annotation.get("iscrowd"):
+                name, colour = f"{name} (crowd)", _CROWD_COLOUR
+            mask = annotation.get("segmentation")
+            instances.append(Instance(annotation["bbox"], name, colour, mask))
+    return instances
 
 
 def predicted_instances(
-    predictions: Iterable[dict], ground_truth: dict, image_id: int, score_threshold: float
+    predictions: Iterable[dict], truth: dict, image_id: int, score_threshold: float
 ) -> list[Instance]:
-    """Detections of an image that score at least the threshold, best first, 30 at most."""
-    colours, names = _by_id(ground_truth)
+    """Returns an image's detections that score at least the threshold, best first, 30 at most."""
+    colours, names = category_colours(truth["categories"]), _names(truth)
     found = [p for p in predictions if p["image_id"] == image_id and p["score"] >= score_threshold]
     found.sort(key=lambda p: -p["score"])
     return [
-        Instance(
-            p["bbox"],
-            names[p["category_id"]],
-            colours[p["category_id"]],
-            p.get("segmentation"),
-            p["score"],
-        )
+        Instance(p["bbox"], names[key], colours[key], p.get("segmentation"), p["score"])
         for p in found[:MAX_DRAWN]
+        for key in [p["category_id"]]
     ]
 
 
+def _names(truth: dict) -> dict[int, str]:
+    return {category["id"]: category["name"] for category in truth["categories"]}
+
+
 def read_image(path: Path) -> Image.Image:
-    """Read an image as RGB.
+    """Reads an image as RGB.
 
     Raises:
         DataError: it does not exist or is no image.
@@ -102,7 +101,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def draw_instances(image: Image.Image, instances: Sequence[Instance]) -> Image.Image:
-    """Draw objects on a copy of the image, enlarged (at most 4 times) if it is small.
+    """Draws objects on a copy of the image, enlarged (at most 4 times) if it is small.
 
     Args:
         image: RGB.
@@ -111,31 +110,25 @@ def draw_instances(image: Image.Image, instances: Sequence[Instance]) -> Image.I
     Returns:
         RGB image whose long side is between about 400 and 800 pixels.
     """
-    scale = _scale(max(image.size))
+    scale = min(max(round(_TARGET_SIDE / max(image.size)), 1), 4)
+    scale = min(scale, _LARGEST_SIDE / max(image.size))
     width, height = (round(side * scale) for side in image.size)
     canvas = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
-
     # Large objects first: a small one in front of them keeps its own colour.
-    by_size = sorted(instances, key=lambda shown: -shown.bbox[2] * shown.bbox[3])
-    for shown in by_size:
-        mask = _mask(shown.segmentation, image.size, (width, height))
+    by_size = sorted(instances, key=lambda instance: -instance.bbox[2] * instance.bbox[3])
+    for instance in by_size:
+        mask = _mask(instance.segmentation, image.size, (width, height))
         if mask is not None:
-            colour = np.array(shown.colour, dtype=np.float32)
-            inside = canvas[mask]
-            canvas[mask] = inside * (1 - _MASK_OPACITY) + colour * _MASK_OPACITY
+            colour = np.array(instance.colour, dtype=np.float32)
+            canvas[mask] = canvas[mask] * (1 - _MASK_OPACITY) + colour * _MASK_OPACITY
             canvas[mask & ~binary_erosion(mask)] = colour
     drawn = Image.fromarray(canvas.round().astype(np.uint8))
-
     pen = ImageDraw.Draw(drawn)
     boxes = []
-    for shown in by_size:
-        x, y, w, h = (float(value) * scale for value in shown.bbox)
-        box = [
-            *(min(max(x, 0), width - 1), min(max(y, 0), height - 1)),
-            *(min(max(x + w, 0), width - 1), min(max(y + h, 0), height - 1)),
-        ]
-        boxes.append(box)
-        pen.rectangle(box, outline=shown.colour, width=2)
+    for instance in by_size:
+        x, y, w, h = (float(value) * scale for value in instance.bbox)
+        boxes.append(np.clip([x, y, x + w, y + h], 0, 2 * [width - 1, height - 1]).tolist())
+        pen.rectangle(boxes[-1], outline=instance.colour, width=2)
     _draw_labels(pen, by_size, boxes, (width, height))
     return drawn
 
@@ -143,40 +136,24 @@ def draw_instances(image: Image.Image, instances: Sequence[Instance]) -> Image.I
 def _draw_labels(
     pen: ImageDraw.ImageDraw, instances: Sequence[Instance], boxes: list, size: tuple[int, int]
 ) -> None:
-    """Write each label at its box, where it hides the least of the labels written before."""
+    """Writes each label at its box, where it hides the least of the labels written before."""
     font = ImageFont.load_default(_FONT_SIZE)
-    taken: list[tuple[float, float, float, float]] = []
-    for shown, (left, top, right, bottom) in zip(instances, boxes, strict=True):
-        text_left, text_top, text_right, text_bottom = font.getbbox(shown.label)
+    taken: list[list[float]] = []
+    for instance, (left, top, right, bottom) in zip(instances, boxes, strict=True):
+        text_left, text_top, text_right, text_bottom = font.getbbox(instance.label)
         w, h = text_right - text_left + 8, text_bottom - text_top + 6
         spots = [(left, top - h), (left, top), (left, bottom), (right - w, bottom - h)]
-        spots = [
-            (min(max(x, 0), max(size[0] - w, 0)), min(max(y, 0), max(size[1] - h, 0)))
-            for x, y in spots
-        ]
-        x, y = min(spots, key=lambda spot: sum(_overlap((*spot, w, h), other) for other in taken))
-        taken.append((x, y, w, h))
-        pen.rectangle([x, y, x + w, y + h], fill=shown.colour)
-        red, green, blue = shown.colour
+        inside = np.clip(spots, 0, np.maximum(np.subtract(size, (w, h)), 0)).tolist()
+        labels = [[x, y, w, h] for x, y in inside]
+        # As of crowds, the IoU is the share of a label that lies on another one.
+        hidden = coco_mask.iou(labels, taken, [1] * len(taken)).sum(axis=1) if taken else [0]
+        x, y, *_ = label = labels[int(np.argmin(hidden))]
+        taken.append(label)
+        pen.rectangle([x, y, x + w, y + h], fill=instance.colour)
+        red, green, blue = instance.colour
         light = 0.299 * red + 0.587 * green + 0.114 * blue > 140
-        pen.text(
-            (x + 4 - text_left, y + 3 - text_top),
-            shown.label,
-            fill=(0, 0, 0) if light else (255, 255, 255),
-            font=font,
-        )
-
-
-def _overlap(first: tuple, second: tuple) -> float:
-    across = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
-    down = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
-    return max(across, 0) * max(down, 0)
-
-
-def _scale(long_side: int) -> float:
-    if long_side > _LARGEST_SIDE:
-        return _LARGEST_SIDE / long_side
-    return min(max(round(_TARGET_SIDE / long_side), 1), 4)
+        ink = (0, 0, 0) if light else (255, 255, 255)
+        pen.text((x + 4 - text_left, y + 3 - text_top), instance.label, fill=ink, font=font)
 
 
 def _mask(
@@ -185,18 +162,11 @@ def _mask(
     """A COCO segmentation (polygons or RLE) as a boolean mask of the enlarged picture."""
     if not segmentation:
         return None
-    import pycocotools.mask
-
     rle = segmentation
     if isinstance(segmentation, list) or isinstance(segmentation["counts"], list):
-        rle = pycocotools.mask.frPyObjects(segmentation, size[1], size[0])
+        rle = coco_mask.frPyObjects(segmentation, size[1], size[0])
     if isinstance(rle, list):  # one for each polygon
-        rle = pycocotools.mask.merge(rle)
-    mask = Image.fromarray(pycocotools.mask.decode(rle) * 255)
+        rle = coco_mask.merge(rle)
+    mask = Image.fromarray(coco_mask.decode(rle) * 255)
     # Enlarged smoothly and cut at one half: pixel stairs would hide the shape.
     return np.asarray(mask.resize(drawn_size, Image.Resampling.BILINEAR)) > 127
-
-
-def _by_id(ground_truth: dict) -> tuple[dict[int, tuple[int, int, int]], dict[int, str]]:
-    categories = ground_truth["categories"]
-    return category_colours(categories), {c["id"]: c["name"] for c in categories}
