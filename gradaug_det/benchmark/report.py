@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from gradaug_det.benchmark.plots import (
-    colour_at,
-    corruption_plot,
-    cost_plot,
-    fgsm_plot,
-    recall_plots,
-)
+from gradaug_det.benchmark import plots
 from gradaug_det.benchmark.ranking import image_scores
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
 from gradaug_det.errors import ConfigError, DataError
-from gradaug_det.evaluation.coco import (
-    CATEGORY_PREFIX,
-    TASK_NAMES,
-    PrecisionCurves,
-    precision_curves,
-)
+from gradaug_det.evaluation.coco import CATEGORY_PREFIX, TASK_NAMES, precision_curves
 from gradaug_det.evaluation.coco_data import check_scorable, load_predictions
-from gradaug_det.reports.pictures import (
-    MAX_DRAWN,
-    predicted_instances,
-    read_image,
-    truth_instances,
-)
-from gradaug_det.reports.rendering import (
-    MISSING,
-    count_items,
-    draw_column,
-    embed_plots,
-    format_json,
-    format_number,
-    load_templates,
-    to_json_data,
-    write_files,
-)
+from gradaug_det.reports import pictures, rendering
+from gradaug_det.reports.rendering import MISSING, count_items, embed_plots, format_number
 from gradaug_det.utils.environment import machine_line
 
 SCHEMA_VERSION = 2  # of report.json; raised when a key changes its meaning or goes away
@@ -63,50 +38,33 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
         DataError: ground truth, predictions or images that cannot be used.
     """
     benchmark = _load_predictions(benchmark)
-    ranked = _rank_images(benchmark)
     curves = {detector.label: _curves(benchmark, detector) for detector in benchmark.detectors}
+    ranked = _rank_images(benchmark)
     content = _content(benchmark, curves, ranked)
-    view = {
-        **content,
-        "machine": machine_line(benchmark.environment),
-        "columns": [
-            {"name": detector.label, "label": _column_label(detector, result)}
-            for detector in benchmark.detectors
-            for result in detector.widths
-        ],
-        "ap_rows": _ap_rows(benchmark),
-        "cost_rows": _cost_rows(benchmark),
-        "corruption_rows": _changed_rows(benchmark, _corruption_values),
-        "fgsm_rows": _changed_rows(benchmark, _fgsm_values),
-        "legend_items": [{"name": d.label, "label": d.label} for d in benchmark.detectors],
-        "colours": {d.label: colour_at(i) for i, d in enumerate(benchmark.detectors)},
-        "tasks": TASK_NAMES,
-        "max_drawn": MAX_DRAWN,
-    }
+    view = {**content, **_tables(benchmark), "machine": machine_line(benchmark.environment)}
     html_view = {
         **view,
-        "plots": embed_plots([cost_plot(benchmark), *recall_plots(benchmark, curves)]),
-        "corruption_plots": embed_plots([corruption_plot(benchmark)]),
-        "fgsm_plots": embed_plots([fgsm_plot(benchmark)]),
-        "bars": [
-            ("AP by size of the objects", _bars(benchmark, _SIZES)),
-            ("AP by category", _bars(benchmark, _categories(benchmark))),
-        ],
-        "picture_groups": [
-            {"title": title, "rows": [_picture_row(benchmark, **one) for one in ranked[title]]}
-            for title in ("worst", "best")
-            if ranked[title]
-        ],
-    }
-    environment = load_templates()
-    write_files(
-        out_dir,
-        {
-            "report.json": format_json(content),
-            "report.md": environment.get_template("benchmark.md.j2").render(view),
-            "index.html": environment.get_template("benchmark.html.j2").render(html_view),
+        "tasks": TASK_NAMES,
+        "max_drawn": pictures.MAX_DRAWN,
+        "plots": embed_plots([plots.cost_plot(benchmark), *plots.recall_plots(benchmark, curves)]),
+        "corruption_plots": embed_plots([plots.corruption_plot(benchmark)]),
+        "fgsm_plots": embed_plots([plots.fgsm_plot(benchmark)]),
+        "bars": {
+            "AP by size of the objects": _bars(benchmark, _SIZES),
+            "AP by category": _bars(benchmark, _categories(benchmark)),
         },
-    )
+        "pictures_of": {
+            title: [_picture_row(benchmark, **one) for one in ranked[title]]
+            for title in ("worst", "best")
+        },
+    }
+    environment = rendering.load_templates()
+    files = {
+        "report.json": rendering.format_json(content),
+        "report.md": environment.get_template("benchmark.md.j2").render(view),
+        "index.html": environment.get_template("benchmark.html.j2").render(html_view),
+    }
+    rendering.write_files(out_dir, files)
     return Path(out_dir) / "index.html"
 
 
@@ -117,47 +75,34 @@ def _load_predictions(benchmark: Benchmark) -> Benchmark:
     ids = known if benchmark.image_ids is None else list(dict.fromkeys(benchmark.image_ids))
     if not ids:
         raise ConfigError("image_ids", "is empty; name at least one image, or None for all")
-    if unknown := sorted(set(ids) - set(known)):
+    chosen = set(ids)
+    if unknown := sorted(chosen - set(known)):
         raise DataError(
             f"image_ids has {len(unknown)} ids that {Path(data.origin).name} does not have, the "
             f"first is {unknown[0]!r}"
         )
-    chosen = set(ids)
 
     def load(result: WidthResult) -> WidthResult:
         predictions = load_predictions(result.predictions)
         check_scorable(predictions, data.truth, "bbox")
         return replace(result, predictions=[p for p in predictions if p["image_id"] in chosen])
 
-    detectors = [
-        replace(d, widths=[load(result) for result in d.widths]) for d in benchmark.detectors
-    ]
+    detectors = [replace(one, widths=list(map(load, one.widths))) for one in benchmark.detectors]
     return replace(benchmark, image_ids=ids, detectors=detectors)
 
 
-def _curves(benchmark: Benchmark, detector: DetectorResult) -> dict[str, PrecisionCurves]:
-    scoring = detector.scoring
-    return {
-        task: precision_curves(
-            benchmark.data.truth,
-            detector.widest.predictions,
-            task,
-            image_ids=benchmark.image_ids,
-            max_detections=scoring.max_detections,
-            sigmas=scoring.sigmas,
-        )
-        for task in detector.tasks
-    }
+def _curves(benchmark: Benchmark, detector: DetectorResult) -> dict[str, Any]:
+    truth, found = benchmark.data.truth, detector.widest.predictions
+    settings = {"image_ids": benchmark.image_ids, **detector.scoring.limits}
+    return {task: precision_curves(truth, found, task, **settings) for task in detector.tasks}
 
 
 def _content(
-    benchmark: Benchmark,
-    curves: Mapping[str, Mapping[str, PrecisionCurves]],
-    ranked: Mapping[str, list[dict]],
+    benchmark: Benchmark, curves: Mapping[str, Any], ranked: Mapping[str, list[dict]]
 ) -> dict:
     """Everything numeric as JSON data: the content of ``report.json``."""
     truth, chosen = benchmark.data.truth, set(benchmark.image_ids)
-    return to_json_data(
+    return rendering.to_json_data(
         {
             "schema_version": SCHEMA_VERSION,
             "title": benchmark.title,
@@ -200,100 +145,94 @@ def _width_content(benchmark: Benchmark, detector: DetectorResult, result: Width
     }
 
 
-def _column_label(detector: DetectorResult, result: WidthResult) -> str:
+def _tables(benchmark: Benchmark) -> dict[str, Any]:
+    """Tables of AP and cost have a column for each detector and width, the others for each
+    detector at its largest width."""
+    detectors = benchmark.detectors
+    networks = [(detector, result) for detector in detectors for result in detector.widths]
+    return {
+        "columns": [{"name": d.label, "label": _label(d, result)} for d, result in networks],
+        "legend_items": [{"name": d.label, "label": d.label} for d in detectors],
+        "colours": {d.label: plots.colour_at(i) for i, d in enumerate(detectors)},
+        "ap_rows": _rows([_aps(*network) for network in networks]),
+        "cost_rows": _rows([_costs(benchmark, result) for _, result in networks]),
+        "corruption_rows": _rows([_aps_by_corruption(d) for d in detectors]),
+        "fgsm_rows": _rows([_aps_by_epsilon(d) for d in detectors]),
+    }
+
+
+def _label(detector: DetectorResult, result: WidthResult) -> str:
     if len(detector.widths) == 1 and result.width == 1:
         return detector.label
     return f"{detector.label}, width {result.width:g}"
 
 
-def _ap_rows(benchmark: Benchmark) -> list[dict]:
-    """A row for each task and number of COCO that any detector has, but for the categories'."""
-    rows = []
-    for task in benchmark.tasks:
-        detectors = [d for d in benchmark.detectors if task in d.tasks]
-        names = dict.fromkeys(name for d in detectors for name in d.widest.metrics[task])
-        for name in names:
-            if not name.startswith(CATEGORY_PREFIX):
-                values = [
-                    result.metric(task, name) if detector in detectors else None
-                    for detector in benchmark.detectors
-                    for result in detector.widths
-                ]
-                rows.append(_row(f"{TASK_NAMES[task]} {name}", values, main=name == "AP"))
-    return rows
-
-
-def _cost_rows(benchmark: Benchmark) -> list[dict]:
-    results = [result for detector in benchmark.detectors for result in detector.widths]
-    costs = [result.cost for result in results]
-    rows = [
-        {"name": "parameters", "cells": [f"{cost.parameters:,}" for cost in costs], "main": False},
-        _row("GFLOPs", [cost.gflops for cost in costs]),
-        _row("ms an image", [cost.milliseconds for cost in costs], digits=1),
-        _row("time ratio", [benchmark.time_ratio(result) for result in results]),
-        _row("peak MB", [cost.peak_megabytes for cost in costs], digits=1),
+def _rows(columns: Sequence[Mapping[str, str]]) -> list[dict]:
+    """Rows of a table: a name, and its cell in each column."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [
+        {
+            "name": name,
+            "cells": [column.get(name, MISSING) for column in columns],
+            "main": name.endswith(" AP"),
+        }
+        for name in names
     ]
-    return [row for row in rows if set(row["cells"]) != {MISSING}]
 
 
-def _changed_rows(
-    benchmark: Benchmark, values_of: Callable[[WidthResult, str], dict[str, float | None]]
-) -> list[dict]:
-    """Rows of a table with a column for each detector, at its largest width.
-
-    Args:
-        values_of: names of rows -> AP of a task; beside the clean AP, if anything was measured.
-    """
-    rows = []
-    for task in benchmark.tasks:
-        columns = [
-            values_of(d.widest, task) if task in d.tasks else {} for d in benchmark.detectors
-        ]
-        names = list(dict.fromkeys(name for column in columns for name in column))
-        for name in names if len(names) > 1 else ():
-            values = [column.get(name) for column in columns]
-            rows.append(_row(f"{TASK_NAMES[task]}, {name}", values, main=name == "clean AP"))
-    return rows
-
-
-def _corruption_values(result: WidthResult, task: str) -> dict[str, float | None]:
-    values = {"clean AP": result.metric(task)}
-    if severities := result.ap_by_severity(task):
-        values |= {"mPC": result.mpc(task), "rPC, %": result.rpc(task)}
-        values |= {f"severity {severity}": ap for severity, ap in severities.items()}
-        by_kind = result.ap_by_corruption(task)
-        values |= {kind.replace("_", " "): ap for kind, ap in by_kind.items()}
-    return values
-
-
-def _fgsm_values(result: WidthResult, task: str) -> dict[str, float | None]:
-    by_epsilon = result.ap_by_epsilon(task)
+def _aps(detector: DetectorResult, result: WidthResult) -> dict[str, str]:
     return {
-        "clean AP": result.metric(task),
-        **{f"epsilon {epsilon:g}/255": ap for epsilon, ap in by_epsilon.items()},
+        f"{TASK_NAMES[task]} {name}": format_number(result.metric(task, name))
+        for task in detector.tasks
+        for name in result.metrics[task]
+        if not name.startswith(CATEGORY_PREFIX)
     }
 
 
-def _row(name: str, values: list[float | None], digits: int = 2, main: bool = False) -> dict:
-    return {"name": name, "cells": [format_number(value, digits) for value in values], "main": main}
+def _costs(benchmark: Benchmark, result: WidthResult) -> dict[str, str]:
+    cells = {
+        "parameters": f"{result.cost.parameters:,}",
+        "GFLOPs": format_number(result.cost.gflops),
+        "ms an image": format_number(result.cost.milliseconds, 1),
+        "time ratio": format_number(benchmark.time_ratio(result)),
+        "peak MB": format_number(result.cost.peak_megabytes, 1),
+    }
+    return {name: cell for name, cell in cells.items() if cell != MISSING}
 
 
-def _bars(benchmark: Benchmark, names: dict[str, str]) -> dict[str, list[dict]]:
+def _aps_by_corruption(detector: DetectorResult) -> dict[str, str]:
+    cells, result = {}, detector.widest
+    for task in detector.tasks:
+        if severities := result.ap_by_severity(task):
+            values = {"clean AP": result.metric(task)}
+            values |= {"mPC": result.mpc(task), "rPC, %": result.rpc(task)}
+            values |= {f"severity {severity}": ap for severity, ap in severities.items()}
+            by_kind = result.ap_by_corruption(task)
+            values |= {kind.replace("_", " "): ap for kind, ap in by_kind.items()}
+            cells |= {f"{TASK_NAMES[task]}, {k}": format_number(ap) for k, ap in values.items()}
+    return cells
+
+
+def _aps_by_epsilon(detector: DetectorResult) -> dict[str, str]:
+    cells, result = {}, detector.widest
+    for task in detector.tasks:
+        if epsilons := result.ap_by_epsilon(task):
+            values = {"clean AP": result.metric(task)}
+            values |= {f"epsilon {epsilon:g}/255": ap for epsilon, ap in epsilons.items()}
+            cells |= {f"{TASK_NAMES[task]}, {k}": format_number(ap) for k, ap in values.items()}
+    return cells
+
+
+def _bars(benchmark: Benchmark, names: Mapping[str, str]) -> dict[str, list[dict]]:
     """For each task: a row for each metric (key of ``names``) with every detector's number."""
-    bars = {}
+    bars: dict[str, list[dict]] = {}
     for task in benchmark.tasks:
         detectors = [d for d in benchmark.detectors if task in d.tasks]
-        rows = [
-            {
-                "category": title,
-                "values": [
-                    {"method": d.label, "value": d.widest.metric(task, name)} for d in detectors
-                ],
-            }
-            for name, title in names.items()
-        ]
-        bars[task] = [row for row in rows if any(v["value"] is not None for v in row["values"])]
-    return {task: rows for task, rows in bars.items() if rows}
+        for name, title in names.items():
+            values = [{"method": d.label, "value": d.widest.metric(task, name)} for d in detectors]
+            if any(one["value"] is not None for one in values):
+                bars.setdefault(task, []).append({"category": title, "values": values})
+    return bars
 
 
 def _categories(benchmark: Benchmark) -> dict[str, str]:
@@ -307,14 +246,11 @@ def _categories(benchmark: Benchmark) -> dict[str, str]:
 
 def _rank_images(benchmark: Benchmark) -> dict[str, list[dict]]:
     """The ``best`` and the ``worst`` images with their F1; no image is both."""
-    scores = {}
-    if benchmark.data.folder is not None:
-        scores = image_scores(
-            benchmark.data.truth,
-            benchmark.detectors[0].widest.predictions,
-            benchmark.image_ids,
-            benchmark.score_threshold,
-        )
+    data, scores = benchmark.data, {}
+    if data.folder is not None:
+        predictions = benchmark.detectors[0].widest.predictions
+        threshold = benchmark.score_threshold
+        scores = image_scores(data.truth, predictions, benchmark.image_ids, threshold)
     ranked = sorted(scores, key=lambda image_id: (scores[image_id], image_id))
     worst = ranked[: min(benchmark.num_pictures, (len(ranked) + 1) // 2)]
     best = sorted(ranked[len(worst) :], key=lambda image_id: (-scores[image_id], image_id))
@@ -328,10 +264,15 @@ def _picture_row(benchmark: Benchmark, image_id: int, f1: float) -> dict:
     """Ground truth, then each detector's detections."""
     truth, threshold = benchmark.data.truth, benchmark.score_threshold
     image = next(image for image in truth["images"] if image["id"] == image_id)
-    picture = read_image(benchmark.data.folder / image["file_name"])
-    objects = truth_instances(truth, image_id)
-    columns = [draw_column("Ground truth", count_items(objects, "object"), picture, objects)]
+    picture = pictures.read_image(benchmark.data.folder / image["file_name"])
+    objects = pictures.truth_instances(truth, image_id)
+    shown = [("Ground truth", "object", objects)]
     for detector in benchmark.detectors:
-        found = predicted_instances(detector.widest.predictions, truth, image_id, threshold)
-        columns.append(draw_column(detector.label, count_items(found, "detection"), picture, found))
+        found = detector.widest.predictions
+        found = pictures.predicted_instances(found, truth, image_id, threshold)
+        shown.append((detector.label, "detection", found))
+    columns = [
+        rendering.draw_column(caption, count_items(instances, noun), picture, instances)
+        for caption, noun, instances in shown
+    ]
     return {"image_id": image_id, "f1": f1, "columns": columns}

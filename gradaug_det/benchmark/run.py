@@ -169,8 +169,7 @@ def _evaluate(
         return _detect(detector, image_ids, folder, width, change, settings.workers)
 
     def score(found: list[dict]) -> Metrics:
-        limits = {"max_detections": scoring.max_detections, "sigmas": scoring.sigmas}
-        return evaluate_coco(data.truth, found, tasks, image_ids=image_ids, **limits)
+        return evaluate_coco(data, found, tasks, image_ids=image_ids, **scoring.limits)
 
     clean = {width: detect(width, Clean()) for width in settings.widths}
     # Once for a detector: a change under which it finds nothing says nothing about its masks.

@@ -20,11 +20,7 @@ from detectron2.utils.events import EventStorage
 from torch.utils.data import Dataset
 
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
-from gradaug_det.benchmark.detector import (
-    category_id,
-    check_num_classes,
-    training_losses,
-)
+from gradaug_det.benchmark.detector import category_id, check_num_classes, training_losses
 from gradaug_det.core.slimming import no_traces
 from gradaug_det.d2.backbone import slimmable_part
 from gradaug_det.d2.checkpoint import SafeCheckpointer

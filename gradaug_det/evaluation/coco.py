@@ -50,6 +50,11 @@ class Scoring:
     max_detections: int = 100
     sigmas: tuple[float, ...] | None = None
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """The settings of :func:`run_evaluator`."""
+        return {"max_detections": self.max_detections, "sigmas": self.sigmas}
+
     def tasks_of(self, results: Sequence[dict]) -> tuple[str, ...]:
         """Returns which tasks of these results are scored."""
         if self.tasks is not None:

@@ -19,11 +19,7 @@ from mmengine.runner import load_checkpoint
 from torch.utils.data import Dataset, Subset
 
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
-from gradaug_det.benchmark.detector import (
-    category_id,
-    check_num_classes,
-    training_losses,
-)
+from gradaug_det.benchmark.detector import category_id, check_num_classes, training_losses
 from gradaug_det.check_data.agreement import check_same_classes
 from gradaug_det.core.slimming import Overrides, no_traces
 from gradaug_det.errors import ConfigError, DataError

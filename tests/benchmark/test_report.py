@@ -306,7 +306,7 @@ def test_a_failure_leaves_the_old_report(benchmark, folder, tmp_path, monkeypatc
     assert set(before) == {"report.json", "report.md", "index.html"}
     with pytest.raises(DataError, match="does not exist"):
         write_benchmark(tmp_path, dataclasses.replace(benchmark, data=data_of(folder, "nowhere")))
-    monkeypatch.setattr(report_module, "_cost_rows", lambda _: [{"no": "name"}])
+    monkeypatch.setattr(report_module, "_rows", lambda _: [{"no": "name"}])
     with pytest.raises(jinja2.UndefinedError, match="name"):
         write_benchmark(tmp_path, dataclasses.replace(benchmark, title="changed"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
