@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks.scaling.processes import step_times
 from benchmarks.training.measure import mean_flops
-from benchmarks.training.workload import Variant, Workload, training_class
+from benchmarks.training.trainings import training_class
+from benchmarks.training.workload import Variant, Workload
 from gradaug_det.core.checks import check_integer, check_number
 from gradaug_det.core.gradients import BUCKET_BYTES
 from gradaug_det.reports.rendering import format_json, load_templates, write_files

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks.training.workload import Variant, Workload, training_class
+from benchmarks.training.trainings import training_class
+from benchmarks.training.workload import Variant, Workload
 from gradaug_det.core.gradients import average_gradients
 
 MODES = ("alone", "side by side", "together")

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.training.workload import Training, Variant, Workload, training_class
+from benchmarks.training.trainings import training_class
+from benchmarks.training.workload import Training, Variant, Workload
 from gradaug_det.benchmark.cost import peak_growth
 from gradaug_det.errors import GradAugError
 

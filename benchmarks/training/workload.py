@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,39 +27,19 @@ class Task:
         kinds: of its variants, beside the plain step.
         size: (height, width) of its images in pixels, by default.
         batch_size: by default.
-        adapter: ``module:class`` of its :class:`Training`.
     """
 
     title: str
     kinds: tuple[str, ...]
     size: tuple[int, int]
     batch_size: int
-    adapter: str
 
 
 _SUPERVISIONS = ("soft", "labels", "both")
 TASKS = {
-    "classification": Task(
-        "Classification",
-        ("soft", "authors"),
-        (224, 224),
-        8,
-        "benchmarks.training.classification:ClassificationTraining",
-    ),
-    "detectron2": Task(
-        "Mask R-CNN in Detectron2",
-        _SUPERVISIONS,
-        (256, 320),
-        2,
-        "benchmarks.training.detectron2:Detectron2Training",
-    ),
-    "mmdet": Task(
-        "Mask R-CNN in MMDetection",
-        _SUPERVISIONS,
-        (256, 320),
-        2,
-        "benchmarks.training.mmdet:MMDetTraining",
-    ),
+    "classification": Task("Classification", ("soft", "authors"), (224, 224), 8),
+    "detectron2": Task("Mask R-CNN in Detectron2", _SUPERVISIONS, (256, 320), 2),
+    "mmdet": Task("Mask R-CNN in MMDetection", _SUPERVISIONS, (256, 320), 2),
 }
 
 
@@ -174,9 +153,3 @@ class Training(Protocol):
 
     def step(self, iteration: int) -> None:
         """One whole step: from the batch to the optimizer's step."""
-
-
-def training_class(task: str) -> Callable[[Workload, Variant], Training]:
-    """The task's :class:`Training`; its framework is imported here."""
-    module, name = TASKS[task].adapter.split(":")
-    return getattr(import_module(module), name)
