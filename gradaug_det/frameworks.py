@@ -93,8 +93,9 @@ def guess_framework(config: Path) -> str:
     if not config.is_file():
         raise ConfigError("--config", f"names a file that does not exist: {str(config)!r}")
     if config.suffix in (".yaml", ".yml"):
-        return "detectron2"
+        return "detectron2"  # MMDetection reads yaml too, but nobody writes it
     if config.suffix == ".py":
+        # Read, not run: the framework that could run it is what is looked for.
         lazy = re.search(r"^(from|import) detectron2\b", config.read_text("utf-8"), re.MULTILINE)
         return "detectron2" if lazy else "mmdet"
     raise ConfigError("--config", f"must be a .yaml or .py file, got {str(config)!r}")

@@ -55,6 +55,7 @@ class Corruption:
             order: of the channels, ``RGB`` or ``BGR``; corruptions such as snow tell them apart.
         """
         step = 1 if order == "RGB" else -1
+        # Every detector, in either framework, sees the same pixels, whatever was drawn before.
         seed = zlib.crc32(f"{file_name}/{self.name}".encode())
         return corrupt_image(image[..., ::step], self.kind, self.severity, seed)[..., ::step]
 

@@ -71,6 +71,7 @@ def measure_costs(
         detector = detectors[index]
         device = next(detector.model.parameters()).device
         runs = [partial(detector.detect, sample) for sample in samples[index]]
+        # After the clock: both of these hooks slow the detector down.
         with at_detector_width(detector, width):
             gflops = fmean(map(_count_gflops, runs))
             peaks = [peak_growth(run, device) for run in runs]
@@ -87,7 +88,7 @@ def measure_costs(
 
 def _time(detector: Detector, sample: Any) -> float:
     on_gpu = next(detector.model.parameters()).device.type == "cuda"
-    if on_gpu:
+    if on_gpu:  # whose kernels run on after the call that started them
         torch.cuda.synchronize()
     start = time.perf_counter()
     detector.detect(sample)
@@ -124,6 +125,7 @@ def peak_growth(run: Callable[[], object], device: torch.device) -> int | None:
         return None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
+    # Allocations and releases in the order of time; their running sum is what was held.
     size = peak = 0
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda event: event.start_ns()):

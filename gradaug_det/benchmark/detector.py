@@ -96,5 +96,6 @@ def training_losses(model: nn.Module, seed: int, device: torch.device | str) -> 
     with torch.random.fork_rng([device] if device.type == "cuda" else []), Overrides() as overrides:
         torch.manual_seed(seed)
         for module in model.modules():
+            # `model.train()` would switch the norms as well, and leave the model in that mode.
             overrides.set(module.__dict__, "training", not isinstance(module, still))
         yield

@@ -37,6 +37,7 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
         ConfigError: ``image_ids`` is empty.
         DataError: ground truth, predictions or images that cannot be used.
     """
+    # Everything that can fail comes before the first file: an earlier report stays whole.
     benchmark = _load_predictions(benchmark)
     curves = {detector.label: _curves(benchmark, detector) for detector in benchmark.detectors}
     ranked = _rank_images(benchmark)
@@ -84,6 +85,7 @@ def _load_predictions(benchmark: Benchmark) -> Benchmark:
 
     def load(result: WidthResult) -> WidthResult:
         predictions = load_predictions(result.predictions)
+        # Scored and drawn from here on; a wrong one would only make the AP lower.
         check_scorable(predictions, data.truth, "bbox")
         return replace(result, predictions=[p for p in predictions if p["image_id"] in chosen])
 
@@ -252,6 +254,7 @@ def _rank_images(benchmark: Benchmark) -> dict[str, list[dict]]:
         threshold = benchmark.score_threshold
         scores = image_scores(data.truth, predictions, benchmark.image_ids, threshold)
     ranked = sorted(scores, key=lambda image_id: (scores[image_id], image_id))
+    # Of few images, half are worst: a picture is shown once.
     worst = ranked[: min(benchmark.num_pictures, (len(ranked) + 1) // 2)]
     best = sorted(ranked[len(worst) :], key=lambda image_id: (-scores[image_id], image_id))
     return {

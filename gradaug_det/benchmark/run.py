@@ -129,10 +129,10 @@ def run_benchmark(
         shutil.rmtree(store, ignore_errors=True)
     wait_for_all()  # nobody writes before the old detections are gone
     image_ids = sorted(image["id"] for image in data.truth["images"])[: settings.limit]
-    results = [_evaluate(detector, data, image_ids, store, settings) for detector in detectors]
+    results = [_detect_and_score(one, data, image_ids, store, settings) for one in detectors]
     if rank():
         return None
-    _fill_in_costs(results, detectors, image_ids, settings)
+    _measure(results, detectors, image_ids, settings)
     return Benchmark(
         title=f"Benchmark on {data.name}",
         detectors=results,
@@ -153,14 +153,14 @@ def _check_keypoints(detector: Detector, data: CocoData) -> None:
         )
 
 
-def _evaluate(
+def _detect_and_score(
     detector: Detector,
     data: CocoData,
     image_ids: Sequence[int],
     store: Path,
     settings: BenchmarkSettings,
 ) -> DetectorResult:
-    """Detects and scores; costs are still to be measured. Empty but in the first process."""
+    # All processes detect; scores, and records to be used, are in the first one alone.
     files, scoring = detector.files, detector.scoring
     logger.info("%s (%s)", files.label, detector.framework)
     folder = store / _folder_name(detector, data)
@@ -199,7 +199,7 @@ def _detect(
     change: Change,
     workers: int,
 ) -> list[dict]:
-    """COCO results of all images, in the first process; an empty list in the others."""
+    # What the processes find meets in the store, and is read from it by the first one.
     store = DetectionStore(folder / f"width-{width:g}" / change.name, rank())
     done = store.read()
     wait_for_all()  # or one could read what another one has just written, and share out the rest
@@ -231,7 +231,7 @@ def _detect_each(
             yield image_id, detector.detect(sample)
 
 
-def _fill_in_costs(
+def _measure(
     results: Sequence[DetectorResult],
     detectors: Sequence[Detector],
     image_ids: Sequence[int],
@@ -239,6 +239,7 @@ def _fill_in_costs(
 ) -> None:
     chosen = image_ids[: settings.cost_images]
     logger.info("costs, on %d images", len(chosen))
+    # Read and resized before the clock starts, the same images for all.
     datasets = [detector.dataset(chosen, Clean()) for detector in detectors]
     samples = [[dataset[i] for i in range(len(chosen))] for dataset in datasets]
     costs = measure_costs(detectors, settings.widths, samples, repeats=settings.repeats)
@@ -248,12 +249,13 @@ def _fill_in_costs(
 
 
 def _unchanged(sample: Any) -> Any:
-    return sample
+    return sample  # a function of its own, because workers are sent it by name
 
 
 def _folder_name(detector: Detector, data: CocoData) -> str:
-    """A digest of all that detections depend on: another detector's are never taken for these."""
+    # All that detections depend on: another detector's are never taken for these.
     digest = hashlib.sha256(detector.description.encode())
+    # The weights themselves: a file's name says nothing about what is in it today.
     for name, tensor in sorted(detector.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

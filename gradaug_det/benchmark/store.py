@@ -34,7 +34,7 @@ class DetectionStore:
                     entry = json.loads(line)
                     found[entry["image_id"]] = entry["results"]
                 except (json.JSONDecodeError, KeyError, TypeError):
-                    logger.warning("%s has an incomplete line; that image is detected again", file)
+                    logger.warning("%s has an incomplete line, which counts as not there", file)
         return found
 
     def write(self, results: Iterable[tuple[int, list[dict]]]) -> None:
@@ -45,4 +45,4 @@ class DetectionStore:
                 file.write("\n")  # ends what an interrupted process left unfinished
             for image_id, found in results:
                 file.write(json.dumps({"image_id": image_id, "results": found}) + "\n")
-                file.flush()
+                file.flush()  # a kill costs one image

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     # PyTorch's profiler, which counts memory, reports a missing GPU as an error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
-    command = _command(args)
+    command = _command(args)  # before anything in them is filled in
     data = load_data(*_dataset(args))
     if args.corruptions == []:  # the option without names
         args.corruptions = corruption_names()

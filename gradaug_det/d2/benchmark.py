@@ -65,6 +65,7 @@ class Detectron2Detector:
     def attack(self, sample: dict, change: FGSM) -> dict:
         pixels = sample["image"].to(torch.float32).requires_grad_()
         losses_of = training_losses(self.model, change.seed, self.model.device)
+        # Models write scalars into a storage, and some count what they have seen.
         with losses_of, EventStorage(), no_traces(self.model):
             losses = self.model([{**sample, "image": pixels}])
         return {**sample, "image": change.step(pixels, sum(losses.values()))}
@@ -93,6 +94,7 @@ class _CorruptingMapper:
         def corrupt(image: np.ndarray) -> np.ndarray:
             return self.change.apply(image, Path(record["file_name"]).name, self.order)
 
+        # A mapper for this image alone: a transform is not told which file it gets.
         mapper = copy.copy(self.mapper)
         first = T.ColorTransform(corrupt)
         mapper.augmentations = T.AugmentationList([first, self.mapper.augmentations])

@@ -74,13 +74,14 @@ class MMDetectionDetector:
             indices=None,
         )
         dataset = DATASETS.build(settings)
+        # The order of images is MMDetection's own; the ids say which is which.
         index = {dataset.get_data_info(i)["img_id"]: i for i in range(len(dataset))}
         return Subset(dataset, [index[image_id] for image_id in image_ids])
 
     def attack(self, sample: dict, change: FGSM) -> dict:
         pixels = sample["inputs"].to(torch.float32).requires_grad_()
         batch = pseudo_collate([{**sample, "inputs": pixels}])
-        batch["data_samples"] = copy.deepcopy(batch["data_samples"])
+        batch["data_samples"] = copy.deepcopy(batch["data_samples"])  # padded in place
         preprocessor = self.model.data_preprocessor
         losses_of = training_losses(self.model, change.seed, self.device)
         with losses_of, no_traces(self.model), Overrides() as overrides:
@@ -100,7 +101,7 @@ class MMDetectionDetector:
                 "this detector scores masks otherwise than boxes (Mask Scoring R-CNN), for which "
                 "COCO results have no place; use MMDetection's own test.py"
             )
-        boxes = predicted.bboxes.cpu().double()
+        boxes = predicted.bboxes.cpu().double()  # XYXY, and XYWH after the next line
         boxes[:, 2:] -= boxes[:, :2]
         results = [
             {
@@ -139,7 +140,7 @@ class GradAugCorruption(BaseTransform):
 
 
 def _with_ground_truth(pipeline: list[dict], masks: bool) -> list[dict]:
-    """A test pipeline that loads the ground truth before it resizes: with it, not after it."""
+    # The test pipeline loads the ground truth after it resizes, where it would keep its old size.
     kept = [step for step in pipeline if step["type"].rpartition(".")[2] != "LoadAnnotations"]
     load = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": masks}
     place = _loading(kept) + 1
@@ -147,7 +148,6 @@ def _with_ground_truth(pipeline: list[dict], masks: bool) -> list[dict]:
 
 
 def _loading(pipeline: list[dict]) -> int:
-    """Position of the step that reads the image."""
     for position, step in enumerate(pipeline):
         if step["type"].rpartition(".")[2] == "LoadImageFromFile":
             return position
@@ -157,16 +157,16 @@ def _loading(pipeline: list[dict]) -> int:
 
 
 def _divisor(config: Config) -> int:
-    """Of the GradAugHook, if there is one; its type may be its name or itself."""
     for hook in config.get("custom_hooks") or []:
+        # The type is a name, or in new-style configs the class itself.
         if getattr(hook["type"], "__name__", hook["type"]) == "GradAugHook":
             return hook.get("divisor", 1)
     return 1
 
 
 def _category_ids(config: Config, data: CocoData) -> list[int] | None:
-    """Of each class of the config, by name: MMDetection's order need not be that of the ids. None
-    if the config's test data is not read as CocoDataset reads it."""
+    # By name: MMDetection's order of classes need not be that of the ids. None if the config's test
+    # data is not read as CocoDataset reads it.
     key, leaf = next(find_leaves(config.test_dataloader.dataset, "test_dataloader.dataset"))
     part = read_part(key, leaf)
     if part is None:
@@ -178,7 +178,7 @@ def _category_ids(config: Config, data: CocoData) -> list[int] | None:
 
 
 def _scoring(config: Config) -> Scoring:
-    """As its CocoMetric has it, with as many detections of an image as it lets through."""
+    # As the config's CocoMetric has it, with as many detections of an image as it lets through.
     _, metric = next(find_metrics(config, "test"), ("", {"metric": ()}))
     tasks = metric.get("metric", "bbox")
     tasks = [tasks] if isinstance(tasks, str) else tasks

@@ -32,7 +32,7 @@ def load_templates(*folders: Path) -> Any:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).parent / "templates"]),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
+        undefined=jinja2.StrictUndefined,  # a wrong name is an error, not an empty cell
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -63,6 +63,7 @@ def count_items(items: Sequence, noun: str) -> str:
 
 def format_json(content: dict) -> str:
     """JSON for readers: one point of a curve a line instead of four."""
+    # allow_nan: NaN is no JSON, and browsers refuse the file.
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     return re.sub(r"\[\n\s*([^\s\[\],]+),\n\s*([^\s\[\],]+)\n\s*\]", r"[\1, \2]", text) + "\n"
 
