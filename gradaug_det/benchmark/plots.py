@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from gradaug_det.benchmark.records import Benchmark, WidthResult
+from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
 from gradaug_det.evaluation.coco import TASK_NAMES, PrecisionCurves
 from gradaug_det.reports.plots import METHOD_COLOURS, Plot, render_svg
 
 _STYLES = {"-": "Solid", "--": "Dashed", ":": "Dotted", "-.": "Dash-dotted"}
 _OF_TASK = {"bbox": "-", "segm": "--", "keypoints": "-."}
 _OF_IOU = {0.5: "-", 0.75: ":"}
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass
@@ -33,7 +35,7 @@ class _Line:
 
     detector: str
     position: int
-    points: Sequence[tuple[float, float]]
+    points: Points
     style: str
     meaning: str
 
@@ -51,21 +53,12 @@ def cost_plot(benchmark: Benchmark) -> StyledPlot | None:
     known = [r for d in benchmark.detectors for r in d.widths if r.cost.gflops is not None]
     if len(known) < 2:
         return None
-    lines = [
-        _Line(
-            detector.label,
-            position,
-            sorted(
-                (result.cost.gflops, ap)
-                for result in detector.widths
-                if result.cost.gflops is not None and (ap := result.metric(task)) is not None
-            ),
-            _OF_TASK[task],
-            TASK_NAMES[task],
-        )
-        for position, detector in enumerate(benchmark.detectors)
-        for task in detector.tasks
-    ]
+
+    def points(detector: DetectorResult, task: str) -> Points:
+        aps = [(r.cost.gflops, r.metric(task)) for r in detector.widths]
+        return sorted(pair for pair in aps if None not in pair)
+
+    lines = _task_lines(benchmark, points)
     return _plot("AP and cost", "GFLOPs an image", "AP, %", lines, marker="o")
 
 
@@ -91,29 +84,33 @@ def recall_plots(
 
 def corruption_plot(benchmark: Benchmark) -> StyledPlot | None:
     """AP over severity, mean over the corruptions; 0 is clean."""
-    lines = _lines_from_clean(benchmark, WidthResult.ap_by_severity)
+    lines = _task_lines(benchmark, partial(_from_clean, WidthResult.ap_by_severity))
     ticks = sorted({x for line in lines for x, _ in line.points})
     return _plot("AP and severity", "severity (0: clean)", "AP, %", lines, marker="o", ticks=ticks)
 
 
 def fgsm_plot(benchmark: Benchmark) -> StyledPlot | None:
     """AP over FGSM's epsilon; 0 is clean."""
-    lines = _lines_from_clean(benchmark, WidthResult.ap_by_epsilon)
+    lines = _task_lines(benchmark, partial(_from_clean, WidthResult.ap_by_epsilon))
     return _plot("AP and epsilon", "epsilon, of 255 (0: clean)", "AP, %", lines, marker="o")
 
 
-def _lines_from_clean(
-    benchmark: Benchmark, aps_of: Callable[[WidthResult, str], Mapping[float, float]]
+def _from_clean(
+    aps_of: Callable[[WidthResult, str], Mapping[float, float]], detector: DetectorResult, task: str
+) -> Points:
+    """The clean AP, at 0, and those of images that were changed; of the largest width."""
+    clean, changed = detector.widest.metric(task), aps_of(detector.widest, task)
+    return [*([(0, clean)] if clean is not None and changed else []), *changed.items()]
+
+
+def _task_lines(
+    benchmark: Benchmark, points_of: Callable[[DetectorResult, str], Points]
 ) -> list[_Line]:
-    """A line for each detector (at its largest width) and task from the clean AP, at 0, on."""
-    lines = []
-    for position, detector in enumerate(benchmark.detectors):
-        for task in detector.tasks:
-            clean, changed = detector.widest.metric(task), aps_of(detector.widest, task)
-            points = [] if clean is None or not changed else [(0, clean)]
-            points += changed.items()
-            lines.append(_Line(detector.label, position, points, _OF_TASK[task], TASK_NAMES[task]))
-    return lines
+    return [
+        _Line(detector.label, position, points_of(detector, task), _OF_TASK[task], TASK_NAMES[task])
+        for position, detector in enumerate(benchmark.detectors)
+        for task in detector.tasks
+    ]
 
 
 def _plot(

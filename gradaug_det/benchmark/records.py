@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -82,9 +82,7 @@ class WidthResult:
 
         Source: Michaelis et al., Benchmarking Robustness in Object Detection, 2019, equation 1.
         """
-        return _mean(
-            aps.get(task) for severities in self.corruptions.values() for aps in severities.values()
-        )
+        return _means({"all": self._corrupted()}, task).get("all")
 
     def rpc(self, task: str) -> float | None:
         """:func:`relative_performance` of this width."""
@@ -93,24 +91,25 @@ class WidthResult:
     def ap_by_severity(self, task: str) -> dict[int, float]:
         """Severity -> AP, mean over the corruptions that have it."""
         severities = sorted({s for found in self.corruptions.values() for s in found})
-        return _drop_missing(
-            (
-                severity,
-                _mean(found.get(severity, {}).get(task) for found in self.corruptions.values()),
-            )
-            for severity in severities
-        )
+        return _means({severity: self._corrupted(severity) for severity in severities}, task)
 
     def ap_by_corruption(self, task: str) -> dict[str, float]:
         """Corruption -> AP, mean over its severities."""
-        return _drop_missing(
-            (kind, _mean(aps.get(task) for aps in severities.values()))
-            for kind, severities in self.corruptions.items()
+        return _means(
+            {kind: list(found.values()) for kind, found in self.corruptions.items()}, task
         )
 
     def ap_by_epsilon(self, task: str) -> dict[float, float]:
         """Epsilon of FGSM, of 255 -> AP, by rising epsilon."""
-        return _drop_missing((e, _mean([aps.get(task)])) for e, aps in sorted(self.fgsm.items()))
+        return _means({epsilon: [aps] for epsilon, aps in sorted(self.fgsm.items())}, task)
+
+    def _corrupted(self, severity: int | None = None) -> list[dict[str, float]]:
+        return [
+            aps
+            for found in self.corruptions.values()
+            for own, aps in found.items()
+            if severity in (None, own)
+        ]
 
 
 @dataclass
@@ -196,10 +195,11 @@ class Benchmark:
         return own / reference if own is not None and reference else None
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return fmean(known) if known else None
-
-
-def _drop_missing(pairs: Iterable[tuple[Any, float | None]]) -> dict[Any, float]:
-    return {key: value for key, value in pairs if value is not None}
+def _means(groups: Mapping[Any, Iterable[dict[str, float]]], task: str) -> dict[Any, float]:
+    """Mean AP of each group that has one: where there is no object to find, AP is NaN."""
+    means = {}
+    for key, group in groups.items():
+        known = [aps[task] for aps in group if math.isfinite(aps.get(task, math.nan))]
+        if known:
+            means[key] = fmean(known)
+    return means
