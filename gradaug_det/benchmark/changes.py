@@ -1,4 +1,4 @@
-"""What is done to an image before a detector sees it: nothing, a corruption, an attack."""
+"""Changes of an image before a detector sees it: none, a corruption, an attack."""
 
 from __future__ import annotations
 

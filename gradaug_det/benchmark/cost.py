@@ -87,13 +87,13 @@ def measure_costs(
 
 
 def _time(detector: Detector, sample: Any) -> float:
-    on_gpu = next(detector.model.parameters()).device.type == "cuda"
-    if on_gpu:  # whose kernels run on after the call that started them
-        torch.cuda.synchronize()
+    device = next(detector.model.parameters()).device
+    # A GPU's kernels run on after the call that started them.
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     detector.detect(sample)
-    if on_gpu:
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start
 
 

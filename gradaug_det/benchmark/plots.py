@@ -17,13 +17,6 @@ Points = Sequence[tuple[float, float]]
 
 
 @dataclass
-class StyledPlot(Plot):
-    """A plot with words for its line styles, e.g. ``Solid: box. Dashed: mask.``"""
-
-    styles: str = ""
-
-
-@dataclass
 class _Line:
     """A line of a detector.
 
@@ -45,7 +38,7 @@ def colour_at(position: int) -> str:
     return METHOD_COLOURS[position % len(METHOD_COLOURS)]
 
 
-def cost_plot(benchmark: Benchmark) -> StyledPlot | None:
+def cost_plot(benchmark: Benchmark) -> Plot | None:
     """AP over multiply-adds, a line for each detector and task.
 
     None with fewer than 2 networks (detectors and widths) whose multiply-adds are known.
@@ -64,7 +57,7 @@ def cost_plot(benchmark: Benchmark) -> StyledPlot | None:
 
 def recall_plots(
     benchmark: Benchmark, curves: Mapping[str, Mapping[str, PrecisionCurves]]
-) -> list[StyledPlot]:
+) -> list[Plot]:
     """Precision over recall, a plot for each task.
 
     Args:
@@ -82,14 +75,14 @@ def recall_plots(
     return [plot for plot in plots if plot is not None]
 
 
-def corruption_plot(benchmark: Benchmark) -> StyledPlot | None:
+def corruption_plot(benchmark: Benchmark) -> Plot | None:
     """AP over severity, mean over the corruptions; 0 is clean."""
     lines = _task_lines(benchmark, partial(_from_clean, WidthResult.ap_by_severity))
     ticks = sorted({x for line in lines for x, _ in line.points})
     return _plot("AP and severity", "severity (0: clean)", "AP, %", lines, marker="o", ticks=ticks)
 
 
-def fgsm_plot(benchmark: Benchmark) -> StyledPlot | None:
+def fgsm_plot(benchmark: Benchmark) -> Plot | None:
     """AP over FGSM's epsilon; 0 is clean."""
     lines = _task_lines(benchmark, partial(_from_clean, WidthResult.ap_by_epsilon))
     return _plot("AP and epsilon", "epsilon, of 255 (0: clean)", "AP, %", lines, marker="o")
@@ -122,7 +115,7 @@ def _plot(
     marker: str = "",
     top: float | None = None,
     ticks: Sequence[float] | None = None,
-) -> StyledPlot | None:
+) -> Plot | None:
     lines = [line for line in lines if line.points]
     if not lines:
         return None
@@ -143,7 +136,7 @@ def _plot(
         for line in lines
     )
     styles = {line.style: line.meaning for line in lines}
-    return StyledPlot(
+    return Plot(
         title,
         f"{title}, {y} over {x}: {ends}.",
         render_svg(draw),

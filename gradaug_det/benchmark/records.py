@@ -82,7 +82,7 @@ class WidthResult:
 
         Source: Michaelis et al., Benchmarking Robustness in Object Detection, 2019, equation 1.
         """
-        return _means({"all": self._corrupted()}, task).get("all")
+        return _means({"all": self._corrupted_aps()}, task).get("all")
 
     def rpc(self, task: str) -> float | None:
         """:func:`relative_performance` of this width."""
@@ -91,7 +91,7 @@ class WidthResult:
     def ap_by_severity(self, task: str) -> dict[int, float]:
         """Severity -> AP, mean over the corruptions that have it."""
         severities = sorted({s for found in self.corruptions.values() for s in found})
-        return _means({severity: self._corrupted(severity) for severity in severities}, task)
+        return _means({severity: self._corrupted_aps(severity) for severity in severities}, task)
 
     def ap_by_corruption(self, task: str) -> dict[str, float]:
         """Corruption -> AP, mean over its severities."""
@@ -103,7 +103,7 @@ class WidthResult:
         """Epsilon of FGSM, of 255 -> AP, by rising epsilon."""
         return _means({epsilon: [aps] for epsilon, aps in sorted(self.fgsm.items())}, task)
 
-    def _corrupted(self, severity: int | None = None) -> list[dict[str, float]]:
+    def _corrupted_aps(self, severity: int | None = None) -> list[dict[str, float]]:
         return [
             aps
             for found in self.corruptions.values()

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What a benchmark measures.
+    """The settings of a benchmark.
 
     Args:
         widths: width multipliers in (0, 1].
@@ -221,7 +221,7 @@ def _detect_each(
         detector.dataset(image_ids, change),
         batch_size=None,
         num_workers=workers,
-        collate_fn=_unchanged,  # PyTorch would turn arrays of the frameworks' own into tensors
+        collate_fn=_pass_on,  # PyTorch would turn arrays of the frameworks' own into tensors
     )
     bar = tqdm(loader, f"width {width:g}, {change.name}", disable=True if rank() else None)
     for image_id, sample in zip(image_ids, bar, strict=True):
@@ -248,7 +248,7 @@ def _measure(
             at_width.cost = cost
 
 
-def _unchanged(sample: Any) -> Any:
+def _pass_on(sample: Any) -> Any:
     return sample  # a function of its own, because workers are sent it by name
 
 

@@ -34,17 +34,21 @@ _SIZE_INCHES = (4.6, 2.8)  # about a phone's width, so that text is not shrunk t
 
 @dataclass
 class Plot:
-    """A finished plot: its caption, a description for those who cannot see it, and SVG text."""
+    """A finished plot: its caption, a description for those who cannot see it, and SVG text.
+
+    ``styles`` explains its kinds of lines, e.g. ``Solid: box. Dashed: mask.``
+    """
 
     title: str
     description: str
     svg: str
     width: int = round(_SIZE_INCHES[0] * 72)  # in CSS pixels; matplotlib's points
     height: int = round(_SIZE_INCHES[1] * 72)
+    styles: str = ""
 
 
 def render_svg(draw: Callable) -> str:
-    """What ``draw(axes)`` draws as SVG text."""
+    """Returns the drawing of ``draw(axes)`` as SVG text."""
     # The object interface: pyplot would keep figures in a global list and pick a GUI backend.
     import matplotlib
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""What reports share: templates, pictures inside a page, files that are whole or not there."""
+"""Templates, pictures inside a page, and files that are whole or not there: for all reports."""
 
 from __future__ import annotations
 
