@@ -96,7 +96,7 @@ def replay(
         module.load_state_dict(dump.weights)
         network = adapter.network(module.train(), GradAugOptions.from_mapping(dump.options))
         batch = adapter.decode(dump.batch)
-        torch.set_rng_state(dump.rng)
+        torch.set_rng_state(dump.rng)  # the full pass samples and drops what it did
     except GradAugError:
         raise
     except Exception as error:  # the file, and a config that is a program, can be anything
@@ -114,6 +114,7 @@ def replay(
         for sub in dump.subs if soft is not None else ():
             name = f"sub-network {sub.index} (width {sub.width:.4f}, {sub.transform})"
             with _watch(module, found, name) as narrow:
+                # Not raised, because losses that are not finite are what there is to show.
                 (one,) = sub_network_passes(network, batch, soft, [sub], skip_nonfinite=True)
                 narrow.losses = {name: loss.item() for name, loss in one.losses.items()}
                 if not one.losses:

@@ -108,6 +108,7 @@ def _end(error: BaseException) -> int:
         with contextlib.suppress(OSError):
             print(f"gradaug-det: {message}", file=sys.stderr)
     for stream in streams:
+        # Logging, argparse and tqdm may have left text in its buffer.
         try:
             stream.flush()
         except OSError:

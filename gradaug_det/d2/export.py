@@ -66,6 +66,7 @@ class Detectron2Exporter:
 
     def config(self, share: Fraction, weights: str) -> tuple[str, str]:
         cfg = self.cfg.clone()
+        # Keys that plain Detectron2 has not got.
         cfg.pop("GRADAUG", None)
         cfg.SOLVER.pop("EXACT_RESUME", None)
         cfg.MODEL.BACKBONE.NAME = _BUILDERS[cfg.MODEL.BACKBONE.NAME]

@@ -107,12 +107,14 @@ def export_detector(
     backbone = exporter.backbone_of(model)
     plan = slim_plan(backbone)
     name, config = exporter.config(share_of_channels(plan, width), str(out / WEIGHTS))
+    # From a file, as whoever uses the export will build it.
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(config, "utf-8")
         narrow = exporter.build(path)
     narrow.load_state_dict(narrow_state(model, backbone, narrow, width))
 
+    # No image: in noise every channel matters, so that a wrong slice cannot go unnoticed.
     noise = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     with at_width(backbone, width, norm="frozen"):
         sliced = exporter.features(model, noise)

@@ -40,7 +40,8 @@ def narrow_state(
         if name.startswith(prefix) and given is not None:
             fitting = [plan.tensor_shape(name.removeprefix(prefix), full[name].shape, width)]
         elif given is not None and len(given) > 1:
-            # The input channels of a layer that reads the backbone's outputs.
+            # Or fewer input channels, where the layer reads the backbone's outputs. That these
+            # are the first ones, in that order, is what largest_difference finds out.
             fitting.append((given[0], read.get(given[1]), *given[2:]))
         if name not in built or built[name] not in fitting:
             raise UnslimmableError(

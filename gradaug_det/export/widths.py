@@ -39,6 +39,7 @@ def share_of_channels(plan: SlimPlan, width: float) -> Fraction:
 
 def expressible_widths(plan: SlimPlan) -> list[Fraction]:
     """Returns all widths at which every layer keeps the same share, from small to 1."""
+    # A finer share than one of these units gives some layer a fraction of a channel.
     units = math.gcd(*(group.channels // group.quantum for group in plan.groups if not group.fixed))
     widths = [Fraction(count, units) for count in range(1, units + 1)]
     return [width for width in widths if list(_shares(plan, float(width))) == [width]]

@@ -70,7 +70,7 @@ def _narrow_backbone(backbone: Any, share: Fraction) -> None:
         )
     backbone.setdefault("base_channels", 64)
     for key in ("base_channels", "stem_channels", "groups"):
-        if (backbone.get(key) or 1) > 1:
+        if (backbone.get(key) or 1) > 1:  # no stem_channels: those of base_channels
             backbone[key] = scale_channels(f"model.backbone.{key}", backbone[key], share)
     norm = backbone.get("norm_cfg") or {}
     if "num_groups" in norm:
