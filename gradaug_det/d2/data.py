@@ -59,9 +59,8 @@ def register_coco(name: str, annotations: str | Path, images: str | Path) -> Non
     if name in DatasetCatalog.list():
         known = metadata.get("json_file"), metadata.get("image_root")
         if known != (str(annotations), str(images)):
-            raise DataError(
-                f"dataset {name!r} is registered with {known} already; use another name"
-            )
+            problem = f"is registered with {known} already; use another name"
+            raise DataError(f"dataset {name!r} {problem}")
         return
     DatasetCatalog.register(name, _CocoFile(name, str(annotations), str(images)))
     metadata.set(json_file=str(annotations), image_root=str(images), evaluator_type="coco")
@@ -411,7 +410,14 @@ def _check_records(name: str, records: Sequence[dict], in_file: int, use: DataUs
         return Counter({names[k]: number for k, number in found.items()})
 
     loaded = [a for r in records for a in r["annotations"] if "category_id" in a]
-    _check_indices(name, max((a["category_id"] for a in loaded), default=-1), len(classes), use)
+    # Of users' own functions; of COCO files, each category has an index.
+    highest = max((a["category_id"] for a in loaded), default=-1)
+    said = f"dataset {name!r} has annotations of class {highest}"
+    if classes and highest >= len(classes):
+        raise DataError(f"{said}, but the metadata's thing_classes names {len(classes)}, from 0 on")
+    if not classes and use.num_classes is not None and highest >= use.num_classes:
+        problem = f"is {use.num_classes}, but {said}; set it to {highest + 1} or more"
+        raise ConfigError(use.num_classes_key, problem)
     used = records
     if use.min_keypoints:
         used = filter_images_with_few_keypoints(records, use.min_keypoints)
@@ -430,18 +436,6 @@ def _check_records(name: str, records: Sequence[dict], in_file: int, use: DataUs
         count(loaded) or ({"all classes": in_file} if in_file else {}),
         ", ".join(f"{number} {what}" for what, number in reasons.items() if number > 0),
     )
-
-
-def _check_indices(name: str, highest: int, known: int, use: DataUse) -> None:
-    """For data sets of users' own functions: COCO files have an index for each category."""
-    if known and highest >= known:
-        raise DataError(
-            f"dataset {name!r}: an annotation is of class {highest}, but the metadata's "
-            f"thing_classes names {known}, from 0 on"
-        )
-    if use.num_classes is not None and highest >= use.num_classes and not known:
-        problem = f"is {use.num_classes}, but dataset {name!r} has annotations of class {highest}"
-        raise ConfigError(use.num_classes_key, f"{problem}; set it to {highest + 1} or more")
 
 
 def _find_empty(pairs: Sequence[tuple[dict, dict]], masks: bool) -> np.ndarray:

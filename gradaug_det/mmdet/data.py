@@ -286,11 +286,10 @@ def _read_scorers(config: Mapping[str, Any], split: str) -> Iterator[_Scorer]:
     for key, one in find_metrics(config, split):
         metrics = one.get("metric", "bbox")
         metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
-        wrong = [name for name in metrics if name not in _METRICS]
-        if wrong:
-            raise ConfigError(
-                f"{key}.metric", f"must be some of {', '.join(_METRICS)}, got {wrong[0]!r}"
-            )
+        for name in metrics:
+            if name not in _METRICS:
+                problem = f"must be some of {', '.join(_METRICS)}, got {name!r}"
+                raise ConfigError(f"{key}.metric", problem)
         limits = one.get("proposal_nums", (100, 300, 1000))
         fit = isinstance(limits, (list, tuple)) and len(limits) == 3 and _COUNTED in limits
         if not fit and {"bbox", "segm"} & set(metrics):
