@@ -108,7 +108,7 @@ class Detectron2Exporter:
             yield model.preprocess_image(samples).tensor
 
     def traceable(self, model: nn.Module) -> Traceable:
-        """The detector as a function of one image of any size, without pasting of masks."""
+        """Returns the detector as a function of one image of any size, without mask pasting."""
         generator = torch.Generator().manual_seed(0)
         image, other = (
             torch.randint(0, 256, (3, *size), generator=generator).float()

@@ -1,4 +1,4 @@
-"""Which widths a framework's config can express: those that keep one share of all layers.
+"""The widths that a framework's config can express: they keep one share of all layers.
 
 A config has one number for the channels of a ResNet, from which every stage's follow by doubling.
 The rule of sub-networks rounds layer by layer: at width 0.9, 64 and 128 channels become 58 and
@@ -52,7 +52,7 @@ def _shares(plan: SlimPlan, width: float) -> dict[Fraction, tuple[int, int]]:
 
 
 def scale_channels(key: str, channels: int, share: Fraction) -> int:
-    """The config's number of channels (or of groups of them) in the narrow network.
+    """Returns the config's number of channels (or of groups of them) in the narrow network.
 
     Args:
         key: the config's.
