@@ -99,11 +99,8 @@ class SlimmableDetector(ABC):
             sub_batch = self.transform(batch, sub.transform)
             if options.uses_labels:
                 # The heads' input is kept on its way: `both` runs the backbone once.
-                handle = self.last.register_forward_hook(lambda _m, _i, out: kept.append(out))
-                try:
+                with self.last.register_forward_hook(lambda _m, _i, out: kept.append(out)):
                     labels = self._labels_pass(sub_batch)
-                finally:
-                    handle.remove()
                 for name, loss in labels.items():
                     losses[f"labels_{name.replace('loss_', '')}"] = options.labels_weight * loss
             if self.targets:

@@ -127,8 +127,8 @@ def at_width(
             else:
                 part = whole[first]
                 override(layer._buffers, key, part if _is_frozen_norm(layer) else part.clone())
-        handle = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
-        overrides.callback(handle.remove)
+        pad = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
+        overrides.enter_context(pad)
         yield module
 
 

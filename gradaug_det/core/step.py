@@ -126,8 +126,7 @@ class SubNetworkHook:
                     step.batch = batch
                     network.autocast = current_autocast(next(detector.parameters()).device.type)
 
-            handle = network.module.register_forward_pre_hook(note, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.enter_context(network.module.register_forward_pre_hook(note, with_kwargs=True))
             if isinstance(self.model, DistributedDataParallel):
                 # Gradients cross the network once, after all the passes.
                 stack.enter_context(self.model.no_sync())

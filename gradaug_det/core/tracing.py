@@ -227,11 +227,10 @@ def trace_plan(module: nn.Module) -> SlimPlan:
             stack.callback(setattr, layer, "training", layer.training)
             layer.training = False
             channelwise = _is_channelwise(layer)
-            for handle in (
-                layer.register_forward_pre_hook(partial(tracer.enter, name, channelwise)),
-                layer.register_forward_hook(partial(tracer.leave, name, channelwise)),
-            ):
-                stack.callback(handle.remove)
+            enter = partial(tracer.enter, name, channelwise)
+            leave = partial(tracer.leave, name, channelwise)
+            stack.enter_context(layer.register_forward_pre_hook(enter))
+            stack.enter_context(layer.register_forward_hook(leave))
         stack.enter_context(tracer)
         output = module(image)
     leaves, _ = flatten_output(output)
