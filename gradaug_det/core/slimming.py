@@ -24,6 +24,7 @@ from gradaug_det.core.tracing import example_image, trace_plan
 from gradaug_det.errors import UnslimmableError
 
 _PLAN = "_gradaug_slim_plan"
+_MISSING = object()
 
 
 def slim_plan(module: nn.Module) -> SlimPlan:
@@ -164,13 +165,23 @@ def _is_frozen_norm(layer: nn.Module) -> bool:
 class Overrides(ExitStack):
     """Entries of dictionaries that are overridden until the end of a ``with`` block."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # A list of its own: a callback for each of some thousand entries takes a millisecond.
+        self._before: list[tuple[dict[str, Any], str, Any]] = []
+        self.callback(self._restore)
+
     def set(self, table: dict[str, Any], key: str, value: Any) -> None:
         """Sets an entry, of ``vars(module)`` or ``module._parameters``, say, until the end."""
-        if key in table:
-            self.callback(table.__setitem__, key, table[key])
-        else:
-            self.callback(table.pop, key, None)
+        self._before.append((table, key, table.get(key, _MISSING)))
         table[key] = value
+
+    def _restore(self) -> None:
+        for table, key, value in reversed(self._before):
+            if value is _MISSING:
+                table.pop(key, None)
+            else:
+                table[key] = value
 
 
 def _slice(tensor: Tensor, first: tuple[slice, ...]) -> Tensor:
