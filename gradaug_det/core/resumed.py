@@ -25,11 +25,7 @@ T = TypeVar("T")
 
 
 class PlacedIndex(int):
-    """An index of a dataset that knows where in the training it is asked for.
-
-    Args:
-        place: of the image, by whatever numbers a framework counts.
-    """
+    """An index of a dataset that knows its place in the training, as numbers of any meaning."""
 
     def __new__(cls, index: int, place: tuple[int, ...]) -> PlacedIndex:
         self = super().__new__(cls, index)
@@ -67,12 +63,8 @@ class Proxy:
 
 
 class PlacedDataset(Proxy, Dataset):
-    """A dataset whose images' random numbers depend on where in the training they are.
-
-    Args:
-        dataset: asked for by a :class:`PlacedIndex`; by a bare index, that is the place.
-        seed: parts of the seed, see :func:`gradaug_det.utils.seeding.stable_seed`.
-    """
+    """A dataset whose images' random numbers depend on ``seed``, parts of a stable seed, and on
+    their places: those of a :class:`PlacedIndex`, else the index."""
 
     def __init__(self, dataset: Dataset, *seed: object) -> None:
         super().__init__(dataset, _image_seed=seed)

@@ -191,12 +191,7 @@ def _share_batch(total: int | None, single: int | None) -> int:
 
 
 def resumable_train_loader(cfg: CfgNode, seed: int) -> ResumableLoader:
-    """The training loader of a config, as Detectron2 makes it, but resumable.
-
-    Args:
-        cfg: with the keys of :func:`gradaug_det.d2.config.add_gradaug_config`.
-        seed: see :class:`ResumableLoader`.
-    """
+    """The training loader of a config, as Detectron2 makes it, but resumable."""
     # A sampler made here would draw its seed from whatever state the generators have.
     parts = build_detection_train_loader.from_config(cfg, sampler=())
     del parts["sampler"]
@@ -244,9 +239,8 @@ def training_seed(configured: int | None) -> int:
 class ExactResume(HookBase):
     """Random numbers by iteration, and the place in the stream of images after a resume.
 
-    Register it with any of Detectron2's trainers, before hooks that draw random numbers. The
-    trainer's own checkpoint must hold its optimizer: that of ``SimpleTrainer`` does, 0.6's
-    ``DefaultTrainer`` does not (:class:`gradaug_det.d2.train.Trainer` does).
+    Register it before hooks that draw random numbers, with a trainer whose checkpoint holds its
+    optimizer: 0.6's ``DefaultTrainer`` does not, :class:`gradaug_det.d2.train.Trainer` does.
 
     Args:
         loader: of the trainer; None if it is not a :class:`ResumableLoader`.

@@ -206,8 +206,7 @@ class PlacedBatches(Proxy, Sampler):
     number in the batch).
 
     Args:
-        batches: the batch sampler of the config.
-        seed: of the random numbers that a sampler draws from the generators of its process.
+        seed: of the generators of the process, from which samplers may draw.
         iteration, epoch: of the loop, from which to go on.
         endless: whether the loop takes its batches without asking for epochs.
     """
@@ -249,15 +248,11 @@ class PlacedBatches(Proxy, Sampler):
 
 
 class _Batches:
-    """An iteration-based loop's source of batches.
-
-    Args:
-        loader: which leaves out itself what was trained on.
-        dropped: batches that the loop asks for on a resume and drops.
-    """
+    """An iteration-based loop's source of batches; the loader leaves out what was trained on."""
 
     def __init__(self, loader: DataLoader, dropped: int) -> None:
-        # A chain begins with the loader, and so starts workers, only when it gets there.
+        # Some loops ask for what they had, and drop it: None will do. A chain begins with the
+        # loader, and so starts its workers, only when it gets there.
         self._batches = itertools.chain([None] * dropped, loader)
 
     def __next__(self) -> Any:

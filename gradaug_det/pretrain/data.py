@@ -36,16 +36,10 @@ _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.583
 
 @dataclass
 class Images:
-    """The images of a recipe.
+    """The images of a recipe, and the names of their classes."""
 
-    Attributes:
-        train: index -> (image, label), not augmented.
-        val: index -> (uint8 (3, H, W), label).
-        classes: their names.
-    """
-
-    train: Dataset
-    val: Dataset
+    train: Dataset  # index -> (image, label), not augmented
+    val: Dataset  # index -> (uint8 (3, H, W), label)
     classes: list[str]
 
 
@@ -71,11 +65,7 @@ class Lighting(v2.Transform):
 
 
 def load_images(settings: DataSettings, seed: int) -> Images:
-    """The images that the settings name.
-
-    Raises:
-        DataError: they are not there.
-    """
+    """The images that the settings name; a DataError if they are not there."""
     if settings.kind == "garments":
         train, val = (_cached_crops(s, settings.root, settings.size) for s in ("train", "test"))
         classes, cut = list(CLASS_NAMES), v2.Identity()  # they are drawn at their size
@@ -96,18 +86,15 @@ class Crops(Dataset):
     """Garments on canvases: index -> (uint8 (3, size, size), label), drawn when first asked for.
 
     Args:
-        split: ``train`` or ``test``; also the seed of its crops, so that all trainings learn from
-            and are compared on the same pictures.
+        split: ``train`` or ``test``.
         root: folder of Fashion-MNIST's files; empty for the embedded garments.
         size: side of a crop in pixels.
-
-    Attributes:
-        targets: (N,) labels, as torchvision's datasets call them.
     """
 
     def __init__(self, split: str, root: str, size: int) -> None:
         self._garments, labels = load_garments(split, root or None)
-        self.targets = torch.from_numpy(labels).long()
+        self.targets = torch.from_numpy(labels).long()  # (N,), torchvision's name
+        # All trainings learn from, and are compared on, the same pictures.
         self._seed = ("train", "test").index(split)
         self._pixels = torch.empty((len(labels), 3, size, size), dtype=torch.uint8)
         self._drawn = np.zeros(len(labels), bool)
@@ -152,13 +139,9 @@ def _load_folders(folder: str) -> list[ImageFolder]:
 
 
 def _load_image(path: str) -> Image.Image:
-    """An image file as RGB.
-
-    Raises:
-        DataError: it cannot be decoded, or has pixels that torchvision would clip to white.
-    """
     try:
         with Image.open(path) as image:
+            # Torchvision would clip them to white.
             if image.mode.startswith(("I", "F")):
                 raise DataError(
                     f"the image {path} has pixels of more than 8 bits (mode {image.mode}), which "
@@ -212,13 +195,11 @@ def augment_images(images: Dataset, settings: DataSettings, seed: int) -> Datase
 
 
 class StatelessBatches:
-    """A batch sampler: for each step from ``first`` on, this process's share of the batch.
+    """A batch sampler: for each step from ``first`` on, the share of process ``rank`` of ``world``.
 
     Args:
         images: number of training images; a last incomplete batch of an epoch is left out.
         recipe: batch size, epochs and seed.
-        first: step to begin with.
-        rank, world: this process and how many there are.
 
     Raises:
         DataError: there are fewer images than a batch holds.

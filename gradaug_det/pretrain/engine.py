@@ -61,6 +61,7 @@ class Pretraining:
 
     def __init__(self, recipe: Recipe, out: str | Path, fabric: Fabric) -> None:
         self.recipe, self.out, self.fabric = recipe, Path(out), fabric
+        self._checkpoint, self._metrics_file = self.out / "last.ckpt", self.out / "metrics.json"
         check_writable(self.out)
         if recipe.batch_size % fabric.world_size:
             raise ConfigError(
@@ -116,9 +117,10 @@ class Pretraining:
         """
         # However it ends: processes that wait for this one are told by its leaving.
         with closing(self.meeting):
-            done = self._read_metrics()
-            if done is not None:
-                return done
+            if self._metrics_file.is_file():  # this training was finished before
+                content = json.loads(self._metrics_file.read_text())
+                self._check_same(content["recipe"])
+                return content["metrics"]
             if self.fabric.is_global_zero:
                 remove_partial_files(self.out)
             self._resume()
@@ -209,10 +211,6 @@ class Pretraining:
         self.fabric.log_dict(values, step=step)
         progress.set_postfix(loss=f"{values['train/loss']:.3f}")
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.out / "last.ckpt"
-
     def _parts(self) -> dict[str, Any]:
         """All that has a state; random numbers have none, they depend on the step."""
         parts = {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "ema")}
@@ -258,14 +256,6 @@ class Pretraining:
                 f"there, {own.get(odd)!r:.80} here); use another --out, or delete that folder"
             )
 
-    def _read_metrics(self) -> dict[str, float] | None:
-        file = self.out / "metrics.json"
-        if not file.is_file():
-            return None
-        content = json.loads(file.read_text())
-        self._check_same(content["recipe"])
-        return content["metrics"]
-
     def _finish(self) -> dict[str, float]:
         model = self.ema.module if self.ema else self.model
         metrics = self.evaluate(model)
@@ -273,7 +263,7 @@ class Pretraining:
             info = _describe(self.recipe, metrics)
             save_backbone(self.out / "backbone.safetensors", model.state_dict(), info)
             content = {"recipe": self.recipe.as_dict(), "metrics": metrics}
-            with atomic_path(self.out / "metrics.json") as temporary:
+            with atomic_path(self._metrics_file) as temporary:
                 temporary.write_text(json.dumps(content, indent=1))
             self._checkpoint.unlink(missing_ok=True)
             logger.info("%s: %.2f %% top-1", self.recipe.name, metrics["top1"])
