@@ -91,7 +91,7 @@ def fgsm_plot(benchmark: Benchmark) -> Plot | None:
 def _from_clean(
     aps_of: Callable[[WidthResult, str], Mapping[float, float]], detector: DetectorResult, task: str
 ) -> Points:
-    """The clean AP, at 0, and those of images that were changed; of the largest width."""
+    # The clean AP, at 0, and those of images that were changed; of the largest width.
     clean, changed = detector.widest.metric(task), aps_of(detector.widest, task)
     return [*([(0, clean)] if clean is not None and changed else []), *changed.items()]
 

@@ -196,7 +196,7 @@ class Benchmark:
 
 
 def _means(groups: Mapping[Any, Iterable[dict[str, float]]], task: str) -> dict[Any, float]:
-    """Mean AP of each group that has one: where there is no object to find, AP is NaN."""
+    # Mean AP of each group that has one: where there is no object to find, AP is NaN.
     means = {}
     for key, group in groups.items():
         known = [aps[task] for aps in group if math.isfinite(aps.get(task, math.nan))]

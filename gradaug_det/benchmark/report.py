@@ -70,7 +70,7 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
 
 
 def _load_predictions(benchmark: Benchmark) -> Benchmark:
-    """The benchmark with its images' ids, and with predictions read, checked and of them only."""
+    # The benchmark with its images' ids, and with predictions read, checked and of them only.
     data = benchmark.data
     known = [image["id"] for image in data.truth["images"]]
     ids = known if benchmark.image_ids is None else list(dict.fromkeys(benchmark.image_ids))
@@ -102,7 +102,7 @@ def _curves(benchmark: Benchmark, detector: DetectorResult) -> dict[str, Any]:
 def _content(
     benchmark: Benchmark, curves: Mapping[str, Any], ranked: Mapping[str, list[dict]]
 ) -> dict:
-    """Everything numeric as JSON data: the content of ``report.json``."""
+    # Everything numeric as JSON data: the content of `report.json`.
     truth, chosen = benchmark.data.truth, set(benchmark.image_ids)
     return rendering.to_json_data(
         {
@@ -170,7 +170,7 @@ def _label(detector: DetectorResult, result: WidthResult) -> str:
 
 
 def _rows(columns: Sequence[Mapping[str, str]]) -> list[dict]:
-    """Rows of a table: a name, and its cell in each column."""
+    # Rows of a table: a name, and its cell in each column.
     names = dict.fromkeys(name for column in columns for name in column)
     return [
         {
@@ -226,7 +226,7 @@ def _aps_by_epsilon(detector: DetectorResult) -> dict[str, str]:
 
 
 def _bars(benchmark: Benchmark, names: Mapping[str, str]) -> dict[str, list[dict]]:
-    """For each task: a row for each metric (key of ``names``) with every detector's number."""
+    # For each task: a row for each metric (key of `names`) with every detector's number.
     bars: dict[str, list[dict]] = {}
     for task in benchmark.tasks:
         detectors = [d for d in benchmark.detectors if task in d.tasks]
@@ -238,7 +238,7 @@ def _bars(benchmark: Benchmark, names: Mapping[str, str]) -> dict[str, list[dict
 
 
 def _categories(benchmark: Benchmark) -> dict[str, str]:
-    """Metric -> category, by falling AP of the first detector."""
+    # Metric -> category, by falling AP of the first detector.
     first = benchmark.detectors[0]
     task = next(iter(first.tasks), None)
     names = [n for n in first.widest.metrics.get(task, {}) if n.startswith(CATEGORY_PREFIX)]
@@ -247,7 +247,7 @@ def _categories(benchmark: Benchmark) -> dict[str, str]:
 
 
 def _rank_images(benchmark: Benchmark) -> dict[str, list[dict]]:
-    """The ``best`` and the ``worst`` images with their F1; no image is both."""
+    # The `best` and the `worst` images with their F1; no image is both.
     data, scores = benchmark.data, {}
     if data.folder is not None:
         predictions = benchmark.detectors[0].widest.predictions
@@ -264,7 +264,7 @@ def _rank_images(benchmark: Benchmark) -> dict[str, list[dict]]:
 
 
 def _picture_row(benchmark: Benchmark, image_id: int, f1: float) -> dict:
-    """Ground truth, then each detector's detections."""
+    # Ground truth, then each detector's detections.
     truth, threshold = benchmark.data.truth, benchmark.score_threshold
     image = next(image for image in truth["images"] if image["id"] == image_id)
     picture = pictures.read_image(benchmark.data.folder / image["file_name"])

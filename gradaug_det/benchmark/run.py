@@ -266,7 +266,7 @@ def _folder_name(detector: Detector, data: CocoData) -> str:
 
 
 def _shorten(weights: str | None) -> str:
-    """Reports name no local folders."""
+    # Reports name no local folders.
     if weights is None:
         return "the config's"
     return weights if "://" in weights else "/".join(Path(weights).parts[-2:])

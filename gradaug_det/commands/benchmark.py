@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _dataset(args: argparse.Namespace) -> tuple[Path, Path, str]:
-    """Returns annotations, images and a name for readers."""
+    # Annotations, images and a name for readers.
     if args.coco and not (args.annotations or args.images):
         annotations = args.coco / "annotations" / f"instances_{args.split}.json"
         return annotations, args.coco / args.split, f"{args.coco.name} {args.split}"
@@ -144,14 +144,14 @@ def _labels(configs: Sequence[Path], weights: Sequence[str | None]) -> list[str]
 
 
 def _parts(file: str) -> tuple[str, ...]:
-    """Splits a path, from the root on, or a URL."""
+    # A path, from the root on, or a URL, split at its slashes.
     if "://" in file:
         return tuple(filter(None, file.split("/")))
     return Path(os.path.normpath(Path(file).absolute())).parts
 
 
 def _shortest_names(files: Sequence[tuple[str, ...]]) -> list[str]:
-    """Returns each file's stem with as many folders, or else the suffix, as tell them apart."""
+    # Each file's stem with as many folders, or else the suffix, as tell them apart.
     lengths = range(1, max(map(len, files)) + 1)
     # Names of all files, longer from level to level; the last ones have the suffix too.
     levels = [
@@ -166,7 +166,7 @@ def _shortest_names(files: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """The command in one line, with what differs from the defaults; folders shortened."""
+    # The command in one line, with what differs from the defaults; folders shortened.
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)
     parts = ["gradaug-det", "benchmark"]
@@ -179,7 +179,7 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def _without_folder(value: object) -> str:
-    """Text, and a path relative to where the command ran: reports name no local folders."""
+    # Text, and a path relative to where the command ran: reports name no local folders.
     path, here = Path(str(value)), Path.cwd()
     if not path.is_absolute():
         return str(value)

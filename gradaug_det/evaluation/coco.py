@@ -249,6 +249,6 @@ def _summarise(evaluator: Any, categories: list[dict]) -> dict[str, float]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean in per cent of the entries that exist; the evaluators mark the others with -1."""
+    # Mean in per cent of the entries that exist; the evaluators mark the others with -1.
     existing = values[values > -1]
     return float(existing.mean() * 100) if existing.size else float("nan")

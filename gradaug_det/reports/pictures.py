@@ -136,7 +136,7 @@ def draw_instances(image: Image.Image, instances: Sequence[Instance]) -> Image.I
 def _draw_labels(
     pen: ImageDraw.ImageDraw, instances: Sequence[Instance], boxes: list, size: tuple[int, int]
 ) -> None:
-    """Writes each label at its box, where it hides the least of the labels written before."""
+    # Writes each label at its box, where it hides the least of the labels written before.
     font = ImageFont.load_default(_FONT_SIZE)
     taken: list[list[float]] = []
     for instance, (left, top, right, bottom) in zip(instances, boxes, strict=True):
@@ -159,7 +159,7 @@ def _draw_labels(
 def _mask(
     segmentation: dict | list | None, size: tuple[int, int], drawn_size: tuple[int, int]
 ) -> np.ndarray | None:
-    """A COCO segmentation (polygons or RLE) as a boolean mask of the enlarged picture."""
+    # A COCO segmentation (polygons or RLE) as a boolean mask of the enlarged picture.
     if not segmentation:
         return None
     rle = segmentation
