@@ -25,7 +25,8 @@ class GradAugOptions:
     Args:
         num_subnets: n, sub-networks a step. 0 leaves plain training.
         min_width: alpha, the smallest width multiplier, in (0, 1].
-        scales: image scales that sub-networks choose from, relative to the batch, in (0, 4].
+        scales: image scales that sub-networks choose from, relative to the batch, in (0, 4]; those
+            of the authors' 224, 192, 160 and 128 pixels if none are given.
         flip_prob: probability of mirroring a sub-network's batch, in [0, 1].
         block_survival: probability that a sub-network keeps the backbone's last residual branch,
             in [0, 1]; 1 keeps all. See :mod:`gradaug_det.core.depth`.

@@ -81,7 +81,7 @@ class SubNetworkHook:
 
         Raises:
             UnslimmableError: the detector's backbone cannot be slimmed.
-            ConfigError: a setting does not fit the detector, or its wrapper no sub-networks.
+            ConfigError: a setting does not fit the detector, or its wrapper does not.
         """
         self.model, self.logger = uncompiled(model), logger
         wrapped = isinstance(self.model, DistributedDataParallel)

@@ -93,7 +93,7 @@ def test_errors_say_what_is_wrong():
             pass
 
 
-def test_the_sampler_hands_it_on_and_widths_stay_as_they_were():
+def test_sampling_hands_it_on_and_widths_stay_as_they_were():
     plain, deep = GradAugOptions(seed=3), GradAugOptions(seed=3, block_survival=0.8)
     assert {sub.block_survival for sub in sample_sub_networks(plain, 7)} == {1.0}
     for one, two in zip(sample_sub_networks(plain, 7), sample_sub_networks(deep, 7), strict=True):
