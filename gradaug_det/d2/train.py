@@ -21,6 +21,7 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import OmegaConf
+from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.checks import check_batch, check_detector, check_device, check_operators
@@ -72,7 +73,7 @@ class Trainer(DefaultTrainer):
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        # Of 0.6 it leaves out the optimizer.
+        # 0.6's DefaultTrainer leaves out the optimizer.
         return {"_trainer": self._trainer.state_dict(), **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -110,7 +111,8 @@ def run(args: argparse.Namespace) -> OrderedDict:
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return Trainer.test(cfg, model)
     trainer = Trainer(cfg)
-    model = getattr(trainer.model, "module", trainer.model)  # of DistributedDataParallel
+    model = trainer.model
+    model = model.module if isinstance(model, DistributedDataParallel) else model
     check_detector(model, classes, scored=bool(cfg.DATASETS.TEST))
     if cfg.GRADAUG.ENABLED:
         # Not only in the hook: an unsuitable detector should fail before any data is loaded.
