@@ -130,13 +130,3 @@ def describe_example(example: dict[str, Any]) -> str:
     """``image_id 3, file_name "7.jpg", bbox [1, 2, 0, 4]``: what is a text has quotation marks."""
     given = {key: value for key, value in example.items() if value is not None}
     return ", ".join(f"{key} {json.dumps(given[key], ensure_ascii=False)}" for key in given)
-
-
-def kinds_table() -> str:
-    """The table of docs/check_data.md."""
-    rows = [
-        "| kind | severity | what is wrong | Detectron2 | MMDetection |",
-        "|---|---|---|---|---|",
-    ]
-    rows += [f"| `{kind.name}` | {' | '.join(kind[1:])} |" for kind in KINDS.values()]
-    return "\n".join(rows) + "\n"
