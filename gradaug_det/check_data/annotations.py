@@ -128,8 +128,11 @@ def check_annotations(
         findings.add("no-annotations")
         return [0] * len(categories)
     reader = _Reader(images, categories, findings)
-    read = [(one, *reader.read(one)) for one in _each_object("annotations", entries, findings)]
-    kept, rows, columns, boxes, flags = zip(*read, strict=True) if read else ((),) * 5
+    # Lists of columns: a tuple for each annotation would keep Python's garbage collector busy.
+    kept, rows, columns, boxes, flags = lists = [], [], [], [], []
+    for one in _each_object("annotations", entries, findings):
+        for values, value in zip(lists, (one, *reader.read(one)), strict=True):
+            values.append(value)
     count, row = len(kept), np.array(rows, np.intp)
     size = np.full((count, 2), math.nan)
     size[row >= 0] = images.sizes[row[row >= 0]]
@@ -223,7 +226,8 @@ class _Reader:
         def add(kind: str, **values: Any) -> None:
             findings.add(kind, **self.place(annotation, row) | values)
 
-        image, own, category = (annotation.get(key) for key in ("image_id", "id", "category_id"))
+        image, own = annotation.get("image_id"), annotation.get("id")
+        category = annotation.get("category_id")
         if "image_id" in annotation and _check_id(image, annotation, findings):
             row = self.images.row.get(image, -1)
             if row < 0:
@@ -293,15 +297,17 @@ class _Reader:
 
 def _each_object(key: str, entries: Sequence, findings: Findings) -> Iterator[dict[str, Any]]:
     """Yields the entries of a list that are objects, and names what they lack."""
+    required = dict.fromkeys(_REQUIRED[key]).keys()
     if not entries and key != "annotations":
         findings.add("empty-list", key=key)
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
             findings.add("wrong-type", list=key, position=position, entry=entry)
             continue
-        if lacking := ", ".join(one for one in _REQUIRED[key] if one not in entry):
+        if not required <= entry.keys():
+            lacks = ", ".join(one for one in required if one not in entry)
             place = {"list": key, "position": position, "id": entry.get("id")}
-            findings.add("missing-key", **place, lacks=lacking)
+            findings.add("missing-key", **place, lacks=lacks)
         yield entry
 
 

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from gradaug_det.check_data.agreement import check_kept, check_same_classes, shorten
 from gradaug_det.check_data.check import check_before_training
 from gradaug_det.check_data.images import Names
+from gradaug_det.check_data.masks import is_numbers
 from gradaug_det.core import processes
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco_data import CocoData
@@ -94,13 +95,15 @@ def name_keypoints(name: str) -> None:
 def _keypoint_metadata(name: str, categories: Sequence[Any]) -> dict[str, list]:
     # Detectron2 has one list of keypoints for all classes.
     kinds = [c for c in categories if isinstance(c, dict) and c.get("keypoints")]
-    names = kinds[0]["keypoints"] if kinds else []
-    alike = all(c["keypoints"] == names for c in kinds) and all(isinstance(n, str) for n in names)
-    if MetadataCatalog.get(name).get("keypoint_names") or not names or not alike:
+    names = kinds[0]["keypoints"] if kinds else None
+    usable = isinstance(names, list) and all(isinstance(n, str) for n in names)
+    alike = usable and all(c["keypoints"] == names for c in kinds)
+    if MetadataCatalog.get(name).get("keypoint_names") or not alike:
         return {}
     pairs = [(left, _mirror(left)) for left in names]
-    joints = kinds[0].get("skeleton") or []
-    sound = [j for j in joints if all(isinstance(k, int) and 0 < k <= len(names) for k in j)]
+    joints, ends = kinds[0].get("skeleton"), range(1, len(names) + 1)
+    joints = [j for j in joints if is_numbers(j, 2)] if isinstance(joints, list) else []
+    sound = [j for j in joints if all(type(k) is int and k in ends for k in j)]
     return {
         "keypoint_names": list(names),
         "keypoint_flip_map": [
@@ -285,6 +288,8 @@ def _check(use: DataUse) -> tuple[tuple[str, ...], dict[str, dict]]:
                 metadata.set(**keypoints[name])  # for files that Detectron2's functions registered
                 _check_keypoints(name, use)
             _check_file(name, data, use)
+        in_file = len(data.annotations) if data else 0
+        del data  # Detectron2 parses the file again: COCO's takes gigabytes each time
         records = _load(name)
         stuff = metadata.get("stuff_classes") or ()
         if use.stuff_classes is not None and use.stuff_classes < len(stuff):
@@ -294,7 +299,7 @@ def _check(use: DataUse) -> tuple[tuple[str, ...], dict[str, dict]]:
         if metadata.get("thing_classes") and not stuff:
             classes[f"dataset {name!r}"] = tuple(metadata.thing_classes)
         if name in use.train:
-            _check_records(name, records, len(data.annotations) if data else 0, use)
+            _check_records(name, records, in_file, use)
             if isinstance(DatasetCatalog[name], _CocoFile):
                 DatasetCatalog[name].ready = records
     check_same_classes(classes)

@@ -334,7 +334,10 @@ def test_run_lengths_with_polygons_name_the_way_out(coco):
 
 
 KEYPOINTS = {"keypoints": [12, 12, 2, 40, 40, 2, 30, 30, 1], "num_keypoints": 3}
-ROD = BOLT | {"keypoints": ["left_end", "End Middle", "right_end"], "skeleton": [[1, 2], [2, 3]]}
+ROD = BOLT | {
+    "keypoints": ["left_end", "End Middle", "right_end"],
+    "skeleton": [[1, 2], [2, 3], [1], 4],
+}
 
 
 def test_keypoints_come_from_the_file(coco):
@@ -367,10 +370,10 @@ def test_keypoints_come_from_the_file(coco):
     cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 99
     with pytest.raises(DataError, match="4 in images with too few visible keypoints"):
         check_datasets(cfg)
-    several = coco(categories=[ROD, NUT | {"keypoints": ["top"]}])
-    with pytest.raises(DataError, match="one list for all classes"):
-        cfg.DATASETS.TRAIN = (several,)
-        check_datasets(cfg)
+    for categories in ([ROD, NUT | {"keypoints": ["top"]}], [BOLT | {"keypoints": 17}, NUT]):
+        cfg.DATASETS.TRAIN = (coco(categories=categories),)
+        with pytest.raises(DataError, match="one list for all classes"):
+            check_datasets(cfg)
 
 
 def lazy(train, test=()):
