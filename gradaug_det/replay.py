@@ -97,6 +97,27 @@ def replay(
         network = adapter.network(module.train(), GradAugOptions.from_mapping(dump.options))
         batch = adapter.decode(dump.batch)
         torch.set_rng_state(dump.rng)  # the full pass samples and drops what it did
+        found = Replay(dump, [name for name, w in module.state_dict().items() if not _is_finite(w)])
+        soft = None
+        with adapter.training_context():
+            with _watch(module, found, "full network") as full:
+                losses, soft = network.full_pass(batch)
+                sum(losses.values()).backward()
+                full.losses = {name: loss.item() for name, loss in losses.items()}
+            for sub in dump.subs if soft is not None else ():
+                name = f"sub-network {sub.index} (width {sub.width:.4f}, {sub.transform})"
+                with _watch(module, found, name) as narrow:
+                    # Not raised, because losses that are not finite are what there is to show.
+                    (one,) = sub_network_passes(network, batch, soft, [sub], skip_nonfinite=True)
+                    narrow.losses = {name: loss.item() for name, loss in one.losses.items()}
+                    if not one.losses:
+                        narrow.stopped = "stopped at a number that is not finite"
+        found.gradients = [
+            name
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None and not _is_finite(parameter.grad)
+        ]
+        return found
     except GradAugError:
         raise
     except Exception as error:  # the file, and a config that is a program, can be anything
@@ -104,27 +125,6 @@ def replay(
             f"the step cannot be run again ({describe_error(error)}); is "
             f"{config or 'its config'} the training's?"
         ) from error
-    found = Replay(dump, [name for name, w in module.state_dict().items() if not _is_finite(w)])
-    soft = None
-    with adapter.training_context():
-        with _watch(module, found, "full network") as full:
-            losses, soft = network.full_pass(batch)
-            sum(losses.values()).backward()
-            full.losses = {name: loss.item() for name, loss in losses.items()}
-        for sub in dump.subs if soft is not None else ():
-            name = f"sub-network {sub.index} (width {sub.width:.4f}, {sub.transform})"
-            with _watch(module, found, name) as narrow:
-                # Not raised, because losses that are not finite are what there is to show.
-                (one,) = sub_network_passes(network, batch, soft, [sub], skip_nonfinite=True)
-                narrow.losses = {name: loss.item() for name, loss in one.losses.items()}
-                if not one.losses:
-                    narrow.stopped = "stopped at a number that is not finite"
-    found.gradients = [
-        name
-        for name, parameter in module.named_parameters()
-        if parameter.grad is not None and not _is_finite(parameter.grad)
-    ]
-    return found
 
 
 @contextmanager

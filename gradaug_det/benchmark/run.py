@@ -209,6 +209,11 @@ def _detect(
     if rank():
         return []
     done = store.read()
+    if missing := set(image_ids) - done.keys():
+        raise DataError(
+            f"--out must be a folder that all processes share: of {len(missing)} images nothing "
+            f"is in {store.folder}"
+        )
     return [result for image_id in image_ids for result in done[image_id]]
 
 

@@ -131,8 +131,10 @@ def _is_deserted(stream: TextIO) -> bool:
 
 class _ToStdout(logging.StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:
-        """Ends who logs, where logging would print a traceback and go on."""
-        raise
+        """Ends who logs when the stream takes no more, where logging would go on."""
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
 
 
 @contextlib.contextmanager

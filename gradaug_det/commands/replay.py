@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     found = replay_file(args.dump, args.config, args.trust_config)
     for line in found.lines:
-        logger.info("%s", line)
+        logger.info("%s", line if line.isprintable() else repr(line))  # it may steer a terminal
     return 1 if found.is_bad else 0
 
 

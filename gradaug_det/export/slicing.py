@@ -39,9 +39,10 @@ def narrow_state(
         fitting = [given]
         if name.startswith(prefix) and given is not None:
             fitting = [plan.tensor_shape(name.removeprefix(prefix), full[name].shape, width)]
-        elif given is not None and len(given) > 1:
+        elif given is not None and len(given) > 1 and name.startswith(("backbone.", "neck.")):
             # Or fewer input channels, where the layer reads the backbone's outputs. That these
-            # are the first ones, in that order, is what largest_difference finds out.
+            # are the first ones, in that order, is what largest_difference finds out: of what the
+            # heads read, so that a head which reads the backbone itself cannot be cut.
             fitting.append((given[0], read.get(given[1]), *given[2:]))
         if name not in built or built[name] not in fitting:
             raise UnslimmableError(

@@ -126,6 +126,16 @@ def test_a_stream_that_was_closed_from_the_start(name, tmp_path, monkeypatch, ca
     assert error.startswith("gradaug-det: error: ") if name == "stdout" else error == ""
 
 
+def test_a_message_that_the_stream_cannot_encode_ends_nothing(monkeypatch, capfd):
+    with Path(os.devnull).open("w", encoding="ascii") as ascii_only:
+        monkeypatch.setattr(sys, "stdout", ascii_only)
+        monkeypatch.setattr(
+            mini_coco, "run", lambda args: logging.getLogger(cli.__name__).info("ネコ") or 0
+        )
+        assert cli.main(BUILD) == 0
+    assert "UnicodeEncodeError" in capfd.readouterr().err
+
+
 def test_a_full_disk_is_said_once(tmp_path, monkeypatch, capfd):
     with Path("/dev/full").open("w", buffering=1) as full:
         monkeypatch.setattr(sys, "stdout", full)

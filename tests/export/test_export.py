@@ -42,7 +42,7 @@ class Tiny(nn.Module):
     def __init__(self, read, channels=8, groups=1):
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels))
-        self.head = nn.Conv2d(channels, 4, 1, groups=groups)
+        self.neck = nn.Conv2d(channels, 4, 1, groups=groups)
         self.read = read
 
     def forward(self):
@@ -60,16 +60,16 @@ def narrowed(read, groups=1):
 
 
 def test_what_reads_the_backbone_is_cut():
-    model, narrow, difference = narrowed(lambda model, x: model.head(x))
+    model, narrow, difference = narrowed(lambda model, x: model.neck(x))
     assert difference < 1e-5
-    assert torch.equal(narrow.head.weight, model.head.weight[:, :4])
+    assert torch.equal(narrow.neck.weight, model.neck.weight[:, :4])
 
 
 @pytest.mark.parametrize(
     "read, groups, message",
     [
         (lambda model, x: x.mean(1), 1, "have differences of up to"),
-        (lambda model, x: model.head(x), 2, "'head.weight' is 4x4x1x1 .* and 4x2x1x1"),
+        (lambda model, x: model.neck(x), 2, "'neck.weight' is 4x4x1x1 .* and 4x2x1x1"),
         (lambda model, x: x, 1, "have other shapes than the sub-network's"),
         (lambda model, x: x.view(1, 8, 36), 1, r"have an error \(shape .* in place of the sub"),
     ],
@@ -84,8 +84,12 @@ def test_a_narrow_network_of_other_layers_is_refused():
     with pytest.raises(UnslimmableError, match=r"'backbone.0.weight' is 4x3x3x3 .* and 5x3x3x3"):
         narrow_state(model, model.backbone, narrow, 0.5)
     narrow = Tiny(None, 4)
-    narrow.head = nn.Conv2d(4, 2, 1)
-    with pytest.raises(UnslimmableError, match=r"'head.weight' is 4x8x1x1 .* and 2x4x1x1"):
+    narrow.neck = nn.Conv2d(4, 2, 1)
+    with pytest.raises(UnslimmableError, match=r"'neck.weight' is 4x8x1x1 .* and 2x4x1x1"):
+        narrow_state(model, model.backbone, narrow, 0.5)
+    model.head, narrow.head = nn.Conv2d(8, 2, 1), nn.Conv2d(4, 2, 1)  # past the neck
+    narrow.neck = nn.Conv2d(4, 4, 1)
+    with pytest.raises(UnslimmableError, match=r"'head.weight' is 2x8x1x1 .* and 2x4x1x1"):
         narrow_state(model, model.backbone, narrow, 0.5)
 
 

@@ -230,6 +230,19 @@ def test_a_step_of_no_framework_is_refused(tmp_path, capsys):
     assert "'os', not of detectron2 or mmdet" in capsys.readouterr().err
 
 
+def test_a_step_of_other_contents_is_said_in_one_printable_line(tmp_path, capsys):
+    _, _, train, _ = detectron2(tmp_path, INFINITE)
+    with pytest.raises(NonFiniteLossError):
+        train()
+    (file,) = (tmp_path / "nonfinite").iterdir()
+    content = torch.load(file, weights_only=True)
+    for change, code in (({"batch": 3}, 2), ({"iteration": "\x1b[31m"}, 1)):
+        torch.save(content | change, file)
+        assert cli.main(["replay", str(file)]) == code
+        said = capsys.readouterr()
+        assert "\x1b" not in said.out and ("cannot be run again" in said.err) == (code == 2)
+
+
 def test_a_scaler_looks_at_gradients_itself():
     layer = torch.nn.Linear(2, 1)
     layer.weight.grad = torch.full_like(layer.weight, float("inf"))
