@@ -110,7 +110,7 @@ def rename(state: Mapping[str, Any], source: str, target: str) -> dict[str, Any]
     modules = _pair_modules(state, old, new)
     for name in state:
         module, _, leaf = name.rpartition(".")
-        if module not in modules or leaf not in _LEAVES:
+        if not module or module not in modules or leaf not in _LEAVES:
             raise _not_a_resnet(old, f"{to_printable(name)} is unknown")
     return dict(_rename(state, modules, new))
 

@@ -42,8 +42,10 @@ def local_path(entry: Entry) -> Path:
 def compute_sha256(path: Path) -> str:
     """The sha256 of a file, read once a process as long as the file stays the same."""
     # A start asks for the same file several times. Whatever replaces or changes it changes one of
-    # these numbers.
+    # these numbers, unless within a tick of the file system's clock, which can last 2 s.
     status = path.stat()
+    if time.time() - status.st_ctime < 3:
+        return pooch.file_hash(str(path))
     identity = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return _compute_sha256(str(path), identity)
 
@@ -93,8 +95,9 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
         return Path(store.fetch(entry.file, downloader=downloader))
     except (ZooError, ValueError) as error:  # ValueError: pooch's, for the hash
         mirror = f"set {URL_VARIABLE} to a base URL that has {entry.file}, or "
+        problem = str(error) if isinstance(error, ZooError) else f"{url}: {error}"
         raise ZooError(
-            f"{error if isinstance(error, ZooError) else f'{url}: {error}'}; "
+            f"{problem.rstrip('.')}; "
             f"{mirror if entry.kind == 'url' else ''}put the file at {target} yourself "
             f"({entry.size or 'unknown'} bytes, sha256 {entry.sha256 or 'unknown'})"
         ) from None

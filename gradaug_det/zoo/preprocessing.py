@@ -62,7 +62,7 @@ def fix_settings(config: Any, settings: Iterable[Setting], logger: logging.Logge
         *parents, last = setting.key.split(".")
         node = config
         for parent in parents:
-            if parent not in node:
+            if node.get(parent) is None:
                 node[parent] = {}
             node = node[parent]
         # Some builders do not know the argument that is not wanted, whatever its value.

@@ -141,6 +141,10 @@ def test_a_fitting_config_and_other_weights_pass():
     for init in (None, [], dict(type="Kaiming")):
         config.model.backbone.init_cfg = init
         check_preprocessing(config)
+    config = fitting()
+    config.model.data_preprocessor = None  # MMDetection's default
+    assert len(fix_preprocessing(config)) == 3
+    check_preprocessing(config)
 
 
 CASES = [

@@ -281,3 +281,5 @@ def test_renaming_of_incomplete_states():
         **{f"res{i}.0.conv1.weight": (8,) for i in range(2, 6)},
     }
     assert set(rename(shapes, "torchvision", "mmdet")) == set(shapes) - {"fc.bias"}
+    with pytest.raises(ZooError, match="'weight' is unknown"):
+        rename({"weight": 0, **shapes}, "mmdet", "torchvision")  # which has no classifier

@@ -110,7 +110,7 @@ def test_reset_in_the_middle_resumes(cache_folder, make_index):
         (reset(150_000), 4, r"\(4 attempts\): "),
         (truncated(200_000), 4, r"\(4 attempts\): .*Incomplete"),
         (truncated(200_000, say_length=False), 4, r"\(4 attempts\): 200000 of 300000 bytes"),
-        (wrong, 2, "does not match the known hash: expected"),
+        (wrong, 2, "does not match the known hash: expected .*outdated; set"),
         (endless, 1, "the server sends more than the 300000 bytes"),
     ],
     ids=[
@@ -174,6 +174,15 @@ def test_a_damaged_cached_file_is_replaced(cache_folder, make_index):
             fetch("tiny")
     # Still the damaged one, which is never returned.
     assert listing(cache_folder) == ["tiny.safetensors"]
+
+
+def test_a_change_within_a_tick_of_the_clock_is_seen(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_bytes(b"1")
+    first, status = http.compute_sha256(path), path.stat()
+    path.write_bytes(b"2")
+    monkeypatch.setattr(Path, "stat", lambda _: status)
+    assert http.compute_sha256(path) != first
 
 
 @pytest.mark.parametrize("value", ["1", "true"])
