@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +47,20 @@ def gradaug_options(cfg: CN) -> GradAugOptions:
             raise ConfigError(f"GRADAUG.{key}", f"is unknown; write keys as {key.upper()}")
     values = {key.lower(): v for key, v in cfg.GRADAUG.items() if key != "ENABLED"}
     check_bool("GRADAUG.ENABLED", cfg.GRADAUG.get("ENABLED"))
-    try:
+    with name_config_keys():
         # The hook takes n = 0 as a control; a config says ENABLED: False for plain training.
         count = check_integer("num_subnets", values.get("num_subnets", 1))
         if count < 1:
             problem = f"must be at least 1, got {count}; for plain training set GRADAUG.ENABLED"
             raise ConfigError("num_subnets", f"{problem} to False")
         return GradAugOptions.from_mapping(values)
+
+
+@contextmanager
+def name_config_keys() -> Iterator[None]:
+    """Within the block, errors about GradAug's settings name the keys of a yaml config."""
+    try:
+        yield
     except ConfigError as error:
         raise ConfigError(f"GRADAUG.{error.key.upper()}", error.problem) from None
 

@@ -11,6 +11,7 @@ import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from detectron2.config import CfgNode, instantiate
@@ -163,7 +164,10 @@ class ResumableLoader:
 
     def _is_wide(self, index: int) -> bool:
         if index not in self._wide:
-            with temporary_seed(0):  # a dataset may draw from the generators of the step that asks
+            # A dataset may draw from the generators of the step that asks. Detectron2's do not, and
+            # are asked for all of their images: seeding takes many times as long as that.
+            listed = isinstance(self.dataset, DatasetFromList)
+            with nullcontext() if listed else temporary_seed(0):
                 record = self.dataset[int(index)]
             if not {"width", "height"} <= set(record):
                 raise GradAugError(

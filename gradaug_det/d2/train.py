@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.checks import check_batch, check_detector, check_device, check_operators
-from gradaug_det.d2.config import gradaug_options, load_config, load_lazy_config
+from gradaug_det.d2.config import gradaug_options, load_config, load_lazy_config, name_config_keys
 from gradaug_det.d2.data import check_datasets, check_own_records, register_coco, register_mini_coco
 from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.evaluation import build_evaluator, build_lazy_evaluator
@@ -116,7 +116,9 @@ def run(args: argparse.Namespace) -> OrderedDict:
     check_detector(model, classes, scored=bool(cfg.DATASETS.TEST))
     if cfg.GRADAUG.ENABLED:
         # Not only in the hook: an unsuitable detector should fail before any data is loaded.
-        GradAugDetector(model, gradaug_options(cfg))
+        options = gradaug_options(cfg)
+        with name_config_keys():
+            GradAugDetector(model, options)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -135,7 +135,10 @@ def test_two_processes_of_torchrun_and_their_exact_resume(coco, tmp_path):
             "error: GRADAUG.MIN_WIDTH must be a number in (0, 1], got 3.0",
         ),
         ({"GRADAUG.SCALE": "[1.0]"}, "error: GRADAUG.SCALE is not a GradAug setting; did you mean"),
-        ({"GRADAUG.SUBNET_NORM": "batch"}, "error: subnet_norm is 'batch', which needs BatchNorm"),
+        (
+            {"GRADAUG.SUBNET_NORM": "batch"},
+            "error: GRADAUG.SUBNET_NORM is 'batch', which needs BatchNorm",
+        ),
     ],
 )
 def test_errors_are_one_sentence(coco, tmp_path, opts, sentence):
