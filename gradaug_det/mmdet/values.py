@@ -69,7 +69,7 @@ def check_values(config: Config) -> None:
         if config.get(key) is None:
             raise ConfigError(key, "is missing, and a training needs it")
     for key, name, value in walk(dict(config.items())):
-        if value is None:
+        if value is None and not name.isdigit():  # in a list, nothing is left out by None
             continue
         for pattern, kinds, wanted in _SHAPES:
             if re.fullmatch(pattern, key) and not isinstance(value, kinds):

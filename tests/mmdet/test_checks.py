@@ -116,6 +116,7 @@ def each(change):
         ("train_dataloader.dataset.metainfo", ["a"], r"dict\(classes="),
         ("train_dataloader.dataset.pipeline", dict(type="PackDetInputs"), r"a list of dicts"),
         ("train_dataloader.dataset.pipeline", [dict(type="Resise")], r"did you mean 'Resize'"),
+        ("train_dataloader.dataset.pipeline", [None], r"must be a dict, got None"),
         ("launcher", "pytorch", r"torchrun"),
     ],
 )
