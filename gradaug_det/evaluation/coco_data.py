@@ -144,7 +144,8 @@ def load_predictions(source: str | Path | Sequence[dict]) -> list[dict]:
             predictions = read_json(Path(source))
         except FileNotFoundError as error:
             raise DataError(f"{source} does not exist") from error
-    if not isinstance(predictions, Sequence) or not all(isinstance(p, dict) for p in predictions):
+    listed = isinstance(predictions, list | tuple)  # "" is a Sequence of no predictions
+    if not listed or not all(isinstance(p, dict) for p in predictions):
         raise DataError(
             f"{origin} is not in COCO's result format, which is a list of objects with "
             "image_id, category_id, score and bbox and/or segmentation"

@@ -257,8 +257,9 @@ def test_unusable_ground_truth_is_named(truth, predictions, tmp_path):
     (tmp_path / "cut.json").write_text('{"images": [')
     with pytest.raises(DataError, match="cut off"):
         evaluate_coco(tmp_path / "cut.json", predictions)
-    with pytest.raises(DataError, match="result format"):
-        evaluate_coco(truth, write_json(tmp_path / "object.json", {"bbox": []}))
+    for content in ({"bbox": []}, ""):
+        with pytest.raises(DataError, match="result format"):
+            evaluate_coco(truth, write_json(tmp_path / "object.json", content))
 
 
 def test_unknown_settings_are_named(truth):
