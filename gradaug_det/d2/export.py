@@ -96,6 +96,7 @@ class Detectron2Exporter:
 
     @torch.no_grad()
     def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:
+        model([{"image": images[0]}])
         return list(model.backbone(images).values())
 
     def checkpoint(self, state: dict[str, Tensor], config: str) -> dict[str, Any]:

@@ -55,7 +55,10 @@ class Exporter(Protocol):
         """Builds the detector of such a config, in evaluation mode, without weights."""
 
     def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:
-        """Returns what the heads read, of prepared images (N, 3, H, W)."""
+        """Returns what the heads read, of prepared images (N, 3, H, W).
+
+        Runs the heads too: one that reads the backbone past the neck fails in a narrow detector.
+        """
 
     def checkpoint(self, state: dict[str, Tensor], config: str) -> dict[str, Any]:
         """Returns the content of the framework's checkpoint; ``config`` is the config's."""
@@ -115,7 +118,7 @@ def export_detector(
     narrow.load_state_dict(narrow_state(model, backbone, narrow, width))
 
     # No image: in noise every channel matters, so that a wrong slice cannot go unnoticed.
-    noise = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 3, 256, 384, generator=torch.Generator().manual_seed(0))
     with at_width(backbone, width, norm="frozen"):
         sliced = exporter.features(model, noise)
     difference = largest_difference(lambda: exporter.features(narrow, noise), sliced)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmcv.transforms import Compose
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -63,6 +64,9 @@ class MMDetectionExporter:
 
     @torch.no_grad()
     def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:
+        size = dict.fromkeys(("img_shape", "ori_shape"), tuple(images.shape[-2:]))
+        sample = DetDataSample(metainfo={"img_id": 0, "scale_factor": (1.0, 1.0), **size})
+        model.test_step({"inputs": [images[0]], "data_samples": [sample]})
         return list(model.extract_feat(images))
 
     def checkpoint(self, state: dict[str, Tensor], config: str) -> dict[str, Any]:

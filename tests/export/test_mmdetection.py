@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmdet.models import MaskRCNN
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
@@ -9,7 +10,7 @@ from mmengine.registry import init_default_scope
 
 from gradaug_det.benchmark.run import BenchmarkSettings, run_benchmark
 from gradaug_det.core.slimming import at_width
-from gradaug_det.errors import ConfigError, ZooError
+from gradaug_det.errors import ConfigError, UnslimmableError, ZooError
 from gradaug_det.export.calibration import find_images
 from gradaug_det.export.programs import FORMATS
 from gradaug_det.frameworks import load_detector
@@ -120,6 +121,26 @@ def test_what_the_files_say(mini):
     checkpoint = torch.load(exported.weights, weights_only=True)
     assert checkpoint["meta"]["dataset_meta"] == {"classes": list("abcdefghij")}
     assert checkpoint["meta"]["cfg"] == exported.config.read_text()
+
+
+@MODELS.register_module()
+class ReadsBackbone(MaskRCNN):
+    """Its head reads the backbone's last output past the neck, with channels of its own."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.head = torch.nn.Conv2d(512, 1, 1)
+
+    def predict(self, inputs, *args, **kwargs):
+        self.head(self.backbone(inputs)[-1])
+        return super().predict(inputs, *args, **kwargs)
+
+
+def test_a_head_that_reads_the_backbone_is_refused(tmp_path):
+    opts = ("model.type=ReadsBackbone",)
+    random_checkpoint(tmp_path / "full.pth", *opts)
+    with pytest.raises(UnslimmableError, match=r"have an error .* expected input"):
+        export(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
 
 
 @pytest.mark.parametrize("program", FORMATS)
