@@ -88,7 +88,7 @@ def find_leaves(dataset: Any, key: str) -> Iterator[tuple[str, Any]]:
 def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
     """Fails before a training if data is missing, cannot be learned from or does not agree.
 
-    Each file is parsed once, besides by MMDetection itself; warnings are logged.
+    A split's files are parsed once, besides by MMDetection itself; warnings are logged.
 
     Args:
         config: its ``train_dataloader`` and the like may hold configs of datasets or built ones.
@@ -100,13 +100,13 @@ def check_data(config: Mapping[str, Any]) -> dict[str, CheckResult]:
         ConfigError: the classes are not those of the file in its order, or a value cannot be used.
         DataError: names the file, the dataset's key in the config and what is wrong or to do.
     """
-    read = cache(CocoData.read)
     done: dict[_Part, CheckResult] = {}
     classes: dict[str, tuple[str, ...]] = {}
     for split in SPLITS:
         loader = config.get(f"{split}_dataloader")
         if loader is None:
             continue
+        read = cache(CocoData.read)  # of a split: COCO's files take gigabytes
         given = loader.get("dataset") if isinstance(loader, Mapping) else loader.dataset
         found = list(find_leaves(given, f"{split}_dataloader.dataset"))
         scorers = [] if split == "train" else list(_read_scorers(config, split))
