@@ -34,6 +34,7 @@ setup(
         "pycocotools!=2.0.10",  # which cannot score a file without "info"
         "safetensors",
         "pooch",
+        "requests",
         "tqdm",
     ],
     extras_require={

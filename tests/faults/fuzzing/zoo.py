@@ -12,31 +12,14 @@ from hypothesis import strategies as st
 
 from tests.faults.fuzzing.inputs import Input, documents, mangled, mutated, replacements, seeded
 from tests.faults.fuzzing.outcome import raise_first_error, run_all
-
-
-def _info() -> dict[str, Any]:
-    return {
-        "name": "tiny",
-        "architecture": "resnet18",
-        "depth": 18,
-        "min_width": 0.9,
-        "stem": "7x7",
-        "stride_in": "3x3",
-        "channel_order": "RGB",
-        "pixel_mean": [123.675, 116.28, 103.53],
-        "pixel_std": [58.395, 57.12, 57.375],
-        "recipe": {"epochs": 1, "scales": [1, 0.5]},
-        "metrics": {"top1": 12.5},
-        "licence": "Apache-2.0",
-        "source": "a test",
-    }
+from tests.zoo.helpers import make_info
 
 
 def index_inputs(_folder: Path) -> st.SearchStrategy[Input]:
     def entry(name: str, **changes: Any) -> dict[str, Any]:
         values = {"description": "random", "file": f"{name}.safetensors", "kind": "packaged"}
         values |= {"size": 1000, "sha256": "0" * 64, "gdrive_id": None, "measured": False}
-        return values | {"info": _info() | {"name": name}} | changes
+        return values | {"info": make_info().to_dict() | {"name": name}} | changes
 
     drive = {"kind": "gdrive", "file": "x.pth", "size": None, "sha256": None}
     entries = {
@@ -69,7 +52,7 @@ def backbone_inputs(folder: Path) -> st.SearchStrategy[Input]:
     from torchvision.models import resnet18
 
     state = {n: t.half() for n, t in resnet18().state_dict().items() if "_tracked" not in n}
-    data = save(state, metadata={"gradaug_det": json.dumps(_info())})
+    data = save(state, metadata={"gradaug_det": json.dumps(make_info().to_dict())})
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     # Headers change, the tensors stay: a file of zeros that is not written anew each time.
@@ -81,7 +64,7 @@ def backbone_inputs(folder: Path) -> st.SearchStrategy[Input]:
     @st.composite
     def inputs(draw: Callable) -> Input:
         rng, news = draw(seeded()), draw(replacements())
-        info: Any = _info()
+        info: Any = make_info().to_dict()
         for _ in range(rng.choice((0, 1, 1, 2, 4))):
             info = mutated(info, rng, news)
         text = json.dumps(info)
