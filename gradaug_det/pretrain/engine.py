@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -29,6 +28,7 @@ from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.pretrain import data
 from gradaug_det.pretrain.classifier import Classifier, add_stochastic_depth
 from gradaug_det.pretrain.recipe import Recipe
+from gradaug_det.pretrain.scoring import broadcast_buffers, score
 from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.utils.files import (
     atomic_path,
@@ -152,9 +152,8 @@ class Pretraining:
                     self._save(finished)
                 if told_to_go:
                     raise SystemExit(EXIT_CODE)
-                if finished % per_epoch == 0 and self.fabric.is_global_zero:
-                    epochs = f"{finished // per_epoch} of {self.recipe.epochs}"
-                    logger.info("%s: epoch %s, loss %.3f", name, epochs, losses["loss"])
+                if finished % per_epoch == 0:
+                    self._end_epoch(finished // per_epoch, losses["loss"])
 
     def train_step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One step of Algorithm 1 and of the optimizer.
@@ -211,6 +210,26 @@ class Pretraining:
         self.fabric.log_dict(values, step=step)
         progress.set_postfix(loss=f"{values['train/loss']:.3f}")
 
+    def _end_epoch(self, epoch: int, loss: Tensor) -> None:
+        text = f"epoch {epoch} of {self.recipe.epochs}, loss {loss:.3f}"
+        every = self.recipe.eval_epochs
+        # The last epoch's weights are evaluated when the training is over.
+        if every and epoch % every == 0 and epoch < self.recipe.epochs:
+            metrics = self._validate(epoch * self.batches.steps_per_epoch)
+            text += f", {metrics['top1']:.2f} % top-1"
+        if self.fabric.is_global_zero:
+            logger.info("%s: %s", self.recipe.name, text)
+
+    @property
+    def _result(self) -> nn.Module:
+        """The network that is evaluated and saved."""
+        return self.ema.module if self.ema else self.model
+
+    def _validate(self, step: int) -> dict[str, float]:
+        metrics = score(self._result, self.images, self.recipe, self.fabric)
+        self.fabric.log_dict({f"val/{name}": value for name, value in metrics.items()}, step=step)
+        return metrics
+
     def _parts(self) -> dict[str, Any]:
         """All that has a state; random numbers have none, they depend on the step."""
         parts = {name: getattr(self, name) for name in ("model", "optimizer", "schedule", "ema")}
@@ -219,7 +238,7 @@ class Pretraining:
 
     def _save(self, step: int) -> None:
         """Writes ``last.ckpt``, whole or not at all."""
-        _broadcast_buffers(self.model)
+        broadcast_buffers(self.model)
         if self.fabric.is_global_zero:
             state = {name: part.state_dict() for name, part in self._parts().items()}
             path = self._checkpoint
@@ -257,11 +276,10 @@ class Pretraining:
             )
 
     def _finish(self) -> dict[str, float]:
-        model = self.ema.module if self.ema else self.model
-        metrics = self.evaluate(model)
+        metrics = self._validate(self.batches.steps)
         if self.fabric.is_global_zero:
             info = _describe(self.recipe, metrics)
-            save_backbone(self.out / "backbone.safetensors", model.state_dict(), info)
+            save_backbone(self.out / "backbone.safetensors", self._result.state_dict(), info)
             content = {"recipe": self.recipe.as_dict(), "metrics": metrics}
             with atomic_path(self._metrics_file) as temporary:
                 temporary.write_text(json.dumps(content, indent=1))
@@ -269,27 +287,6 @@ class Pretraining:
             logger.info("%s: %.2f %% top-1", self.recipe.name, metrics["top1"])
         self.fabric.barrier()
         return metrics
-
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """``top1``, ``top5`` (per cent) and ``loss`` of the validation images, all processes'."""
-        _broadcast_buffers(model)
-        model.eval()
-        fabric = self.fabric
-        sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
-        for batch in data.val_loader(
-            self.images, self.recipe, fabric.global_rank, fabric.world_size
-        ):
-            images, labels = fabric.to_device(batch)
-            with fabric.autocast():
-                logits = model(data.normalize(images)).float()
-            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-            own = [best[:, 0].sum(), best.sum(), loss, len(labels)]
-            sums += torch.stack([torch.as_tensor(v, device=sums.device).double() for v in own])
-        top1, top5, loss, count = fabric.all_reduce(sums, reduce_op="sum").tolist()
-        model.train()
-        return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count}
 
 
 def _describe(recipe: Recipe, metrics: Mapping[str, float]) -> BackboneInfo:
@@ -322,11 +319,3 @@ def _make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), **shared)
     nesterov = own.momentum > 0
     return torch.optim.SGD(model.parameters(), **shared, momentum=own.momentum, nesterov=nesterov)
-
-
-@torch.no_grad()
-def _broadcast_buffers(model: nn.Module) -> None:
-    """Gives all processes the running statistics of the first, as DDP does."""
-    if dist.is_available() and dist.is_initialized():
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)

@@ -116,6 +116,7 @@ class Recipe:
             networks on CPUs, and for ``16-mixed`` and ``bf16-mixed`` on CUDA. Differs by rounding.
         seed: everything random depends on it.
         checkpoint_steps: steps between checkpoints; 0 for one an epoch.
+        eval_epochs: epochs between evaluations on the validation images; 0 for one at the end.
 
     Raises (from :meth:`check`):
         ConfigError: names the key, its value and the values allowed.
@@ -137,6 +138,7 @@ class Recipe:
     channels_last: bool = False
     seed: int = _setting(0, check_integer, low=0)
     checkpoint_steps: int = _setting(0, check_integer, low=0)
+    eval_epochs: int = _setting(0, check_integer, low=0)
 
     def check(self) -> Recipe:
         """Returns the recipe itself, if every value is allowed."""
@@ -169,15 +171,17 @@ class Recipe:
         # As in recipes written before there were these, so that their trainings can be resumed.
         if self.gradaug.divisor == 1:
             del values["gradaug"]["divisor"]
-        if not self.channels_last:
-            del values["channels_last"]
+        for name in ("channels_last", "eval_epochs"):
+            if not values[name]:
+                del values[name]
         return values
 
     def same_training(self, other: dict[str, Any]) -> bool:
         """Returns whether a checkpoint of the recipe ``other`` can be gone on with."""
         own, other = (
-            # Neither of the two changes what is trained.
+            # None of the three changes what is trained.
             {**recipe, "data": {**recipe["data"], "workers": 0}, "checkpoint_steps": 0}
+            | {"eval_epochs": 0}
             for recipe in (self.as_dict(), other)
         )
         return own == other

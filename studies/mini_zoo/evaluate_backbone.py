@@ -13,8 +13,9 @@ import torch
 
 from gradaug_det.errors import GradAugError
 from gradaug_det.pretrain.data import Crops
+from gradaug_det.pretrain.scoring import load_classifier
 from gradaug_det.utils.files import atomic_path
-from studies.mini_zoo.robustness import corrupted_sets, load_classifier, measure
+from studies.mini_zoo.robustness import corrupted_sets, measure
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        model, _ = load_classifier(args.weights)
+        model = load_classifier(str(args.weights))
         crops = Crops("test", root="", size=args.size)
         images, labels = crops.pixels(range(len(crops))), crops.targets
         first = torch.cat([(labels == c).nonzero()[: args.corrupted, 0] for c in labels.unique()])

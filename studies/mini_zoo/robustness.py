@@ -14,9 +14,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import get_model
 
 from gradaug_det.errors import DataError
 from gradaug_det.evaluation.corruptions import (
@@ -26,27 +24,12 @@ from gradaug_det.evaluation.corruptions import (
     seeded_corruptions,
 )
 from gradaug_det.pretrain.data import normalize
+from gradaug_det.pretrain.scoring import EPSILONS, fgsm
 from gradaug_det.utils.files import atomic_path
-from gradaug_det.zoo.backbone import read_backbone
-from gradaug_det.zoo.info import BackboneInfo
 
 logger = logging.getLogger(__name__)
 
-EPSILONS = (1, 2, 4)
-"""Steps of FGSM on the 0-255 scale."""
 BATCH = 200
-
-
-def load_classifier(file: str | Path) -> tuple[nn.Module, BackboneInfo]:
-    """The torchvision network of a zoo file, classifier included, in evaluation mode.
-
-    Raises:
-        ZooError: the file is not one of the zoo's.
-    """
-    state, info = read_backbone(file)
-    model = get_model(info.architecture, weights=None, num_classes=len(state["fc.bias"]))
-    model.load_state_dict(state, strict=True)
-    return model.eval(), info
 
 
 @torch.no_grad()
@@ -57,21 +40,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
         for part, truth in zip(images.split(BATCH), labels.split(BATCH), strict=True)
     )
     return 100 * right / len(labels)
-
-
-def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """Images moved by ``epsilon`` up the sign of the loss's gradient, clipped to [0, 255].
-
-    Args:
-        model: attacked with its own gradient (white box), in evaluation mode.
-        images: (N, 3, H, W) on the 0-255 scale.
-        labels: (N,) true classes.
-        epsilon: on the 0-255 scale.
-    """
-    pixels = images.float().requires_grad_()
-    loss = F.cross_entropy(model(normalize(pixels)), labels, reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, pixels)
-    return (images + epsilon * gradient.sign()).clamp(0, 255)
 
 
 def fgsm_accuracy(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> float:

@@ -127,14 +127,16 @@ def train_accuracies(runs: Iterable[Run], out: Path) -> dict[str, float]:
     augmentation; runs whose backbone is not in ``out`` are left out."""
     from gradaug_det.pretrain.data import load_images
     from gradaug_det.pretrain.recipe import DataSettings
-    from studies.mini_zoo.robustness import accuracy, load_classifier
+    from gradaug_det.pretrain.scoring import load_classifier
+    from gradaug_det.zoo.backbone import read_info
+    from studies.mini_zoo.robustness import accuracy
 
     found = {}
     for run in runs:
         file = out / run.name / "backbone.safetensors"
         if file.is_file():
-            model, info = load_classifier(file)
-            chosen = load_images(DataSettings(**info.recipe["data"]), info.recipe["seed"]).train
+            model, recipe = load_classifier(str(file)), read_info(file).recipe
+            chosen = load_images(DataSettings(**recipe["data"]), recipe["seed"]).train
             crops, indices = chosen.dataset, chosen.indices
             correct = accuracy(model, crops.pixels(indices), crops.targets[indices])
             found[run.name] = round(correct, 2)

@@ -1,6 +1,7 @@
 """The pretraining loop: every method runs, resume is exact, and what is left is a zoo file."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -124,9 +125,20 @@ def test_the_learning_rate_warms_up_and_ends_at_zero(tmp_path):
     assert rates[10] == pytest.approx(0.0)
 
 
-def test_the_average_of_weights_is_what_is_saved(tmp_path):
-    training = pretraining(tiny_recipe("baseline", "epochs=1", "ema_decay=0.5"), tmp_path)
-    training.run()
+def test_the_average_of_weights_is_what_is_saved_and_evaluated_on_the_way(tmp_path, caplog):
+    caplog.set_level("INFO", "gradaug_det")
+    overrides = ("ema_decay=0.5", "eval_epochs=1", "data.holdout=0.01")
+    training = pretraining(tiny_recipe("baseline", *overrides), tmp_path)
+    metrics = training.run()
+    epochs = [text for text in caplog.messages if "epoch " in text]
+    assert len(epochs) == 2
+    assert re.search(r"epoch 1 of 2, loss \d+\.\d+, \d+\.\d\d % top-1", epochs[0])
+    assert epochs[1].endswith(f"loss {epochs[1].split()[-1]}")  # the last epoch's is the result's
+    assert caplog.messages[-1].endswith(f"{metrics['top1']:.2f} % top-1")
+    # Looking at it changes nothing.
+    other = pretraining(tiny_recipe("baseline", *overrides, "eval_epochs=0"), tmp_path / "other")
+    assert other.run() == metrics
+    assert other.recipe.same_training(training.recipe.as_dict())
     state, _ = read_backbone(tmp_path / "backbone.safetensors")
     average, last = training.ema.module.conv1.weight, training.model.conv1.weight
     assert torch.allclose(state["conv1.weight"], average, rtol=1e-3, atol=1e-5)
