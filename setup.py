@@ -1,17 +1,33 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+README = (HERE / "README.md").read_text(encoding="utf-8")
+VERSION = (HERE / "gradaug_det" / "__init__.py").read_text(encoding="utf-8")
 COCO = ["faster-coco-eval>=1.6", "jinja2", "matplotlib"]
 
 setup(
     name="gradaug-det",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"', VERSION, flags=re.MULTILINE)[1],
     description="GradAug for Detectron2 and MMDetection: slimmable backbones and a training hook",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    # Links into the repository lead nowhere on a package index: their words stay.
+    long_description=re.sub(r"!?\[([^]]*)\]\((?!https:)[^)]*\)", r"\1", README),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0 AND MIT",  # the garments are MIT
+    license_files=["LICENSE", "NOTICE", "gradaug_det/mini_coco/data/LICENSE-fashion-mnist.txt"],
+    keywords=["object detection", "instance segmentation", "regularization", "PyTorch"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.10",
     packages=find_packages(include=["gradaug_det", "gradaug_det.*"]),
     package_data={
@@ -46,6 +62,7 @@ setup(
             "iopath",
             "omegaconf",
             "hydra-core",
+            "pyyaml",
             "yacs",
             "cloudpickle",
             "tabulate",
@@ -60,7 +77,8 @@ setup(
             "onedl-mmdetection>=3.5.1",
             "packaging",
         ],
-        "pretrain": ["lightning-fabric>=2.2", "omegaconf", "imagecorruptions-imaug", "tensorboard"],
+        "pretrain": ["lightning-fabric>=2.2", "omegaconf", "pyyaml", "tensorboard"],
+        "corruptions": ["imagecorruptions-imaug", "numba"],  # of `gradaug-det benchmark`
         "gdrive": ["gdown>=6.5"],  # the authors' published weights
         "onnx": ["onnx", "onnxruntime"],
         "docs": ["mkdocs-material", "mkdocstrings-python"],

@@ -24,6 +24,11 @@ from gradaug_det.errors import GradAugError
 
 PIPE_CLOSED = 141  # the reader of stdout or stderr is gone: 128 + SIGPIPE, as of other programs
 
+_EXTRAS = (
+    "`pip install 'gradaug-det[coco]'` brings what the programs need beside your Detectron2 or "
+    "MMDetection, 'gradaug-det[corruptions]' what --corruptions needs"
+)
+
 
 class Command(NamedTuple):
     """A subcommand: its module in this package and its line in the help."""
@@ -75,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 # A full disk or a gone reader may show here only; argparse swallows it.
                 sys.stdout.flush()
                 sys.stderr.flush()
+        except ModuleNotFoundError as error:
+            return _end(GradAugError(f"{error.name} is not installed; {_EXTRAS}"))
         except (GradAugError, OSError, KeyboardInterrupt) as error:
             return _end(error)
 

@@ -68,6 +68,7 @@ def test_wrong_arguments_exit_with_2(argv, message, capsys):
         (DataError("one\n  two"), 2, "gradaug-det: error: one two\n"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (ModuleNotFoundError(name="jinja2"), 2, "error: jinja2 is not installed; `pip install"),
     ],
 )
 def test_errors_of_a_command(monkeypatch, capsys, error, code, message):
