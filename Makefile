@@ -10,7 +10,7 @@ COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --no-emit-in
 	--no-annotate --quiet --override requirements/overrides.txt $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs study-zoo compare-frameworks lint env-demo env-test lock clean
+.PHONY: help demo test docs dist study-zoo compare-frameworks lint env-demo env-test lock clean
 .PHONY: browser FORCE
 .NOTPARALLEL:
 
@@ -37,6 +37,15 @@ compare-frameworks: env-test  ## the same fine-tunings in both frameworks, 3 see
 
 docs: env-test  ## build the documentation's site into output/site; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+
+dist: env-test  ## build the wheel and the sdist of the last commit into dist/, and check them
+	rm -rf build dist && mkdir -p build/source dist
+	git archive HEAD | tar -x -C build/source
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(UV) build --quiet --offline \
+		--no-build-isolation --python $(PY) --out-dir dist build/source
+	$(PY) -m twine check --strict dist/*
+	@ls -l dist/*; big="$$(find dist -size +5000000c)"; test -z "$$big" || { \
+		echo "Larger than 5 MB: $$big" >&2; exit 1; }
 
 lint: env-demo  ## check style and formatting only
 	$(PY) -m ruff check .

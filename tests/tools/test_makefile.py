@@ -22,6 +22,7 @@ case "$*" in
 *sysconfig*) echo "$HEADERS"; exit ;;
 "-c "*) exit ;;
 *"pip config"*) exit 1 ;;
+"build "*) head -c "$SIZE" /dev/zero > dist/any.whl ;;
 esac
 echo "${0##*/} $*" >> calls
 env > "environment-${0##*/}"
@@ -232,6 +233,19 @@ def test_make_runs_setup_then_the_program(project):
     test = dry_run("test", "ARGS=-x")
     assert test.index("test.lock") < test.index("ruff check") < test.index("pytest -q ")
     assert test.rstrip().endswith(" -x")
+
+
+@pytest.mark.parametrize(("size", "status"), [(5_000_000, 0), (5_000_001, 2)])
+def test_a_commit_is_built_checked_and_at_most_5_megabytes(project, size, status):
+    for command in ("init -q", "add Makefile", "commit -q -m one"):
+        who = "-c user.name=me -c user.email=me@example.test"
+        subprocess.run(f"git {who} {command}", shell=True, check=True, cwd=project.folder)
+    project.env |= {"SIZE": str(size)}
+    *_, build, check = project.make("dist", status=status)
+    assert build.startswith("uv build ") and build.endswith("--out-dir dist build/source")
+    assert check == "python -m twine check --strict dist/any.whl"
+    assert [path.name for path in (project.folder / "build/source").iterdir()] == ["Makefile"]
+    assert ("Larger than 5 MB: dist/any.whl" in project.output) == bool(status)
 
 
 def test_ci_runs_make_test():
