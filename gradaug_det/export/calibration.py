@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,13 +91,46 @@ def find_norms(backbone: nn.Module) -> list[nn.Module]:
     ]
 
 
+class Moments(NamedTuple):
+    """Mean and standard deviation (C,) of a norm's outputs, before its weight and bias."""
+
+    mean: Tensor
+    std: Tensor
+
+
 @torch.no_grad()
-def recalibrate(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replaces the running statistics of the backbone's norms by the batches' average ones.
+def measure_moments(backbone: nn.Module, batches: Iterable[Tensor]) -> list[Moments]:
+    """Measures what each of a backbone's norms makes of its inputs with the statistics it has.
+
+    Frozen statistics need not be those of the inputs: the weights have learned to live with that.
 
     Args:
         backbone: in evaluation mode.
         batches: (N, C, H, W) each, as the backbone sees them.
+    """
+    norms = find_norms(backbone)
+    found = []
+    for norm, meter in zip(norms, _measure(backbone, norms, batches), strict=True):
+        scale = (norm.running_var + norm.eps).sqrt()
+        # From above 0: a channel without a spread would get statistics that are infinite.
+        std = (meter.running_var.sqrt() / scale).clamp(min=1e-3)
+        found.append(Moments((meter.running_mean - norm.running_mean) / scale, std))
+    return found
+
+
+@torch.no_grad()
+def recalibrate(
+    backbone: nn.Module, batches: Iterable[Tensor], moments: Sequence[Moments] | None = None
+) -> None:
+    """Replaces the running statistics of the backbone's norms by what is measured on the batches.
+
+    Args:
+        backbone: in evaluation mode. Inside :func:`gradaug_det.core.slimming.at_width` the
+            sub-network's statistics are replaced, until the end of that block.
+        batches: (N, C, H, W) each, as the backbone sees them.
+        moments: of the full network, from :func:`measure_moments`. The statistics then give each
+            norm's outputs these moments, those of the first channels; by default, statistics are
+            the batches' average ones.
 
     Raises:
         ConfigError: it has no norm with running statistics.
@@ -106,8 +140,38 @@ def recalibrate(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
         raise ConfigError(
             "--calibrate", "needs norms with running statistics, and this backbone has none"
         )
+    wanted = None
+    if moments is not None:
+        counts = [len(norm.running_mean) for norm in norms]
+        wanted = [
+            Moments(mean[:count], std[:count])
+            for count, (mean, std) in zip(counts, moments, strict=True)
+        ]
+    for index, meter in enumerate(_measure(backbone, norms, batches, wanted, replace=True)):
+        mean, var = meter.running_mean, meter.running_var
+        if wanted is not None:
+            scale = (var + meter.eps).sqrt() / wanted[index].std
+            mean, var = mean - wanted[index].mean * scale, scale**2 - meter.eps
+        # Not copied into the tensors: those of a sub-network are views of the full network's.
+        norms[index].running_mean, norms[index].running_var = mean, var
+
+
+def _measure(
+    backbone: nn.Module,
+    norms: Sequence[nn.Module],
+    batches: Iterable[Tensor],
+    wanted: Sequence[Moments] | None = None,
+    *,
+    replace: bool = False,
+) -> list[nn.BatchNorm2d]:
+    """Returns, for each norm, one in training mode that has seen the same inputs.
+
+    Args:
+        wanted: of the outputs before weight and bias; by default mean 0 and deviation 1.
+        replace: whether layers after a norm see the outputs of the measuring one.
+    """
     meters, handles = [], []
-    for norm in norms:
+    for index, norm in enumerate(norms):
         # Without momentum it averages over all batches, as PyTorch's update_bn does; which cannot
         # be used itself, as frozen norms are no BatchNorm layers that it would find.
         meter = nn.BatchNorm2d(len(norm.running_mean), eps=norm.eps, momentum=None)
@@ -115,15 +179,20 @@ def recalibrate(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
         if norm.weight is not None:
             meter.weight.copy_(norm.weight)
             meter.bias.copy_(norm.bias)
+        if wanted is not None:
+            meter.bias += meter.weight * wanted[index].mean
+            meter.weight *= wanted[index].std
         meters.append(meter)
-        # What a forward hook returns replaces the output: layers after it see measured statistics.
-        handles.append(norm.register_forward_hook(lambda _, x, __, meter=meter: meter(*x)))
+
+        def measure(_: nn.Module, x: tuple, __: Tensor, meter: nn.Module = meter) -> Tensor | None:
+            measured = meter(*x)
+            return measured if replace else None  # what a hook returns replaces the output
+
+        handles.append(norm.register_forward_hook(measure))
     try:
         for images in batches:
             backbone(images)
     finally:
         for handle in handles:
             handle.remove()
-    for norm, meter in zip(norms, meters, strict=True):
-        norm.running_mean.copy_(meter.running_mean)
-        norm.running_var.copy_(meter.running_var)
+    return meters

@@ -1,5 +1,6 @@
 """What both frameworks share: widths, who reads the backbone, statistics, images, the command."""
 
+import copy
 import json
 import sys
 from fractions import Fraction
@@ -13,7 +14,12 @@ from torchvision.models import resnet18, resnet50, resnext50_32x4d
 from gradaug_det.commands.cli import main
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.errors import ConfigError, DataError, UnslimmableError
-from gradaug_det.export.calibration import find_images, recalibrate, split_evenly
+from gradaug_det.export.calibration import (
+    find_images,
+    measure_moments,
+    recalibrate,
+    split_evenly,
+)
 from gradaug_det.export.programs import FORMATS, Traceable, make_program
 from gradaug_det.export.slicing import largest_difference, narrow_state
 from gradaug_det.export.widths import expressible_widths, scale_channels, share_of_channels
@@ -118,6 +124,34 @@ def test_one_batch_gives_fvcores_statistics():
     assert not ours[1].training and ours[1].momentum == 0.1 and type(ours[1]) is nn.BatchNorm2d
     with pytest.raises(ConfigError, match="--calibrate needs norms with running statistics"):
         recalibrate(nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8)), [images])
+
+
+def test_a_narrow_network_gets_the_full_ones_moments():
+    """Also where the full network's frozen statistics are not those of what its layers see."""
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
+                            nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8)).eval()  # fmt: skip
+    with torch.no_grad():
+        network[1].weight.uniform_(-1, 2)
+        network[4].running_mean.uniform_(-1, 1)
+        network[4].running_var.uniform_(0.1, 3)
+    before = copy.deepcopy(network.state_dict())
+    images = torch.randn(8, 3, 32, 32) * 3 + 1
+    moments = measure_moments(network, [images])
+
+    def outputs():
+        with torch.no_grad():
+            for last in (2, 5):
+                x = network[:last](images)[:, :4].transpose(0, 1).flatten(1)
+                yield torch.stack([x.mean(1), x.std(1)])
+
+    full = list(outputs())
+    with at_width(network, 0.5, norm="frozen"):
+        cut = list(outputs())
+        recalibrate(network, [images], moments)
+        assert len(network[1].running_mean) == 8
+        torch.testing.assert_close(list(outputs()), full, rtol=1e-3, atol=1e-3)
+        assert not torch.allclose(cut[1], full[1], rtol=0.1)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 
 def test_batches_are_of_about_the_same_size():

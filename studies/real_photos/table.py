@@ -1,0 +1,115 @@
+"""The study's one table: AP by width over seeds, against plain training."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+
+from gradaug_det.reports.rendering import MISSING, with_sign, write_files
+from studies.real_photos.study import FOLDER
+from studies.report.statistics import agreement
+
+TASKS = {"bbox": "box", "segm": "mask"}
+
+
+def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the table's rows: of an arm with one schedule over its seeds.
+
+    A seed's AP is the mean over the folds: over all of them, or the first alone in rows whose
+    ``folds`` is 0, which an arm has as long as no seed of it has all.
+    """
+    study = yaml.safe_load((FOLDER / "cells.yaml").read_text("utf-8"))
+    order, plain = list(study["arms"]), {name: of["plain"] for name, of in study["sets"].items()}
+    seeds: dict[tuple, dict] = defaultdict(lambda: defaultdict(dict))
+    for result in results:
+        own = result["settings"]
+        key = own["set"], own["schedule"], own["arm"]
+        seeds[key][own["seed"]][own["fold"]] = result
+    rows = {}
+    for key, of_arm in seeds.items():
+        count = study["folds"]
+        whole = [[*folds.values()] for folds in of_arm.values() if len(folds) == count]
+        first = [[folds[0]] for folds in of_arm.values() if 0 in folds]
+        # Plain training has both rows: arms of either kind are compared with it.
+        both = key[2] == plain[key[0]]
+        for folds, found in (("all", whole), ("0", first if both or not whole else [])):
+            for kind in ("metrics", "matched") if found else ():
+                if row := _make_row(found, kind):
+                    rows[(*key, folds, kind)] = {"folds": folds, **row}
+    for (name, schedule, arm, folds, _), row in rows.items():
+        reference = rows.get((name, schedule, plain[name], folds, "metrics"))
+        if reference:
+            row["time"] = row["seconds"] / reference["seconds"]
+            if arm != plain[name]:
+                row["minus plain"] = _differences(row["values"], reference["values"])
+    return [
+        rows[key] for key in sorted(rows, key=lambda k: (k[0], k[1], k[3], order.index(k[2]), k))
+    ]
+
+
+def _make_row(seeds: list[list[dict]], kind: str) -> dict[str, Any] | None:
+    used = [result for of_seed in seeds for result in of_seed]
+    own, widths = used[0]["settings"], used[0][kind]
+    if not widths:
+        return None
+    return {
+        **{key: own[key] for key in ("set", "arm", "schedule")},
+        **{"matched": kind == "matched", "steps": used[0]["steps"], "seeds": len(seeds)},
+        "values": {
+            f"{TASKS[task]} {width}": [fmean(r[kind][width][task]["AP"] for r in s) for s in seeds]
+            for width, tasks in widths.items()
+            for task in tasks
+        },
+        "seconds": fmean(result["processor_seconds"] / result["steps"] for result in used),
+        "peak_mib": max(result["peak_mib"] for result in used),
+    }
+
+
+def _differences(values: dict[str, list], plain: dict[str, list]) -> dict[str, list]:
+    """Returns (difference, low, high) of the APs at full width; without spread the first alone."""
+    found = {}
+    for column in (f"{task} 1" for task in TASKS.values() if f"{task} 1" in values):
+        own, others = values[column], plain[column]
+        found[column] = [fmean(own) - fmean(others)]
+        if min(len(own), len(others)) > 1:
+            welch = agreement(own, others)
+            found[column] += [welch.low, welch.high]
+    return found
+
+
+def write_table(results: list[dict[str, Any]], folder: Path) -> None:
+    """Writes table.md, and table.json with every seed's values."""
+    rows = make_rows(results)
+    widths = max((result["settings"]["widths"] for result in results), key=len, default=[1])
+    columns = [f"{task} {width:g}" for task in TASKS.values() for width in widths]
+    differences = [f"{task} 1" for task in TASKS.values()]
+    lines = [
+        ["set", "arm", "steps", "folds", "seeds", *columns]
+        + [f"{column} minus plain" for column in differences]
+        + ["time", "MiB"],
+        [":--", ":--", *["--:"] * (len(columns) + 7)],
+    ]
+    for row in rows:
+        cells = [row["set"], row["arm"] + ", matched" * row["matched"]]
+        cells += [str(row[key]) for key in ("steps", "folds", "seeds")]
+        cells += [_spread(row["values"].get(column, [])) for column in columns]
+        cells += [_signed(row.get("minus plain", {}).get(column, [])) for column in differences]
+        time = f"{row['time']:.2f}" if "time" in row else MISSING
+        lines.append([*cells, time, f"{row['peak_mib']:.0f}"])
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    write_files(folder, {"table.md": text, "table.json": json.dumps(rows, indent=1) + "\n"})
+
+
+def _spread(values: list[float]) -> str:
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{fmean(values):.1f}{spread}" if values else ""
+
+
+def _signed(values: list[float]) -> str:
+    difference, *interval = [with_sign(value, 1) for value in values] or [""]
+    return f"{difference} [{', '.join(interval)}]" if interval else difference

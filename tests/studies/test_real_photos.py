@@ -1,0 +1,232 @@
+"""The study of real photographs: folds, trainings that go on, archives, one table."""
+
+import io
+import json
+import random
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from gradaug_det.check_data.check import check_before_training
+from gradaug_det.evaluation.coco_data import CocoData
+from studies.real_photos import __main__ as program
+from studies.real_photos.study import FOLDER, read_cells, read_results, split_fold
+from studies.real_photos.table import make_rows, write_table
+from studies.real_photos.train import CellTrainer, prepare_cell, train_cell
+from tests.d2.dataset import annotation, write_coco
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A set of six images, as the study reads one."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    objects = [[annotation(8 * i, 10, 40, 50)] for i in range(6)]
+    file, _ = write_coco(folder, objects, classes=1)
+    content = json.loads(file.read_text())
+    for split, ids in (("train", {1, 2, 3, 4}), ("dev", {5, 6})):
+        images = [one for one in content["images"] if one["id"] in ids]
+        kept = [one for one in content["annotations"] if one["image_id"] in ids]
+        part = {**content, "images": images, "annotations": kept}
+        (folder / f"{split}.json").write_text(json.dumps(part))
+    return folder.parent
+
+
+def tiny_cell(**changes):
+    sizes = {
+        f"INPUT.{size}_SIZE_{part}": 64 for size in ("MIN", "MAX") for part in ("TRAIN", "TEST")
+    }
+    cell = read_cells()["pennfudan-adamw-3e-4-0.05-1x-seed1-fold0"]
+    overrides = {**cell["overrides"], **sizes, "INPUT.MIN_SIZE_TRAIN": [48, 64]}
+    overrides |= {"SOLVER.MAX_ITER": 3, "SOLVER.STEPS": [2], "SOLVER.CHECKPOINT_PERIOD": 1}
+    overrides |= {"TEST.DETECTIONS_PER_IMAGE": 10, "MODEL.RPN.POST_NMS_TOPK_TEST": 20}
+    small = {"set": "tiny", "folds": 2, "widths": [1, 0.5], "match": 1}
+    return {**cell, **small, "overrides": overrides, **changes}
+
+
+def test_cells_have_their_settings():
+    cells = read_cells()
+    cell = cells["pennfudan-sgd-0.02-1x-seed1-fold0"]
+    assert cell["optimizer"] == "SGD" and cell["match"] == 40 and cell["images"] == 1
+    assert cell["overrides"]["SOLVER.BASE_LR"] == 0.02
+    assert cell["overrides"]["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] == "norm"
+    long = cells["pennfudan-adamw-3e-4-0.05-2x-seed3-fold1"]["overrides"]
+    assert long["SOLVER.MAX_ITER"] == 3600 and long["SOLVER.STEPS"] == [2700]
+    assert long["SEED"] == long["GRADAUG.SEED"] == 3
+    clips = {
+        c["optimizer"]: c["overrides"]["SOLVER.CLIP_GRADIENTS.ENABLED"] for c in cells.values()
+    }
+    assert clips == {"AdamW": False, "SGD": True}
+
+
+def test_folds_are_disjoint_and_complete(data):
+    seen = []
+    for fold in range(3):
+        train, test = split_fold(data / "tiny", tiny_cell(fold=fold, folds=3))
+        ids = [{image["id"] for image in part["images"]} for part in (train, test)]
+        assert not ids[0] & ids[1] and ids[0] | ids[1] == {1, 2, 3, 4, 5, 6}
+        assert [{a["image_id"] for a in p["annotations"]} for p in (train, test)] == ids
+        seen += ids[1]
+    assert sorted(seen) == [1, 2, 3, 4, 5, 6]
+    half, same = split_fold(data / "tiny", tiny_cell(fold=2, folds=3, images=0.5))
+    assert len(half["images"]) == 2 and same == test
+    assert {i["id"] for i in half["images"]} < {i["id"] for i in train["images"]}
+
+
+@pytest.mark.integration
+def test_a_stopped_cell_goes_on_and_has_the_same_result(data, tmp_path):
+    whole = train_cell("whole", tiny_cell(), data, tmp_path, tmp_path / "results")
+    (tmp_path / "stopped").mkdir()
+    trainer = CellTrainer(prepare_cell("stopped", tiny_cell(), data / "tiny", tmp_path / "stopped"))
+    assert type(trainer.optimizer) is torch.optim.AdamW
+    assert trainer.optimizer.defaults["weight_decay"] == 0.05
+    trainer.resume_or_load(resume=True)
+    trainer.max_iter = 2
+    trainer.train()
+    left = {path.name for path in (tmp_path / "stopped").glob("model_*.pth")}
+    assert left == {"model_final.pth", "model_0000001.pth"}  # and not the first
+    stopped = train_cell("stopped", tiny_cell(), data, tmp_path, tmp_path / "results")
+    weights = [torch.load(tmp_path / name / "model.pth")["model"] for name in ("whole", "stopped")]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    one, other = (json.loads(path.read_text()) for path in (whole, stopped))
+    assert one["metrics"] == other["metrics"] and one["matched"] == other["matched"]
+    assert list(one["metrics"]) == ["1", "0.5"] and list(one["matched"]) == ["0.5"]
+    assert one["steps"] == other["steps"] == 3 and other["processor_seconds"] > 0
+    assert not list((tmp_path / "stopped").glob("model_*.pth"))
+    # Other settings: nothing of the old training is resumed.
+    (tmp_path / "stopped" / "last_checkpoint").write_text("model_0000001.pth")
+    cell = tiny_cell(optimizer="SGD")
+    cfg = prepare_cell("stopped", cell, data / "tiny", tmp_path / "stopped")
+    assert cfg.SOLVER.OPTIMIZER == "SGD"
+    assert not (tmp_path / "stopped" / "last_checkpoint").exists()
+
+
+def test_cells_that_are_there_are_skipped(tmp_path, capsys):
+    name = "pennfudan-adamw-3e-4-0.05-1x-seed1-fold0"
+    arguments = ["train", "--data", "none", "--list", "--results", str(tmp_path), "--only", name]
+    assert program.main(arguments) == 0 and name in capsys.readouterr().out
+    record = {"settings": read_cells()[name]}
+    (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    assert program.main(arguments) == 0
+    assert capsys.readouterr().out == "1 of 1 cells are done\n\n"
+    record["settings"]["overrides"]["SOLVER.BASE_LR"] = 1.0
+    (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    assert program.main(arguments) == 2 and "rename the arm" in capsys.readouterr().err
+
+
+def test_the_stored_table_is_that_of_the_stored_results(tmp_path):
+    write_table(read_results(FOLDER / "results"), tmp_path)
+    for name in ("table.md", "table.json"):
+        assert (tmp_path / name).read_text() == (FOLDER / name).read_text()
+    stored = read_results(FOLDER / "results")
+    cells = read_cells()
+    assert all(cells[file.stem] == of["settings"] for file, of in zip(
+        sorted((FOLDER / "results").glob("*.json")), stored, strict=True))  # fmt: skip
+
+
+def result(arm, seed, fold, ap, seconds=2.0):
+    settings = {**read_cells()["pennfudan-adamw-3e-4-0.05-1x-seed1-fold0"], "widths": [1, 0.5]}
+    settings |= {"arm": arm, "seed": seed, "fold": fold}
+    metrics = {w: {"bbox": {"AP": ap * float(w)}, "segm": {"AP": 9.0}} for w in ("1", "0.5")}
+    cost = {"steps": 10, "processor_seconds": 10 * seconds, "peak_mib": 900.0}
+    matched = {"0.5": {"bbox": {"AP": 7.0}}} if arm.startswith("adamw") else {}
+    return {"settings": settings, "metrics": metrics, "matched": matched, **cost}
+
+
+def test_the_table_has_means_over_folds_and_spreads_over_seeds(tmp_path):
+    plain, other, tuned = "adamw-3e-4-0.05", "added-labels", "sgd-0.01"
+    results = [
+        *(result(plain, s, f, 10 * s + 3 * f) for s in (1, 2, 3) for f in (0, 1, 2)),
+        *(result(other, s, f, 10 * s + 3 * f + 5, 3.0) for s in (1, 2, 3) for f in (0, 1, 2)),
+        result(other, 4, 0, 99.0),  # its seed has not all folds
+        result(tuned, 1, 0, 12.0),
+    ]
+    random.Random(1).shuffle(results)
+    write_table(results, tmp_path)
+    lines = [line.strip("| \n").split(" | ") for line in (tmp_path / "table.md").open()]
+    rows = {(row[1], row[3]): row for row in lines[2:]}
+    assert lines[0][5:9] == ["box 1", "box 0.5", "mask 1", "mask 0.5"]
+    assert rows[plain, "all"][4:7] == ["3", "23.0 ± 10.0", "11.5 ± 5.0"]
+    assert rows[plain, "0"][5] == "20.0 ± 10.0"
+    assert rows[f"{plain}, matched", "all"][6] == "7.0 ± 0.0"
+    # Welch, 4 degrees of freedom: 5 +- 2.776 * sqrt(200 / 3)
+    assert rows[other, "all"][9:12] == [
+        "+5.0 [\N{MINUS SIGN}17.7, +27.7]",
+        "0.0 [0.0, 0.0]",
+        "1.50",
+    ]
+    assert (other, "0") not in rows
+    assert rows[tuned, "0"][4:6] == ["1", "12.0"] and rows[tuned, "0"][9] == "\N{MINUS SIGN}8.0"
+    assert len(make_rows(results)) == len(rows) == 6
+
+
+def encode(image, kind="png"):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_sets_are_made_of_the_published_archives(tmp_path):
+    """Tiny archives of the same form."""
+    labels = np.zeros((300, 960), np.uint8)
+    labels[20:120, 100:200], labels[10:50, 400:600] = 1, 2
+    with ZipFile(tmp_path / "people.zip", "w") as files:
+        for number in range(1, 8):
+            name = f"PennFudanPed/{{}}/FudanPed{number:05}{{}}.png"
+            files.writestr(name.format("PNGImages", ""), encode(Image.new("RGB", (960, 300))))
+            files.writestr(name.format("PedMasks", "_mask"), encode(Image.fromarray(labels)))
+    cell = (
+        "<object><name>{}</name><bndbox><xmin>64</xmin><ymin>32</ymin><xmax>128</xmax>"
+        "<ymax>96</ymax></bndbox></object>"
+    )
+    with ZipFile(tmp_path / "cells.zip", "w") as files:
+        top = "BCCD_Dataset-master/BCCD"
+        for split, numbers in (("train", (7, 1)), ("val", (2,)), ("test", (3,))):
+            names = [f"BloodImage_{number:05}" for number in numbers]
+            files.writestr(f"{top}/ImageSets/Main/{split}.txt", "\n".join(names) + "\n")
+            for name in names:
+                picture = encode(Image.new("RGB", (640, 480)), "jpeg")
+                files.writestr(f"{top}/JPEGImages/{name}.jpg", picture)
+                text = cell.format("RBC") + cell.format("Platelets")
+                files.writestr(f"{top}/Annotations/{name}.xml", f"<annotation>{text}</annotation>")
+    out = tmp_path / "sets"
+    arguments = ["--pennfudan", str(tmp_path / "people.zip"), "--bccd", str(tmp_path / "cells.zip")]
+    assert program.main(["prepare", *arguments, "--out", str(out)]) == 0
+
+    people = {s: CocoData.read(out / f"pennfudan/{s}.json") for s in ("train", "dev")}
+    ids = {split: [i["id"] for i in data.truth["images"]] for split, data in people.items()}
+    assert ids == {"train": [3, 4, 5], "dev": [2, 7]}  # 1 and 6 are left out
+    image, first = people["dev"].truth["images"][0], people["dev"].truth["annotations"][0]
+    assert image["file_name"] == "FudanPed00002.jpg" and (image["width"], image["height"]) == (
+        480,
+        150,
+    )
+    assert first["bbox"] == [50, 10, 50, 50] and first["area"] == 2500
+    assert coco_mask.area(first["segmentation"]) == 2500
+    blood = json.loads((out / "bccd/train.json").read_text())
+    assert [i["file_name"] for i in blood["images"]] == [
+        "BloodImage_00001.jpg",
+        "BloodImage_00007.jpg",
+    ]
+    assert blood["images"][0]["id"] == 2 and blood["images"][0]["width"] == 480
+    assert [a["category_id"] for a in blood["annotations"]] == [1, 3, 1, 3]
+    assert blood["annotations"][0]["bbox"] == [48.0, 24.0, 48.0, 48.0]
+    for name in ("pennfudan/train", "pennfudan/dev", "bccd/train", "bccd/dev"):
+        file = out / f"{name}.json"
+        data = CocoData.read(file, file.parent / "images", name)
+        check_before_training(data, name=name, masks="penn" in name, trains=True)
+
+
+def test_another_archive_is_an_error(tmp_path, capsys):
+    (tmp_path / "text.zip").write_text("no zip")
+    with ZipFile(tmp_path / "other.zip", "w") as files:
+        files.writestr("README", "")
+    for name, problem in (
+        ("text", "cannot be read as a zip archive"),
+        ("other", "another archive"),
+    ):
+        arguments = ["--bccd", str(tmp_path / f"{name}.zip"), "--out", str(tmp_path)]
+        assert program.main(["prepare", *arguments]) == 2 and problem in capsys.readouterr().err
