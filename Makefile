@@ -1,17 +1,19 @@
-# `make` lists the targets. Needs Linux and Python 3.11; everything goes into .venv.
+# `make` lists the targets. Needs Linux; everything goes into .venv.
 
-# The first candidate that runs and is a 3.11.
-PYTHON := $(shell for p in python3.11 python3 python; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$p" && exit; \
-	done; echo python3.11)
+# The locks are for these. The system's own comes first: its headers are one package away.
+RANGE := >=3.10,<3.14
+FITS = -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null
+FOUND = $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	"$$p" $(FITS) && echo "$$p" && exit; done)
+PYTHON = $(eval PYTHON := $(FOUND))$(PYTHON)
 PY := .venv/bin/python
 UV := .venv/bin/uv
-COMPILE = $(UV) pip compile --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--no-annotate --quiet --override requirements/overrides.txt $(UPGRADE)
+COMPILE = $(UV) pip compile --universal --python-version 3.10 --generate-hashes \
+	--no-emit-index-url --no-annotate --quiet --override requirements/overrides.txt $(UPGRADE)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test docs dist study-zoo compare-frameworks lint env-demo env-test lock clean
-.PHONY: browser FORCE
+.PHONY: system-demo system-test FORCE
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -51,9 +53,9 @@ lint: env-demo  ## check style and formatting only
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-env-demo: .venv/detectron2.stamp .venv/project.stamp  ## make .venv for the demo: PyTorch, Detectron2
+env-demo: system-demo .venv/detectron2.stamp .venv/project.stamp  ## make .venv for the demo: PyTorch, Detectron2
 
-env-test: browser env-demo .venv/test.stamp  ## make .venv for the tests: the demo's and MMDetection
+env-test: system-test env-demo .venv/test.stamp  ## make .venv for the tests: the demo's and MMDetection
 
 lock: env-demo  ## write requirements/*.lock anew from requirements/*.in
 	$(COMPILE) requirements/build.in -o requirements/build.lock
@@ -83,17 +85,46 @@ UV_INSTALL = export PATH="$(CURDIR)/.venv/bin:$$PATH"; \
 # The locks are complete, so nothing is resolved, and they name the tools that builds use.
 LOCKED = --require-hashes -r
 
-# Made anew where its Python is gone, or where the project was moved: its programs have the path.
-MADE_IN := $(shell $(PY) -c 'pass' 2>/dev/null && cat .venv/made.stamp 2>/dev/null)
-.venv/made.stamp: $(if $(filter-out $(CURDIR),$(or $(MADE_IN),nowhere)),FORCE)
+# Made anew where its Python is gone or is another than the one asked for, or where the project was
+# moved: its programs have the path.
+ASKED := $(if $(findstring command,$(origin PYTHON)),$(PYTHON),$(PY))
+MADE := $(filter $(CURDIR),$(shell version=$$($(PY) -V 2>/dev/null) && \
+	test "$$version" = "$$($(ASKED) -V)" && cat .venv/made.stamp 2>/dev/null))
+
+# What the system lacks, in Debian's names, is installed in one go before any download.
+# Playwright's own browsers are not on the package indexes. `env`: sudo passes no variables on.
+PACKAGE = $(or $(filter python3.%,$(notdir $(PYTHON))),python3)
+system-demo system-test:
 	@test "$$(uname)" = Linux || { echo 'The locked packages are for Linux: on this system, install' \
 		"the project with \`pip install -e '.[detectron2,mmdet,dev]'\`." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo \
-		'Python 3.11 is needed: install it (Debian: `apt-get install python3.11 python3.11-venv' \
-		'python3.11-dev`), or name one with `make PYTHON=/path/to/python3.11`.' >&2; exit 1; }
-	@echo 'Making .venv'
-	@$(PYTHON) -m venv --clear .venv || { command -v uv >/dev/null && \
-		uv venv --clear --seed --python $(PYTHON) .venv; }
+	@test -z '$(PYTHON)' || $(PYTHON) $(FITS) || { echo '$(PYTHON) is no Python 3.10 to 3.13, which' \
+		'the locked packages are for: name another one, or none to have one looked for.' >&2; exit 1; }
+	@has() { for name; do command -v "$$name" >/dev/null && return; done; false; }; \
+	runs() { $(or $(if $(MADE),$(PY)),$(PYTHON),python3) -c "$$1" 2>/dev/null; }; \
+	lacks=; test '$(MADE)' || has uv || runs 'import ensurepip' || lacks=' $(PACKAGE)-venv'; \
+	if test $@ = system-test; then \
+		has $(firstword $(CXX)) || lacks="$$lacks g++"; \
+		$(if $(MADE)$(PYTHON),runs 'import sysconfig as s; open(s.get_path("include") + "/Python.h")', \
+			has python3) || lacks="$$lacks $(PACKAGE)-dev"; \
+		has chromium chromium-browser google-chrome || lacks="$$lacks chromium"; \
+	fi; \
+	test "$$lacks" || exit 0; \
+	echo "Installing Debian's packages$$lacks (a minute)"; \
+	test "$$(id -u)" = 0 || sudo='sudo -n'; apt="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get"; \
+	{ $$apt update && $$apt install -y --no-install-recommends $$lacks; } || { echo 'Install these' \
+		"yourself (Debian's names): \`sudo apt-get install$$lacks\`." >&2; exit 1; }
+
+# Where no Python fits, uv fetches one, and where there is no uv, a Python of another version it.
+.venv/made.stamp: $(if $(MADE),,FORCE)
+	$(eval PYTHON := $(or $(PYTHON),$(FOUND)))# a package may just have brought one
+	@echo 'Making .venv with $(or $(PYTHON),a Python 3.10 to 3.13 that uv fetches: none is here)'
+	@if $(or $(PYTHON),false) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv --clear .venv; \
+	else command -v uv >/dev/null || { export PATH="$(CURDIR)/build/uv/bin:$$PATH"; \
+			python3 -m venv build/uv && pip install --quiet $(LOCKED) requirements/build.lock; }; \
+		uv venv --clear --seed --python '$(or $(PYTHON),$(RANGE))' .venv; \
+	fi || { echo 'There is no .venv: install a Python 3.10 to 3.13 where uv can reach none (it' \
+		'downloads from GitHub or from UV_PYTHON_INSTALL_MIRROR), with its venv module, or name' \
+		'one with `make PYTHON=/path/to/python3.13`.' >&2; exit 1; }
 	@echo '$(CURDIR)' > $@
 
 # pip keeps no copies for later: the build tools, uv among them, are put into the user's cache.
@@ -122,21 +153,7 @@ MADE_IN := $(shell $(PY) -c 'pass' 2>/dev/null && cat .venv/made.stamp 2>/dev/nu
 # does not know that MMCV's fits one version of PyTorch only: so this step has a cache of its own.
 # Operators are built for the CPU; users with a GPU take MMCV's own prebuilt wheels.
 .venv/test.stamp: requirements/test.lock .venv/demo.stamp
-	@command -v $(firstword $(CXX)) >/dev/null || { echo 'The C++ compiler $(firstword $(CXX)) is' \
-		'needed for MMCV: install one (Debian: `apt-get install g++`).' >&2; exit 1; }
-	@test -f "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || { \
-		echo "Python's C headers are needed for MMCV: install them (Debian: \`apt-get install" \
-		'python3.11-dev`).' >&2; exit 1; }
 	@echo 'Installing MMDetection; MMCV is compiled once (15 to 25 minutes on 2 cores)'
 	@export MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES= MAX_JOBS="$${MAX_JOBS:-$$(nproc)}"; \
 	export UV_CACHE_DIR=$(CACHE)/uv-torch-$(TORCH); $(UV_INSTALL) $(LOCKED) $<
 	@touch $@
-
-# Playwright's own browsers are not on the package indexes. `env`: sudo passes no variables on.
-browser:
-	@for name in chromium chromium-browser google-chrome; do \
-		command -v $$name >/dev/null && exit; done; \
-	echo "Installing Debian's Chromium, in which the tests open the reports (a minute)"; \
-	test "$$(id -u)" = 0 || sudo='sudo -n'; apt="$$sudo env DEBIAN_FRONTEND=noninteractive apt-get"; \
-	{ $$apt update && $$apt install -y --no-install-recommends chromium; } || { echo 'Install Chromium' \
-		'or Google Chrome yourself (Debian: `sudo apt-get install chromium`).' >&2; exit 1; }

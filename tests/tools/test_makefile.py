@@ -4,28 +4,36 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.browser import BROWSERS
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 LOCKS = {name: ROOT / "requirements" / f"{name}.lock" for name in ("build", "demo", "test")}
 MAKE = shutil.which("make")
 pytestmark = pytest.mark.skipif(MAKE is None, reason="needs make")
 
-# Python and uv: notes its arguments, and fails while there is a file `broken`.
-PROGRAM = """\
+# Python (of $VERSION) and uv: notes its arguments, and fails while there is a file `broken`.
+PROGRAM = f"""\
+: ${{VERSION:=3, 11}}
 case "$*" in
-"-m venv --clear .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; cp "$0" .venv/bin/uv ;;
-*sysconfig*) echo "$HEADERS"; exit ;;
+"-m venv "*|"venv "*) for to; do :; done; test "$to" = .venv || to=build/uv
+    mkdir -p $to/bin; for name in python pip uv; do cp "$0" $to/bin/$name; done ;;
+-V) echo "$VERSION"; exit ;;
+*version_info*) exec {sys.executable} -IS -c "import sys; sys.version_info = $VERSION; $2" ;;
+*ensurepip*) test -z "$BARE"; exit ;;
+*sysconfig*) test -z "$BARE"; exit ;;
 "-c "*) exit ;;
 *"pip config"*) exit 1 ;;
 "build "*) head -c "$SIZE" /dev/zero > dist/any.whl ;;
 esac
-echo "${0##*/} $*" >> calls
-env > "environment-${0##*/}"
+echo "${{0##*/}} $*" >> calls
+env > "environment-${{0##*/}}"
 test ! -e broken"""
 
 
@@ -46,17 +54,18 @@ class Project:
         shutil.copy(ROOT / "Makefile", folder)
         for name in LOCKS:
             (folder / "requirements" / f"{name}.lock").write_text("torch==2.9.1 \\\n")
-        for name in ("tools/install_detectron2.py", "setup.py", "pyproject.toml", "Python.h"):
+        for name in ("tools/install_detectron2.py", "setup.py", "pyproject.toml"):
             (folder / name).touch()
         self.python = program(folder / "python", PROGRAM)
         program(folder / "chromium", "")
-        self.env = {"HOME": str(folder), "HEADERS": str(folder), "CXX": "sh"}
+        self.env = {"HOME": str(folder), "CXX": "sh"}
         self.env["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
 
     def make(self, *args: str, status: int = 0) -> list[str]:
         """The programs called, in order; the output is kept."""
         (self.folder / "calls").write_text("")
-        command = [MAKE, "-C", self.folder, f"PYTHON={self.python}", *args]
+        named = [f"PYTHON={self.python}"] if self.python else []
+        command = [MAKE, "-C", self.folder, *named, *args]
         run = subprocess.run(command, env=self.env, capture_output=True, text=True)
         self.output = run.stdout + run.stderr
         assert (run.returncode != 0) == bool(status), self.output
@@ -71,31 +80,26 @@ def project(tmp_path):
     return Project(tmp_path / "project")
 
 
-def test_python_of_another_version_is_a_sentence(project):
-    project.python = program(project.folder / "python3.13", "exit 1")
+@pytest.mark.parametrize("version", ["3, 9", "3, 14"])
+def test_a_named_python_must_fit(project, version):
+    project.env["VERSION"] = version
     assert project.make("env-demo", status=2) == []
-    assert (
-        "Python 3.11 is needed: install it (Debian: `apt-get install python3.11" in project.output
-    )
+    assert "is no Python 3.10 to 3.13, which the locked packages are for" in project.output
+
+
+def test_environment_is_made_anew_for_another_python_that_is_named(project):
+    calls = project.make("env-demo")
+    assert project.make("env-demo") == []
+    project.python = program(project.folder / "python3.12", f"VERSION='3, 12'\n{PROGRAM}")
+    assert project.make("env-demo") == ["python3.12 -m venv --clear .venv", *calls[1:]]
+    project.python = None
+    assert project.make("env-demo") == []
 
 
 def test_other_systems_are_a_sentence(project):
     program(project.folder / "uname", "echo Darwin")
     assert project.make("env-demo", status=2) == []
     assert "on this system, install the project with `pip install -e" in project.output
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"CXX": "no-such-compiler"}, "no-such-compiler is needed for MMCV.*apt-get install g"),
-        ({"HEADERS": "nowhere"}, r"headers are needed for MMCV.*apt-get install python3\.11-dev"),
-    ],
-)
-def test_what_compiling_needs_is_named(project, change, sentence):
-    project.env |= change
-    assert "test.lock" not in str(project.make("env-test", status=2))
-    assert re.search(sentence, project.output)
 
 
 def test_demo_needs_no_mmdetection(project):
@@ -161,61 +165,114 @@ def test_commands_are_not_disturbed_by_another_environment(project):
 
 @pytest.fixture
 def bare(project):
-    """A machine without a browser, and with nothing but what `make browser` calls."""
+    """A machine with nothing but what the Makefile calls, neither Python nor browser."""
     (project.folder / "chromium").unlink()
-    for name in ("sh", "sed", "cat"):
+    project.python.unlink()
+    project.python = None
+    for name in ("sh", "sed", "cat", "mkdir", "cp", "touch", "uname", "echo", "rm"):
         (project.folder / name).symlink_to(shutil.which(name))
-    project.env["PATH"] = str(project.folder)
-    program(project.folder / "env", 'export "$1"; shift; exec "$@"')
+    project.env |= {"PATH": str(project.folder), "CXX": "g++"}
+    program(project.folder / "env", 'test $# = 0 || { export "$1"; shift; exec "$@"; }')
     program(project.folder / "id", "echo 1000")
     return project
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        ({"python3": "3, 13", "python3.11": "3, 11"}, "python3"),
+        ({"python3": "3, 9", "python3.12": "3, 12", "python3.10": "3, 10"}, "python3.12"),
+        ({"python3": "3, 14", "python3.10": "3, 10"}, "python3.10"),
+        ({"python": "3, 10"}, "python"),
+    ],
+)
+def test_a_python_that_fits_is_looked_for(bare, there, taken):
+    for name, version in there.items():
+        program(bare.folder / name, f"VERSION='{version}'\n{PROGRAM}")
+    assert bare.make("env-demo")[0] == f"{taken} -m venv --clear .venv"
+    assert f"Making .venv with {taken}\n" in bare.output
+
+
+def test_uv_fetches_a_python_where_none_fits(bare):
+    program(bare.folder / "python3", f"VERSION='3, 14'\n{PROGRAM}")
+    fetch = "uv venv --clear --seed --python >=3.10,<3.14 .venv"
+    got = ["python3 -m venv build/uv", "pip install --quiet --require-hashes -r "]
+    assert bare.make("env-demo")[:3] == [got[0], f"{got[1]}requirements/build.lock", fetch]
+    shutil.rmtree(bare.folder / ".venv")
+    program(bare.folder / "uv", PROGRAM)
+    assert bare.make("env-demo")[0] == fetch
+    shutil.rmtree(bare.folder / ".venv")
+    (bare.folder / "broken").touch()
+    bare.make("env-demo", status=2)
+    assert "install a Python 3.10 to 3.13 where uv can reach none" in bare.output
+
+
+def test_uv_makes_the_environment_where_venv_is_missing(bare):
+    program(bare.folder / "python3", PROGRAM)
+    program(bare.folder / "uv", PROGRAM)
+    bare.env["BARE"] = "yes"
+    assert bare.make("env-demo")[0] == "uv venv --clear --seed --python python3 .venv"
 
 
 @pytest.mark.parametrize("name", BROWSERS)
 def test_any_browser_on_path_will_do(bare, name):
     program(bare.folder / name, "")
-    bare.make("browser")
-    assert "Installing" not in bare.output
+    bare.make("system-test", status=2)
+    assert "python3-venv g++ python3-dev`" in bare.output
 
 
 @pytest.mark.parametrize(("user", "prefix"), [(0, ""), (1000, "sudo -n ")])
-def test_browser_is_installed_by_apt_and_looked_for_each_time(bare, user, prefix):
+def test_packages_are_installed_by_apt_all_at_once(bare, user, prefix):
+    program(bare.folder / "python3.12", f"VERSION='3, 12'\n{PROGRAM}")
     program(bare.folder / "id", f"echo {user}")
     program(bare.folder / "sudo", 'test $1 = -n && shift && SUDO="sudo -n " exec "$@"')
-    copy = f"test $1 = update || {shutil.which('cp')} $0 chromium"
-    program(bare.folder / "apt-get", f'echo "$SUDO$DEBIAN_FRONTEND $@" >> calls; {copy}')
-    calls = [
-        f"{prefix}noninteractive update",
-        f"{prefix}noninteractive install -y --no-install-recommends chromium",
-    ]
-    bare.env |= {"SUDO": ""}
-    assert bare.make("browser") == calls
-    assert "Installing Debian's Chromium" in bare.output
-    assert bare.make("browser") == []
-    (bare.folder / "chromium").unlink()  # as on another machine with the same .venv
-    assert bare.make("browser") == calls
+    names = "python3.12-venv g++ python3.12-dev chromium"
+    install = f"install -y --no-install-recommends {names}"
+    program(bare.folder / "apt-get", 'echo "$SUDO$DEBIAN_FRONTEND $@" >> calls')
+    bare.env |= {"SUDO": "", "BARE": "yes"}
+    calls = [f"{prefix}noninteractive {command}" for command in ("update", install)]
+    assert bare.make("system-test") == calls
+    assert f"Installing Debian's packages {names} (a minute)" in bare.output
+    assert bare.make("system-demo")[1] == calls[1].replace(names, "python3.12-venv")
+    bare.env["BARE"] = ""
+    for name in ("chromium", "g++"):
+        program(bare.folder / name, "")
+    assert bare.make("system-test") == []
 
 
 @pytest.mark.parametrize("sudo", [None, "echo 'sudo: a password is required' >&2; exit 1"])
-def test_forbidden_browser_says_what_to_do(bare, sudo):
+def test_forbidden_packages_say_what_to_do(bare, sudo):
     if sudo:
         program(bare.folder / "sudo", sudo)
-    bare.make("browser", status=2)
-    assert "Chromium or Google Chrome yourself (Debian: `sudo apt-get install" in bare.output
+    bare.make("env-test", status=2)
+    assert "`sudo apt-get install python3-venv g++ python3-dev chromium`" in bare.output
 
 
-def pinned(lock: Path) -> dict[str, str]:
-    return dict(re.findall(r"^([\w.-]+)==(\S+)", lock.read_text(), flags=re.MULTILINE))
+def pinned(name: str, python: str) -> list[tuple[str, str]]:
+    """The names and versions that a lock installs with this Python."""
+    lines = re.findall(r"^([\w.-]+==.*?) ?\\?$", LOCKS[name].read_text(), flags=re.MULTILINE)
+    wanted = {"python_version": python, "python_full_version": f"{python}.0"}
+    found = [Requirement(line) for line in lines]
+    return [
+        (requirement.name, str(requirement.specifier))
+        for requirement in found
+        if requirement.marker is None or requirement.marker.evaluate(wanted)
+    ]
 
 
-def test_locks_agree_and_have_hashes():
-    pins = {name: pinned(lock) for name, lock in LOCKS.items()}
+@pytest.mark.parametrize("python", PYTHONS)
+def test_locks_agree_and_cover_each_python(python):
+    pins = {name: dict(pinned(name, python)) for name in LOCKS}
+    assert all(len(pins[name]) == len(pinned(name, python)) for name in LOCKS)  # one version each
     assert pins["build"].items() <= pins["demo"].items() <= pins["test"].items()
-    assert {"uv", "setuptools", "ninja"} <= set(pins["build"])
-    assert {"torch", "pypi-simple", "pytest"} <= set(pins["demo"])
-    only_test = {"onedl-mmcv", "onedl-mmdetection", "playwright"}
-    assert only_test <= set(pins["test"]) - set(pins["demo"])
+    for name, lock in LOCKS.items():
+        lines = re.findall(r"^(\w[\w-]+)", lock.with_suffix(".in").read_text(), flags=re.MULTILINE)
+        assert set(lines) <= set(pins[name]), name
+    assert not {"onedl-mmcv", "playwright"} & set(pins["demo"])
     assert "opencv-python" not in pins["test"]
+
+
+def test_locks_have_hashes():
     for lock in LOCKS.values():
         blocks = re.split(r"\n(?=\S)", lock.read_text().split("\n", 2)[2].strip())
         assert all("--hash=sha256:" in block for block in blocks), lock.name
