@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
@@ -21,14 +22,31 @@ BLOOD_CELLS = ("RBC", "WBC", "Platelets")
 Item = tuple[int, str, Image.Image, list[dict]]  # id, name, small image, objects
 
 
-def prepare_pennfudan(archive: Path, out: Path) -> None:
-    """Makes the Penn-Fudan set; of five images by name, the first is left out, to be a test's, and
-    the second is in dev."""
-    with _open(archive) as files:
-        images = list(enumerate(_find(files, "PNGImages/", ".png"), start=1))
-        for split, rests in (("train", (0, 3, 4)), ("dev", (2,))):
-            part = (_read_masks(files, *one) for one in images if one[0] % 5 in rests)
-            _write(out, split, part, ["person"])
+def prepare_set(archive: Path, data: Path) -> None:
+    """Makes a set of PennFudanPed.zip or of the repository BCCD_Dataset's zip, under ``data``.
+
+    Of five images of Penn-Fudan by name, the first is left out, to be a test's, and the second is
+    in dev; of the blood cells, the published part val is dev and test is left out.
+    """
+    try:
+        files = ZipFile(archive)
+    except (OSError, BadZipFile) as error:
+        raise DataError(f"{archive} cannot be read as a zip archive: {error}") from None
+    names = sorted(files.namelist())
+    people = [name for name in names if re.search("/PNGImages/.*png$", name)]
+    lists = {Path(name).stem: name for name in names if "/ImageSets/Main/" in name}
+    if not people and not {"train", "val"} <= set(lists):
+        raise DataError(f"{archive} has neither PNGImages nor ImageSets/Main: another archive")
+    numbered = list(enumerate(people, start=1))
+    for split, rests, part in (("train", (0, 3, 4), "train"), ("dev", (2,), "val")):
+        if people:
+            items = (_read_masks(files, *one) for one in numbered if one[0] % 5 in rests)
+            _write(data / "pennfudan", split, items, ["person"])
+        else:
+            folder = PurePosixPath(lists[part]).parents[2]
+            listed = sorted(files.read(lists[part]).decode().split())
+            items = (_read_voc(files, folder, name) for name in listed)
+            _write(data / "bccd", split, items, BLOOD_CELLS)
 
 
 def _read_masks(files: ZipFile, number: int, name: str) -> Item:
@@ -45,16 +63,6 @@ def _read_masks(files: ZipFile, number: int, name: str) -> Item:
     return number, PurePosixPath(name).stem, picture, objects
 
 
-def prepare_bccd(archive: Path, out: Path) -> None:
-    """Makes the set of blood cells: its published train part and, as dev, its val part."""
-    with _open(archive) as files:
-        for split, part in (("train", "train"), ("dev", "val")):
-            (names,) = _find(files, "ImageSets/Main/", f"/{part}.txt")
-            folder = PurePosixPath(names).parents[2]
-            listed = sorted(files.read(names).decode().split())
-            _write(out, split, (_read_voc(files, folder, one) for one in listed), BLOOD_CELLS)
-
-
 def _read_voc(files: ZipFile, folder: PurePosixPath, name: str) -> Item:
     picture, factor = _read_image(files, f"{folder}/JPEGImages/{name}.jpg")
     objects = []
@@ -66,20 +74,6 @@ def _read_voc(files: ZipFile, folder: PurePosixPath, name: str) -> Item:
         box, category = [x, y, right - x, low - y], BLOOD_CELLS.index(one.findtext("name")) + 1
         objects.append({"category_id": category, "bbox": box, "area": box[2] * box[3]})
     return int(name.rpartition("_")[2]) + 1, name, picture, objects
-
-
-def _open(archive: Path) -> ZipFile:
-    try:
-        return ZipFile(archive)
-    except (OSError, BadZipFile) as error:
-        raise DataError(f"{archive} cannot be read as a zip archive: {error}") from None
-
-
-def _find(files: ZipFile, folder: str, suffix: str) -> list[str]:
-    found = [name for name in files.namelist() if f"/{folder}" in name and name.endswith(suffix)]
-    if not found:
-        raise DataError(f"{files.filename} has no {folder}*{suffix}: it is another archive")
-    return sorted(found)
 
 
 def _read_image(files: ZipFile, name: str) -> tuple[Image.Image, float]:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 FOLDER = Path(__file__).parent
+TASKS = {"bbox": "box", "segm": "mask"}
 _OWN = {"optimizer": "SGD", "images": 1, "match": 0}
 """Keys of an arm that are not Detectron2's, see cells.yaml."""
 

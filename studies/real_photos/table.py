@@ -11,10 +11,8 @@ from typing import Any
 import yaml
 
 from gradaug_det.reports.rendering import MISSING, with_sign, write_files
-from studies.real_photos.study import FOLDER
+from studies.real_photos.study import FOLDER, TASKS
 from studies.report.statistics import agreement
-
-TASKS = {"bbox": "box", "segm": "mask"}
 
 
 def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -38,33 +36,25 @@ def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # Plain training has both rows: arms of either kind are compared with it.
         both = key[2] == plain[key[0]]
         for folds, found in (("all", whole), ("0", first if both or not whole else [])):
-            for kind in ("metrics", "matched") if found else ():
-                if row := _make_row(found, kind):
-                    rows[(*key, folds, kind)] = {"folds": folds, **row}
+            for kind in [k for k in ("plain", "matched") if found and found[0][0][k]]:
+                rows[(*key, folds, kind)] = {"folds": folds, **_make_row(found, kind)}
     for (name, schedule, arm, folds, _), row in rows.items():
-        reference = rows.get((name, schedule, plain[name], folds, "metrics"))
+        reference = rows.get((name, schedule, plain[name], folds, "plain"))
         if reference:
             row["time"] = row["seconds"] / reference["seconds"]
             if arm != plain[name]:
                 row["minus plain"] = _differences(row["values"], reference["values"])
-    return [
-        rows[key] for key in sorted(rows, key=lambda k: (k[0], k[1], k[3], order.index(k[2]), k))
-    ]
+    shown = sorted(rows, key=lambda key: (*key[:2], key[3], order.index(key[2]), key[4] != "plain"))
+    return [rows[key] for key in shown]
 
 
-def _make_row(seeds: list[list[dict]], kind: str) -> dict[str, Any] | None:
+def _make_row(seeds: list[list[dict]], kind: str) -> dict[str, Any]:
     used = [result for of_seed in seeds for result in of_seed]
-    own, widths = used[0]["settings"], used[0][kind]
-    if not widths:
-        return None
+    own = used[0]["settings"]
     return {
         **{key: own[key] for key in ("set", "arm", "schedule")},
         **{"matched": kind == "matched", "steps": used[0]["steps"], "seeds": len(seeds)},
-        "values": {
-            f"{TASKS[task]} {width}": [fmean(r[kind][width][task]["AP"] for r in s) for s in seeds]
-            for width, tasks in widths.items()
-            for task in tasks
-        },
+        "values": {key: [fmean(r[kind][key] for r in s) for s in seeds] for key in used[0][kind]},
         "seconds": fmean(result["processor_seconds"] / result["steps"] for result in used),
         "peak_mib": max(result["peak_mib"] for result in used),
     }

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import math
 import os
 import re
 import resource
-import shlex
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,13 @@ from gradaug_det.errors import DataError, GradAugError
 from gradaug_det.export.calibration import measure_moments, recalibrate
 from gradaug_det.utils.environment import describe_environment
 from gradaug_det.utils.files import atomic_path
-from studies.real_photos.study import split_fold
+from studies.real_photos.study import TASKS, split_fold
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train_cells(names: Sequence[str], arguments: Sequence[str], logs: Path, jobs: int) -> list[str]:
-    """Trains cells with a thread each, ``jobs`` at a time; returns the names of those that failed.
+def train_cells(names: Sequence[str], arguments: Sequence[str], logs: Path, jobs: int) -> bool:
+    """Trains cells with a thread each, ``jobs`` at a time; returns whether all went well.
 
     Args:
         arguments: of ``python -m studies.real_photos cell NAME``.
@@ -48,28 +48,18 @@ def train_cells(names: Sequence[str], arguments: Sequence[str], logs: Path, jobs
     """
     command = [sys.executable, "-W", "ignore", "-m", "studies.real_photos", "cell"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    waiting, running, failed = list(names), {}, []
     logs.mkdir(parents=True, exist_ok=True)
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                name = waiting.pop(0)
-                print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
-                with (logs / f"{name}.log").open("a") as log:
-                    streams = {"stdout": log, "stderr": subprocess.STDOUT}
-                    line = [*command, name, *arguments]
-                    running[name] = subprocess.Popen(line, cwd=ROOT, env=environment, **streams)
-            time.sleep(0.2)
-            for name in [name for name, process in running.items() if process.poll() is not None]:
-                if code := running.pop(name).returncode:
-                    failed.append(name)
-                    print(f"exit code {code}: see {logs / name}.log", flush=True)
-    finally:
-        for process in running.values():  # each saves a checkpoint
-            process.terminate()
-        for process in running.values():
-            process.wait()
-    return failed
+
+    def train(name: str) -> bool:
+        print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
+        with (logs / f"{name}.log").open("a") as log:
+            settings = {"cwd": ROOT, "env": environment, "stdout": log, "stderr": log}
+            if code := subprocess.run([*command, name, *arguments], **settings).returncode:
+                print(f"exit code {code}: see {log.name}", flush=True)
+        return not code
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return all(list(pool.map(train, names)))
 
 
 def train_cell(name: str, cell: dict[str, Any], data: Path, out: Path, results: Path) -> Path:
@@ -80,25 +70,24 @@ def train_cell(name: str, cell: dict[str, Any], data: Path, out: Path, results: 
         data: folder of the sets.
         out: for a folder with its checkpoints, of which the last one's weights stay.
     """
-    folder, result = out / name, results / f"{name}.json"
-    folder.mkdir(parents=True, exist_ok=True)
+    cfg = prepare_cell(name, cell, data / cell["set"], out)
+    folder, result = Path(cfg.OUTPUT_DIR), results / f"{name}.json"
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GradAugError(f"{name} is being trained by another process") from None
-        trainer = CellTrainer(prepare_cell(name, cell, data / cell["set"], folder))
+        trainer = CellTrainer(cfg)
         trainer.resume_or_load(resume=True)
         trainer.train()
         environment = describe_environment()
-        command = ["python", "-m", "studies.real_photos", "train", "--data", "DATA"]
+        command = "python -m studies.real_photos train --data DATA --only"
         record = {
             "settings": cell,
             **measure_widths(trainer, cell),
-            **trainer.cost.state_dict(),
+            **trainer.steps.cost,
             **{"commit": environment["git_commit"], "machine": environment["cpu"]},
-            **{"torch": torch.__version__},
-            "command": shlex.join([*command, "--only", f"^{re.escape(name)}$"]),
+            **{"torch": torch.__version__, "command": f"{command} '^{re.escape(name)}$'"},
         }
         with atomic_path(folder / "model.pth") as temporary:
             torch.save({"model": trainer.model.state_dict()}, temporary)
@@ -109,27 +98,20 @@ def train_cell(name: str, cell: dict[str, Any], data: Path, out: Path, results: 
     return result
 
 
-def prepare_cell(name: str, cell: dict[str, Any], source: Path, folder: Path) -> CfgNode:
-    """Returns a cell's config, with its annotations in ``folder``; empties that first if what is
-    in it belongs to other settings or images: nothing must be resumed from those."""
+def prepare_cell(name: str, cell: dict[str, Any], source: Path, out: Path) -> CfgNode:
+    """Writes a cell's annotations and returns its config, whose folder has a name that belongs to
+    these settings and images: nothing is resumed from others."""
     if not (source / "dev.json").is_file():
         raise DataError(f"--data: {source} has no train.json and dev.json; see README.md")
-    parts = dict(zip(("train", "test"), split_fold(source, cell), strict=True))
-    texts = {f"{key}.json": json.dumps(part) for key, part in {"cell": cell, **parts}.items()}
-    if any(
-        (folder / file).read_text() != text
-        for file, text in texts.items()
-        if (folder / file).is_file()
-    ):
-        for path in set(folder.iterdir()) - {folder / "lock"}:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for file, text in texts.items():
-        with atomic_path(folder / file) as temporary:
+    texts = [json.dumps(part) for part in split_fold(source, cell)]
+    digest = hashlib.sha256("".join([json.dumps(cell), *texts]).encode()).hexdigest()
+    folder = out / f"{name}-{digest[:8]}"
+    overrides = {**cell["overrides"], "OUTPUT_DIR": str(folder)}
+    for part, text in zip(("train", "test"), texts, strict=True):
+        with atomic_path(folder / f"{part}.json") as temporary:
             temporary.write_text(text)
-    for part in parts:
-        register_coco(f"{name}-{part}", folder / f"{part}.json", source / "images")
-    own = {f"DATASETS.{part.upper()}": (f"{name}-{part}",) for part in parts}
-    overrides = {**cell["overrides"], **own, "OUTPUT_DIR": str(folder)}
+        register_coco(f"{folder.name}-{part}", folder / f"{part}.json", source / "images")
+        overrides[f"DATASETS.{part.upper()}"] = (f"{folder.name}-{part}",)
     cfg = load_config(ROOT / cell["base"], [str(x) for pair in overrides.items() for x in pair])
     cfg.SOLVER.OPTIMIZER = cell["optimizer"]
     check_preprocessing(cfg)
@@ -151,57 +133,54 @@ class CellTrainer(Trainer):
         return optimizer(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
 
     def build_hooks(self) -> list[Any]:
-        self.cost = StepCost()
+        self.steps = StepCost()
         kept = [one for one in super().build_hooks() if not isinstance(one, hooks.EvalHook)]
         for one in kept:
             if isinstance(one, hooks.PeriodicCheckpointer):
                 one.max_to_keep = 1
-        return [self.cost, *kept]  # first: neither checkpoints nor log lines are counted
+        return [self.steps, *kept]  # first: neither checkpoints nor log lines are counted
 
 
 class StepCost(HookBase):
     """Counts the processor time of the steps, their images included, over all resumes."""
 
     def __init__(self) -> None:
-        self.steps, self.seconds, self.peak = 0, 0.0, 0.0
+        self.cost = {"steps": 0, "processor_seconds": 0.0, "peak_mib": 0.0}
 
     def before_step(self) -> None:
         self._start = time.process_time()
 
     def after_step(self) -> None:
-        self.steps += 1
-        self.seconds += time.process_time() - self._start
-        self.peak = max(self.peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.cost["steps"] += 1
+        self.cost["processor_seconds"] += time.process_time() - self._start
+        self.cost["peak_mib"] = max(self.cost["peak_mib"], memory)
 
     def state_dict(self) -> dict[str, float]:
-        return {"steps": self.steps, "processor_seconds": self.seconds, "peak_mib": self.peak}
+        return self.cost
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.steps, self.seconds, self.peak = state.values()
+        self.cost = dict(state)
 
 
-def measure_widths(trainer: CellTrainer, cell: dict[str, Any]) -> dict[str, dict]:
-    """Returns a trained detector's AP by width: ``metrics`` with the full network's statistics,
-    cut; ``matched`` with the norms' moments matched to the full network's on training images."""
-    cfg, model, batches = trainer.cfg, trainer.model.eval(), []
+def measure_widths(trainer: CellTrainer, cell: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Returns a trained detector's AP by task and width: ``plain`` with the full network's
+    statistics, cut; ``matched`` with the norms' moments matched on training images."""
+    cfg, model, found = trainer.cfg, trainer.model.eval(), {"plain": {}, "matched": {}}
     backbone = slimmable_part(model.backbone)
-    if cell["match"]:
-        loader = islice(trainer.build_train_loader(cfg), cell["match"])
-        batches = [model.preprocess_image(batch).tensor for batch in loader]
-        moments = measure_moments(backbone, batches)
+    loader = islice(trainer.build_train_loader(cfg), cell["match"])
+    batches = [model.preprocess_image(batch).tensor for batch in loader]
+    moments = measure_moments(backbone, batches) if batches else []
 
-    def test() -> dict[str, dict[str, float]]:
-        tasks = trainer.test(cfg, model).items()
-        names = ("AP", "AP50", "AP75")  # NaN where nothing is found
-        return {
-            t: {k: 0.0 if math.isnan(of[k]) else round(of[k], 3) for k in names} for t, of in tasks
-        }
+    def test(width: float) -> dict[str, float]:
+        tested = trainer.test(cfg, model).items()  # NaN where nothing is found
+        aps = {f"{TASKS[task]} {width:g}": metrics["AP"] for task, metrics in tested}
+        return {key: 0.0 if math.isnan(ap) else round(ap, 3) for key, ap in aps.items()}
 
-    metrics, matched = {}, {}
     for width in cell["widths"]:
         with at_width(backbone, width, norm="frozen", divisor=cell["divisor"]):
-            metrics[f"{width:g}"] = test()
+            found["plain"] |= test(width)
             if batches and width < 1:
                 recalibrate(backbone, batches, moments)
-                matched[f"{width:g}"] = test()
-    return {"metrics": metrics, "matched": matched}
+                found["matched"] |= test(width)
+    return found

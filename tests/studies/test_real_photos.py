@@ -1,8 +1,10 @@
 """The study of real photographs: folds, trainings that go on, archives, one table."""
 
+import copy
 import io
 import json
 import random
+from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
@@ -18,6 +20,9 @@ from studies.real_photos.study import FOLDER, read_cells, read_results, split_fo
 from studies.real_photos.table import make_rows, write_table
 from studies.real_photos.train import CellTrainer, prepare_cell, train_cell
 from tests.d2.dataset import annotation, write_coco
+
+CELLS = read_cells()
+NAME = "pennfudan-adamw-3e-4-0.05-1x-seed1-fold0"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,7 @@ def tiny_cell(**changes):
     sizes = {
         f"INPUT.{size}_SIZE_{part}": 64 for size in ("MIN", "MAX") for part in ("TRAIN", "TEST")
     }
-    cell = read_cells()["pennfudan-adamw-3e-4-0.05-1x-seed1-fold0"]
+    cell = CELLS[NAME]
     overrides = {**cell["overrides"], **sizes, "INPUT.MIN_SIZE_TRAIN": [48, 64]}
     overrides |= {"SOLVER.MAX_ITER": 3, "SOLVER.STEPS": [2], "SOLVER.CHECKPOINT_PERIOD": 1}
     overrides |= {"TEST.DETECTIONS_PER_IMAGE": 10, "MODEL.RPN.POST_NMS_TOPK_TEST": 20}
@@ -48,16 +53,15 @@ def tiny_cell(**changes):
 
 
 def test_cells_have_their_settings():
-    cells = read_cells()
-    cell = cells["pennfudan-sgd-0.02-1x-seed1-fold0"]
+    cell = CELLS["pennfudan-sgd-0.02-1x-seed1-fold0"]
     assert cell["optimizer"] == "SGD" and cell["match"] == 40 and cell["images"] == 1
     assert cell["overrides"]["SOLVER.BASE_LR"] == 0.02
     assert cell["overrides"]["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] == "norm"
-    long = cells["pennfudan-adamw-3e-4-0.05-2x-seed3-fold1"]["overrides"]
+    long = CELLS["pennfudan-adamw-3e-4-0.05-2x-seed3-fold1"]["overrides"]
     assert long["SOLVER.MAX_ITER"] == 3600 and long["SOLVER.STEPS"] == [2700]
     assert long["SEED"] == long["GRADAUG.SEED"] == 3
     clips = {
-        c["optimizer"]: c["overrides"]["SOLVER.CLIP_GRADIENTS.ENABLED"] for c in cells.values()
+        c["optimizer"]: c["overrides"]["SOLVER.CLIP_GRADIENTS.ENABLED"] for c in CELLS.values()
     }
     assert clips == {"AdamW": False, "SGD": True}
 
@@ -79,41 +83,40 @@ def test_folds_are_disjoint_and_complete(data):
 @pytest.mark.integration
 def test_a_stopped_cell_goes_on_and_has_the_same_result(data, tmp_path):
     whole = train_cell("whole", tiny_cell(), data, tmp_path, tmp_path / "results")
-    (tmp_path / "stopped").mkdir()
-    trainer = CellTrainer(prepare_cell("stopped", tiny_cell(), data / "tiny", tmp_path / "stopped"))
-    assert type(trainer.optimizer) is torch.optim.AdamW
+    for steps, kept in ((2, "model_0000001.pth"), (3, "model_0000002.pth")):  # killed twice
+        cfg = prepare_cell("stopped", tiny_cell(), data / "tiny", tmp_path)
+        trainer = CellTrainer(cfg)
+        trainer.resume_or_load(resume=True)
+        trainer.max_iter = steps
+        trainer.train()
+        left = {path.name for path in Path(cfg.OUTPUT_DIR).glob("model_*.pth")}
+        assert left >= {"model_final.pth", kept} and "model_0000000.pth" not in left
+    assert type(trainer.optimizer).__mro__[0] is torch.optim.AdamW
     assert trainer.optimizer.defaults["weight_decay"] == 0.05
-    trainer.resume_or_load(resume=True)
-    trainer.max_iter = 2
-    trainer.train()
-    left = {path.name for path in (tmp_path / "stopped").glob("model_*.pth")}
-    assert left == {"model_final.pth", "model_0000001.pth"}  # and not the first
     stopped = train_cell("stopped", tiny_cell(), data, tmp_path, tmp_path / "results")
-    weights = [torch.load(tmp_path / name / "model.pth")["model"] for name in ("whole", "stopped")]
+    folders = [next(tmp_path.glob(f"{name}-*")) for name in ("whole", "stopped")]
+    assert not [*folders[0].glob("model_*.pth"), *folders[1].glob("model_*.pth")]
+    weights = [torch.load(folder / "model.pth")["model"] for folder in folders]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
     one, other = (json.loads(path.read_text()) for path in (whole, stopped))
-    assert one["metrics"] == other["metrics"] and one["matched"] == other["matched"]
-    assert list(one["metrics"]) == ["1", "0.5"] and list(one["matched"]) == ["0.5"]
+    assert one["plain"] == other["plain"] and one["matched"] == other["matched"]
+    assert [*one["plain"]] == ["box 1", "mask 1", "box 0.5", "mask 0.5"]
+    assert [*one["matched"]] == ["box 0.5", "mask 0.5"]
     assert one["steps"] == other["steps"] == 3 and other["processor_seconds"] > 0
-    assert not list((tmp_path / "stopped").glob("model_*.pth"))
-    # Other settings: nothing of the old training is resumed.
-    (tmp_path / "stopped" / "last_checkpoint").write_text("model_0000001.pth")
-    cell = tiny_cell(optimizer="SGD")
-    cfg = prepare_cell("stopped", cell, data / "tiny", tmp_path / "stopped")
-    assert cfg.SOLVER.OPTIMIZER == "SGD"
-    assert not (tmp_path / "stopped" / "last_checkpoint").exists()
+    # Nothing of other settings is resumed.
+    cfg = prepare_cell("stopped", tiny_cell(optimizer="SGD"), data / "tiny", tmp_path)
+    assert cfg.SOLVER.OPTIMIZER == "SGD" and cfg.OUTPUT_DIR not in map(str, folders)
 
 
 def test_cells_that_are_there_are_skipped(tmp_path, capsys):
-    name = "pennfudan-adamw-3e-4-0.05-1x-seed1-fold0"
-    arguments = ["train", "--data", "none", "--list", "--results", str(tmp_path), "--only", name]
-    assert program.main(arguments) == 0 and name in capsys.readouterr().out
-    record = {"settings": read_cells()[name]}
-    (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    arguments = ["train", "--data", "none", "--list", "--results", str(tmp_path), "--only", NAME]
+    assert program.main(arguments) == 0 and NAME in capsys.readouterr().out
+    record = {"settings": copy.deepcopy(CELLS[NAME])}
+    (tmp_path / f"{NAME}.json").write_text(json.dumps(record))
     assert program.main(arguments) == 0
     assert capsys.readouterr().out == "1 of 1 cells are done\n\n"
     record["settings"]["overrides"]["SOLVER.BASE_LR"] = 1.0
-    (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    (tmp_path / f"{NAME}.json").write_text(json.dumps(record))
     assert program.main(arguments) == 2 and "rename the arm" in capsys.readouterr().err
 
 
@@ -122,18 +125,17 @@ def test_the_stored_table_is_that_of_the_stored_results(tmp_path):
     for name in ("table.md", "table.json"):
         assert (tmp_path / name).read_text() == (FOLDER / name).read_text()
     stored = read_results(FOLDER / "results")
-    cells = read_cells()
-    assert all(cells[file.stem] == of["settings"] for file, of in zip(
+    assert all(CELLS[file.stem] == of["settings"] for file, of in zip(
         sorted((FOLDER / "results").glob("*.json")), stored, strict=True))  # fmt: skip
 
 
 def result(arm, seed, fold, ap, seconds=2.0):
-    settings = {**read_cells()["pennfudan-adamw-3e-4-0.05-1x-seed1-fold0"], "widths": [1, 0.5]}
+    settings = {**CELLS[NAME], "widths": [1, 0.5]}
     settings |= {"arm": arm, "seed": seed, "fold": fold}
-    metrics = {w: {"bbox": {"AP": ap * float(w)}, "segm": {"AP": 9.0}} for w in ("1", "0.5")}
+    aps = {"box 1": ap, "mask 1": 9.0, "box 0.5": ap / 2, "mask 0.5": 9.0}
     cost = {"steps": 10, "processor_seconds": 10 * seconds, "peak_mib": 900.0}
-    matched = {"0.5": {"bbox": {"AP": 7.0}}} if arm.startswith("adamw") else {}
-    return {"settings": settings, "metrics": metrics, "matched": matched, **cost}
+    matched = {"box 0.5": 7.0} if arm.startswith("adamw") else {}
+    return {"settings": settings, "plain": aps, "matched": matched, **cost}
 
 
 def test_the_table_has_means_over_folds_and_spreads_over_seeds(tmp_path):
@@ -193,8 +195,8 @@ def test_sets_are_made_of_the_published_archives(tmp_path):
                 text = cell.format("RBC") + cell.format("Platelets")
                 files.writestr(f"{top}/Annotations/{name}.xml", f"<annotation>{text}</annotation>")
     out = tmp_path / "sets"
-    arguments = ["--pennfudan", str(tmp_path / "people.zip"), "--bccd", str(tmp_path / "cells.zip")]
-    assert program.main(["prepare", *arguments, "--out", str(out)]) == 0
+    archives = [str(tmp_path / name) for name in ("people.zip", "cells.zip")]
+    assert program.main(["prepare", *archives, "--data", str(out)]) == 0
 
     people = {s: CocoData.read(out / f"pennfudan/{s}.json") for s in ("train", "dev")}
     ids = {split: [i["id"] for i in data.truth["images"]] for split, data in people.items()}
@@ -228,5 +230,5 @@ def test_another_archive_is_an_error(tmp_path, capsys):
         ("text", "cannot be read as a zip archive"),
         ("other", "another archive"),
     ):
-        arguments = ["--bccd", str(tmp_path / f"{name}.zip"), "--out", str(tmp_path)]
-        assert program.main(["prepare", *arguments]) == 2 and problem in capsys.readouterr().err
+        arguments = ["prepare", str(tmp_path / f"{name}.zip"), "--data", str(tmp_path)]
+        assert program.main(arguments) == 2 and problem in capsys.readouterr().err
