@@ -1,22 +1,133 @@
 #!/usr/bin/env python
-"""Puts the package's index.json into MODEL_ZOO.md as a table."""
+"""Writes the rows of MODEL_ZOO.md's tables: the zoo's index, recipes and stored measurements."""
 
+import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean, stdev
 
+from gradaug_det.pretrain.recipe import load_recipe
 from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.index import INDEX, load_index
 from gradaug_det.zoo.publish import backbone_table
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "MODEL_ZOO.md"
-MARKS = ("<!-- backbones: begin -->", "<!-- backbones: end -->")
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "MODEL_ZOO.md"
+TABLE3 = {  # of its cells those with a shipped config and backbone
+    "baseline-plain-1x": "plain",
+    "gradaug-plain-1x": "plain",
+    "gradaug-labels-1x": "GradAug, labels",
+    "gradaug-both-1x": "GradAug, both",
+    "gradaug-plain-as-labels": "plain, 2.7x",
+    "gradaug-rescaled-as-labels": "plain, rescaled images, 2.7x",
+}
+THEIRS = {  # box AP | mask AP | seconds a step | GB; the document names the sources
+    "detectron2/cascade_mask": "42.1 | 36.4 | 0.317 | 4.0",
+    "detectron2/faster": "37.9 | | 0.210 | 3.0",
+    "detectron2/mask": "38.6 | 35.2 | 0.261 | 3.4",
+    "detectron2/retinanet": "37.4 | | 0.205 | 4.1",
+    "mmdet/mask-rcnn": "38.2 | 34.7 | | 4.4",
+    "mmdet/retinanet": "36.5 | | | 3.8",
+}
+STEPS = {  # the stored measurement that is nearest to the COCO configs
+    "detectron2": {"task": "detectron2", "size": [800, 1344]},
+    "mmdet": {"task": "mmdet", "size": [256, 320]},
+}
+IMAGES = 1_281_167  # of ImageNet's training split
+
+
+def find_steps(task: str, size: list[int]) -> dict:
+    """The stored measurement of a task's training steps on images of a size."""
+    sections = json.loads((ROOT / "benchmarks/results/training.json").read_text())["sections"]
+    wanted = {"size": size, "small": False, "channels_last": False, "options": {}}
+    (found,) = (
+        section
+        for section in sections
+        if section["task"] == task and wanted.items() <= section["workload"].items()
+    )
+    return found
+
+
+def read_mini_trainings() -> Iterator[tuple[str, str, str, int, dict]]:
+    """Title, log, command, steps and metrics of each stored fine-tuning on mini-COCO."""
+    for cell, title in TABLE3.items():
+        log = f"studies/table3_mini/results/{cell}-seed1.json"
+        for seed in (1, 2, 3):
+            run = json.loads((ROOT / log.replace("seed1", f"seed{seed}")).read_text())
+            yield title, log, run["command"], run["iterations"], run["metrics"]
+    for study in ("frameworks", "demo"):
+        log = f"studies/{study}/results/report.json"
+        report = json.loads((ROOT / log).read_text())
+        for run, command in zip(report["runs"], report["commands"], strict=True):
+            title = "GradAug, labels" if run["label"].startswith("GradAug") else "plain"
+            yield title, log, command, run["iterations"], run["metrics"]
+
+
+def mini_rows() -> Iterator[str]:
+    seeds: dict[tuple, list[dict]] = {}
+    for title, log, command, steps, metrics in read_mini_trainings():
+        config = re.search(r"configs/(\S+)", command)[1]
+        backbone = re.search(r"gradaug://([\w-]+)", command)[1]
+        seeds.setdefault((config, title, backbone, steps, log), []).append(metrics)
+    readme = (ROOT / "studies/table3_mini/README.md").read_text()
+    ratios = {kind: ratio for ratio, kind in re.findall(r"([\d.]+) \(`(\w+)`\)", readme)}
+    for (config, title, backbone, steps, log), found in seeds.items():
+        cells = []
+        for task in ("bbox", "segm"):
+            aps = [metrics[task]["AP"] for metrics in found]
+            cells.append(f"{fmean(aps):.1f}" + (f" ± {stdev(aps):.1f}" if len(aps) > 1 else ""))
+        ratio = ratios[title.split()[1]] if "GradAug" in title else "1"
+        if "mmdet" in config or "rescaled" in title:
+            ratio = ""  # not measured
+        yield (
+            f"[{Path(config).name}](configs/{config}) | {title} | `{backbone}` | {steps} | "
+            f"{len(found)} | {' | '.join(cells)} | {ratio} | [{log.split('/')[1]}]({log})"
+        )
+
+
+def coco_rows() -> Iterator[str]:
+    for file in sorted((ROOT / "configs").glob("[dm]*/*50*")):
+        config = file.relative_to(ROOT / "configs").as_posix()
+        framework, name = config.split("/")
+        theirs = next(numbers for key, numbers in THEIRS.items() if config.startswith(key))
+        cost = "| "
+        if name.startswith("mask"):
+            steps = find_steps(**STEPS[framework])
+            variant = "plain" if "plain" in name else "labels-2"
+            ratio = 1 if variant == "plain" else steps["summary"][variant]["cpu"]
+            cost = f"{ratio:.1f} | {steps['measured'][variant]['peak_bytes'] / 1e6:.0f} MB"
+        yield f"[{name}](configs/{config}) | not trained here | {cost} | {theirs}"
+
+
+def imagenet_rows() -> Iterator[str]:
+    plain = find_steps("classification", [224, 224])
+    rounds = plain["measured"]["plain"]["rounds"]
+    flops = fmean(sum(step["flops"]) for step in rounds) / plain["workload"]["batch_size"]
+    gradaug = find_steps("classification", [128, 128])["summary"]["soft-3"]["bound"]
+    entries = load_index(INDEX).entries
+    for file in sorted((ROOT / "configs/pretrain").glob("resnet50_*.yaml")):
+        recipe = load_recipe(file)
+        theirs = entries.get(f"{recipe.name}-authors")
+        claims = "{top1} | {top5}".format(**theirs.info.metrics) if theirs else "| "
+        ratio = gradaug if recipe.gradaug.num_subnets else 1
+        total = flops * ratio * IMAGES * recipe.epochs
+        yield (
+            f"[{file.name}](configs/pretrain/{file.name}) | {ratio:.1f} | {total / 1e18:.1f} | "
+            f"{total / (8 * 10e12 * 3600):.0f} | {claims} | not trained here"
+        )
 
 
 def updated(text: str) -> str:
-    """The document with today's table between its marks."""
-    head, rest = text.split(MARKS[0])
-    _, tail = rest.split(MARKS[1])
-    return f"{head}{MARKS[0]}\n{backbone_table(load_index(INDEX).entries)}\n{MARKS[1]}{tail}"
+    """The document with today's rows; the heads of its tables are its own."""
+    sources = {"mini": mini_rows, "coco": coco_rows, "ImageNet": imagenet_rows}
+    for name, rows in sources.items():
+        pattern = rf"(<!-- {name}: begin -->\n.*\n.*\n)[^<]*"
+        lines = "".join(f"| {row} |\n" for row in rows())
+        text = re.sub(pattern, lambda match, lines=lines: match[1] + lines, text, count=1)
+    table = f"<!-- backbones: begin -->\n{backbone_table(load_index(INDEX).entries)}\n"
+    return re.sub(r"<!-- backbones: begin -->\n[^<]*", lambda _: table, text, count=1)
 
 
 def main() -> int:

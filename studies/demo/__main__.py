@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--baseline-weights", default=DemoSettings.baseline_weights)
     parser.add_argument("--gradaug-weights", default=DemoSettings.gradaug_weights)
     parser.add_argument(
-        "--publish", action="store_true", help="also put report, table and pictures beside this"
+        "--publish", action="store_true", help="also put report and pictures beside this"
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

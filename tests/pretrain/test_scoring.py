@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -78,3 +79,22 @@ def test_what_has_no_accuracy_is_refused(tool, capsys, tmp_path):
     assert printed.err == f"error: data has 2 classes, {NAME} knows 10\n"
     code, printed = evaluate(tool, capsys, "no-such")
     assert code == 2 and "no-such" in printed.err
+
+
+def test_the_commands_of_the_model_zoo_are_right_but_for_the_images(
+    tool, capsys, tmp_path, monkeypatch
+):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADAUG_CACHE", str(tmp_path))
+    lines = (ROOT / "MODEL_ZOO.md").read_text("utf-8").splitlines()
+    start = "torchrun --nproc_per_node 8 tools/pretrain.py "
+    commands = [shlex.split(line.removeprefix(start)) for line in lines if line.startswith(start)]
+    assert len(commands) == 5
+    for command in commands:
+        assert tool.main([*command, "--accelerator", "cpu"]) == 2
+        message = capsys.readouterr().err
+        if "--eval-only" in command:
+            assert "resnet50-gradaug-authors --allow-unverified` once" in message
+        else:
+            assert message.startswith("error: data.root 'IMAGENET' has no folder 'train'")

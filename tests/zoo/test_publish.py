@@ -24,6 +24,9 @@ def test_model_zoo_md_is_the_indexs():
     assert text == tool.updated(text), "run tools/update_model_zoo.py"
     for name in load_index(INDEX).entries:
         assert f"| `{name}` |" in text
+    for config in sorted((ROOT / "configs").glob("*/*")):
+        if "Base" not in config.name and not config.match("pretrain/mini*"):
+            assert f"]({config.relative_to(ROOT).as_posix()}) |" in text, config
 
 
 def test_the_index_is_as_write_index_writes_it(tmp_path):
