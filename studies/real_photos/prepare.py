@@ -65,10 +65,8 @@ def _read_masks(files: ZipFile, number: int, name: str) -> Item:
 
 def _read_voc(files: ZipFile, folder: PurePosixPath, name: str) -> Item:
     picture, factor = _read_image(files, f"{folder}/JPEGImages/{name}.jpg")
-    objects = []
-    for one in ElementTree.fromstring(files.read(f"{folder}/Annotations/{name}.xml")).iter(
-        "object"
-    ):
+    text, objects = files.read(f"{folder}/Annotations/{name}.xml"), []
+    for one in ElementTree.fromstring(text).iter("object"):
         ends = (one.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax"))
         x, y, right, low = (factor * float(end) for end in ends)
         box, category = [x, y, right - x, low - y], BLOOD_CELLS.index(one.findtext("name")) + 1

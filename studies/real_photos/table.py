@@ -26,12 +26,10 @@ def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     seeds: dict[tuple, dict] = defaultdict(lambda: defaultdict(dict))
     for result in results:
         own = result["settings"]
-        key = own["set"], own["schedule"], own["arm"]
-        seeds[key][own["seed"]][own["fold"]] = result
+        seeds[own["set"], own["schedule"], own["arm"]][own["seed"]][own["fold"]] = result
     rows = {}
     for key, of_arm in seeds.items():
-        count = study["folds"]
-        whole = [[*folds.values()] for folds in of_arm.values() if len(folds) == count]
+        whole = [[*of.values()] for of in of_arm.values() if len(of) == study["folds"]]
         first = [[folds[0]] for folds in of_arm.values() if 0 in folds]
         # Plain training has both rows: arms of either kind are compared with it.
         both = key[2] == plain[key[0]]
@@ -78,12 +76,9 @@ def write_table(results: list[dict[str, Any]], folder: Path) -> None:
     widths = max((result["settings"]["widths"] for result in results), key=len, default=[1])
     columns = [f"{task} {width:g}" for task in TASKS.values() for width in widths]
     differences = [f"{task} 1" for task in TASKS.values()]
-    lines = [
-        ["set", "arm", "steps", "folds", "seeds", *columns]
-        + [f"{column} minus plain" for column in differences]
-        + ["time", "MiB"],
-        [":--", ":--", *["--:"] * (len(columns) + 7)],
-    ]
+    titles = ["set", "arm", "steps", "folds", "seeds", *columns]
+    titles += [*(f"{column} minus plain" for column in differences), "time", "MiB"]
+    lines = [titles, [":--", ":--", *["--:"] * (len(titles) - 2)]]
     for row in rows:
         cells = [row["set"], row["arm"] + ", matched" * row["matched"]]
         cells += [str(row[key]) for key in ("steps", "folds", "seeds")]

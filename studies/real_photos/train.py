@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -40,12 +39,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def train_cells(names: Sequence[str], arguments: Sequence[str], logs: Path, jobs: int) -> bool:
-    """Trains cells with a thread each, ``jobs`` at a time; returns whether all went well.
-
-    Args:
-        arguments: of ``python -m studies.real_photos cell NAME``.
-        logs: folder for what the processes print.
-    """
+    """Runs ``cell NAME`` with these arguments for each name, ``jobs`` at a time; returns whether
+    all went well."""
     command = [sys.executable, "-W", "ignore", "-m", "studies.real_photos", "cell"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     logs.mkdir(parents=True, exist_ok=True)
@@ -63,13 +58,8 @@ def train_cells(names: Sequence[str], arguments: Sequence[str], logs: Path, jobs
 
 
 def train_cell(name: str, cell: dict[str, Any], data: Path, out: Path, results: Path) -> Path:
-    """Trains a cell, or goes on with it; tests it and writes its result, whose path is returned.
-
-    Args:
-        cell: its settings, from :func:`.study.read_cells`.
-        data: folder of the sets.
-        out: for a folder with its checkpoints, of which the last one's weights stay.
-    """
+    """Trains a cell of :func:`.study.read_cells`, or goes on with it; tests it and writes its
+    result, whose path is returned. In ``out`` it has a folder, in which its weights stay."""
     cfg = prepare_cell(name, cell, data / cell["set"], out)
     folder, result = Path(cfg.OUTPUT_DIR), results / f"{name}.json"
     with (folder / "lock").open("w") as lock:
@@ -87,7 +77,7 @@ def train_cell(name: str, cell: dict[str, Any], data: Path, out: Path, results: 
             **measure_widths(trainer, cell),
             **trainer.steps.cost,
             **{"commit": environment["git_commit"], "machine": environment["cpu"]},
-            **{"torch": torch.__version__, "command": f"{command} '^{re.escape(name)}$'"},
+            **{"torch": torch.__version__, "command": f"{command} '^{name}$'"},
         }
         with atomic_path(folder / "model.pth") as temporary:
             torch.save({"model": trainer.model.state_dict()}, temporary)
