@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
 VERSION = (HERE / "gradaug_det" / "__init__.py").read_text(encoding="utf-8")
-COCO = ["faster-coco-eval>=1.6", "jinja2", "matplotlib"]
+COCO = ["faster-coco-eval>=1.6", "matplotlib"]
 
 setup(
     name="gradaug-det",
@@ -36,8 +36,7 @@ setup(
             "d2/templates/*",
             "mini_coco/data/*",
             "reports/templates/*",
-            "zoo/*.json",
-            "zoo/weights/*",
+            "zoo/*.j*",
         ]
     },
     install_requires=[
@@ -48,6 +47,7 @@ setup(
         "contourpy",
         "pillow>=10.1",
         "pycocotools!=2.0.10",  # which cannot score a file without "info"
+        "jinja2",
         "safetensors",
         "pooch",
         "requests",

@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Writes the rows of MODEL_ZOO.md's tables: the zoo's index, recipes and stored measurements."""
+"""Writes the rows of MODEL_ZOO.md's tables: the zoo's index, recipes and stored measurements.
+
+The package's index is written anew, too: it has the entries of zoo/index.json.
+"""
 
 import json
 import re
@@ -10,8 +13,9 @@ from statistics import fmean, stdev
 
 from gradaug_det.pretrain.recipe import load_recipe
 from gradaug_det.utils.files import atomic_path
-from gradaug_det.zoo.index import INDEX, load_index
-from gradaug_det.zoo.publish import backbone_table
+from gradaug_det.zoo.card import backbone_table
+from gradaug_det.zoo.index import INDEX_NAME, read_index, write_index
+from gradaug_det.zoo.sources import BUILT_IN, CHECKOUT
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "MODEL_ZOO.md"
@@ -106,7 +110,7 @@ def imagenet_rows() -> Iterator[str]:
     rounds = plain["measured"]["plain"]["rounds"]
     flops = fmean(sum(step["flops"]) for step in rounds) / plain["workload"]["batch_size"]
     gradaug = find_steps("classification", [128, 128])["summary"]["soft-3"]["bound"]
-    entries = load_index(INDEX).entries
+    entries = read_index(CHECKOUT / INDEX_NAME).entries
     for file in sorted((ROOT / "configs/pretrain").glob("resnet50_*.yaml")):
         recipe = load_recipe(file)
         theirs = entries.get(f"{recipe.name}-authors")
@@ -126,11 +130,14 @@ def updated(text: str) -> str:
         pattern = rf"(<!-- {name}: begin -->\n.*\n.*\n)[^<]*"
         lines = "".join(f"| {row} |\n" for row in rows())
         text = re.sub(pattern, lambda match, lines=lines: match[1] + lines, text, count=1)
-    table = f"<!-- backbones: begin -->\n{backbone_table(load_index(INDEX).entries)}\n"
+    backbones = backbone_table(read_index(CHECKOUT / INDEX_NAME).entries)
+    table = f"<!-- backbones: begin -->\n{backbones}\n"
     return re.sub(r"<!-- backbones: begin -->\n[^<]*", lambda _: table, text, count=1)
 
 
 def main() -> int:
+    entries = read_index(CHECKOUT / INDEX_NAME).entries
+    write_index(BUILT_IN, read_index(BUILT_IN).base_url, entries)
     text = updated(DOCUMENT.read_text(encoding="utf-8"))
     with atomic_path(DOCUMENT) as temporary:
         temporary.write_text(text, encoding="utf-8")

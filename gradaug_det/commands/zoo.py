@@ -1,4 +1,4 @@
-"""``gradaug-det zoo``: list, describe, download, verify, convert, export and add backbones.
+"""``gradaug-det zoo``: list, describe, download, verify, convert, export and publish backbones.
 
 Listing and downloading need no torch, which takes seconds to import: what needs it is imported
 where it is used.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections import ChainMap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.download import local_path
+from gradaug_det.zoo.download import URL_VARIABLE, local_path
 from gradaug_det.zoo.fetch import fetch
-from gradaug_det.zoo.index import Entry, find, load_index
-from gradaug_det.zoo.info import SOURCES, TARGETS, BackboneInfo
+from gradaug_det.zoo.index import Entry
+from gradaug_det.zoo.info import METRICS, SOURCES, TARGETS, BackboneInfo
+from gradaug_det.zoo.sources import find, load_indexes
 
 logger = logging.getLogger(__name__)
 _NAME = "an entry's name, or the path of a backbone file (.safetensors)"
@@ -59,12 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = action("export", _export, "write a backbone of the zoo for a framework")
     add("name", metavar="NAME")
     add_output(add)
-    add = action("add", _add, "add a backbone file to an index, or replace it there")
-    add("file", type=Path, metavar="FILE")
-    add("--description", required=True, help="one line")
-    add("--index", type=Path, help="index.json to change; default: the one in use")
-    add("--kind", choices=("packaged", "url"), default="packaged")
-    add("--claimed", action="store_true", help="its metrics were not measured by this project")
+    add = action("publish", _publish, "make a zoo of a folder: files, index.json, model card")
+    add("out", type=Path, metavar="OUT", help="the folder; what it has stays")
+    text = "files to publish, and names of entries; none: those that OUT has, checked anew"
+    add("sources", nargs="*", metavar="FILE|NAME", help=text)
+    add("--description", help="one line, of the one source")
+    add("--claimed", action="store_true", help="you did not measure the files' metrics")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,22 +76,42 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> None:
-    entries = load_index().entries.values()
+    indexes = load_indexes()
+    entries = ChainMap(*(dict(index.entries) for index in indexes))
+    everything = [entry for index in indexes for entry in index.entries.values()]
     if args.json:
-        logger.info("%s", json.dumps([_flatten(entry) for entry in entries], indent=2))
+        flat = [_flatten(entry) for entry in everything if entries[entry.name] is entry]
+        logger.info("%s", json.dumps(flat, indent=2))
         return
-    rows = [("NAME", "ARCHITECTURE", "MB", "TOP-1", "WHERE")]
-    for entry in entries:
+    shown = {key: title.upper() for key, title in METRICS.items() if key != "loss"}
+    rows = [("NAME", "ARCHITECTURE", "MB", *shown.values(), "WHERE", "ZOO")]
+    for entry in everything:
+        if entries[entry.name] is not entry:
+            continue
         size = f"{entry.size / 1e6:.1f}" if entry.size else "?"
-        top1 = f"{entry.info.metrics.get('top1', float('nan')):.2f}" + "*" * (not entry.measured)
-        where = "here" if local_path(entry).is_file() else entry.kind
-        rows.append((entry.name, entry.info.architecture, size, top1, where))
+        mark, metrics = "*" * (not entry.measured), entry.info.metrics
+        numbers = (f"{metrics[key]:.2f}{mark}" if key in metrics else "" for key in shown)
+        rows.append(
+            (entry.name, entry.info.architecture, size, *numbers, _where(entry), entry.index)
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         logger.info("%s", "  ".join(cells).rstrip())
-    if not all(entry.measured for entry in entries):
-        logger.info("* its authors' claim, not measured here")
+    if not all(entry.measured for entry in everything):
+        logger.info("* a claim, not measured by who published it")
+    for entry in everything:
+        if entries[entry.name] is not entry:
+            first = entries[entry.name].index
+            logger.info("%s of %s is hidden by that of %s", entry.name, entry.index, first)
+
+
+def _where(entry: Entry) -> str:
+    if local_path(entry).is_file():
+        return "here"
+    if entry.gdrive_id is not None:
+        return "drive"
+    return "server" if isinstance(entry.home, str) else "missing"
 
 
 def _describe(args: argparse.Namespace) -> None:
@@ -110,6 +132,7 @@ def _flatten(entry: Entry) -> dict[str, Any]:
     """The entry as one flat object, with where its file is on this machine or null."""
     values = entry.to_dict()
     path = local_path(entry)
+    values["zoo"] = entry.index
     return values.pop("info") | values | {"path": str(path) if path.is_file() else None}
 
 
@@ -146,9 +169,10 @@ def _write(args: argparse.Namespace, source: Path, **more: Any) -> None:
     logger.info("%s", convert_file(source, args.out, args.target, **more))
 
 
-def _add(args: argparse.Namespace) -> None:
-    from gradaug_det.zoo.publish import add_file
+def _publish(args: argparse.Namespace) -> None:
+    from gradaug_det.zoo.publish import publish
 
-    options = {"index": args.index, "kind": args.kind, "measured": not args.claimed}
-    entry = add_file(args.file, args.description, **options)
-    logger.info("%s: %d bytes, sha256 %s", entry.name, entry.size, entry.sha256)
+    options = {"description": args.description, "claimed": args.claimed}
+    for entry in publish(args.out, args.sources, **options):
+        logger.info("%s: %s bytes, sha256 %s", entry.name, entry.size, entry.sha256)
+    logger.info("%s is a zoo: serve it, or name it in %s", args.out, URL_VARIABLE)

@@ -6,10 +6,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import pooch
 import requests
@@ -25,6 +25,7 @@ ATTEMPTS = 4
 PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each further one
 TIMEOUT_SECONDS = 30
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def cache_dir() -> Path:
@@ -32,11 +33,30 @@ def cache_dir() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("gradaug_det")).expanduser()
 
 
+def is_offline() -> bool:
+    """Returns whether GRADAUG_OFFLINE forbids downloads."""
+    return os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0")
+
+
+def without_secrets(text: object) -> str:
+    """A message without the passwords in its URLs, and without the signatures after a ``?``."""
+    return re.sub(
+        r"(https?://)[^\s/?#]*@", r"\1", re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", str(text))
+    )
+
+
+def file_path(entry: Entry) -> Path:
+    """The place of the entry's file on this machine: in the zoo's folder or in the cache."""
+    if isinstance(entry.home, Path) and entry.gdrive_id is None:
+        return entry.home / entry.file
+    # Zoos may have different files of one name, and a zoo may replace one.
+    return cache_dir() / (entry.sha256 or entry.gdrive_id)[:40] / entry.file
+
+
 def local_path(entry: Entry) -> Path:
-    """Where the entry's backbone file is on this machine, if it is."""
-    if entry.kind == "packaged":
-        return entry.packaged_path
-    return cache_dir() / Path(entry.file).with_suffix(".safetensors").name
+    """Where the entry's backbone is on this machine, if it is."""
+    # Trained weights of others are .pth: read once, without running them, and kept as a backbone.
+    return file_path(entry).with_suffix(".safetensors")
 
 
 def compute_sha256(path: Path) -> str:
@@ -72,48 +92,66 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
     first byte.
 
     Args:
-        url: what to download, or None if no base URL is known.
+        url: what to download, for messages, or None if no address is known.
         downloader: for that URL.
 
     Raises:
         ZooError: the file cannot be had, or the cache cannot be written; says what to do.
     """
-    folder = cache_dir()
-    target = folder / entry.file
+    target = file_path(entry)
     try:
         if is_file_of(entry, target):
             return target
         if url is None:
-            raise ZooError(f"{entry.name} is not in the cache and no base URL is known")
-        if os.environ.get(OFFLINE_VARIABLE, "0") not in ("", "0"):
+            raise ZooError(f"{entry.name} is not in the cache, and {entry.index} names no address")
+        if is_offline():
             state = "has another sha256" if target.exists() else "is missing"
             raise ZooError(f"{OFFLINE_VARIABLE} is set and {target} {state}; the file is at {url}")
         # With no sha256 pooch takes what arrives; the caller has asked for that.
         known = f"sha256:{entry.sha256}" if entry.sha256 else None
-        store = pooch.create(folder, "", registry={entry.file: known}, retry_if_failed=1)
+        store = pooch.create(target.parent, "", registry={entry.file: known}, retry_if_failed=1)
         store.urls[entry.file] = url
         return Path(store.fetch(entry.file, downloader=downloader))
     except (ZooError, ValueError) as error:  # ValueError: pooch's, for the hash
-        mirror = f"set {URL_VARIABLE} to a base URL that has {entry.file}, or "
+        mirror = f"set {URL_VARIABLE} to a zoo that has it, or " if entry.gdrive_id is None else ""
         problem = str(error) if isinstance(error, ZooError) else f"{url}: {error}"
         raise ZooError(
-            f"{problem.rstrip('.')}; "
-            f"{mirror if entry.kind == 'url' else ''}put the file at {target} yourself "
+            f"{problem.rstrip('.')}; {mirror}put the file at {target} yourself "
             f"({entry.size or 'unknown'} bytes, sha256 {entry.sha256 or 'unknown'})"
         ) from None
     except OSError as error:
         # pooch writes a longer sentence around the system's.
         reason = error.strerror or getattr(error.__cause__, "strerror", None) or error
         raise ZooError(
-            f"cannot write to the cache folder {folder}: {reason}; make it writable, with "
+            f"cannot write to the cache folder {cache_dir()}: {reason}; make it writable, with "
             f"{entry.size or 'enough'} bytes free, or name another in {CACHE_VARIABLE}"
         ) from None
 
 
+def download_text(url: str, most: int) -> bytes:
+    """A small file of a server, one byte more than ``most`` if it is longer than that.
+
+    Raises:
+        ZooError: it cannot be had.
+    """
+
+    def read() -> bytes:
+        with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS) as response:
+            response.raise_for_status()
+            text = b""
+            for chunk in response.iter_content(2**16):
+                text = (text + chunk)[: most + 1]
+                if len(text) > most:
+                    break
+            return text
+
+    return _try(read, url, attempts=2)
+
+
 def download_resuming(
-    size: int, progress: bool, url: str, output_file: str, _pooch: object = None
+    size: int, progress: bool, url: str, _shown: str, output_file: str, _pooch: object = None
 ) -> None:
-    """With its first two arguments given, a downloader for pooch with patience.
+    """With its first three arguments given, a downloader for pooch with patience.
 
     pooch would retry a 404 and begin each time anew, and so would urllib3's Retry with a body that
     breaks off. Whether the pieces fit is not judged here: pooch compares the sha256.
@@ -121,6 +159,7 @@ def download_resuming(
     Args:
         size: bytes of the file; a server that sends more is cut off.
         progress: draw a bar on stderr.
+        url: may have a password in it, unlike the one that pooch prints.
 
     Raises:
         ZooError: at the last attempt's failure, or at once at one that would not pass (a 404).
@@ -131,19 +170,30 @@ def download_resuming(
         path.open("wb") as file,
         tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar,
     ):
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                for _ in _read_on(url, file, size):
-                    bar.update(file.tell() - bar.n)
-                return
-            except requests.RequestException as error:
-                if attempt == ATTEMPTS or not _may_pass(error):
-                    tries = f"{attempt} attempts" if attempt > 1 else "1 attempt"
-                    raise ZooError(f"cannot download {url} ({tries}): {error}") from None
-                pause = PAUSE_SECONDS * 2 ** (attempt - 1)
-                place = f"attempt {attempt + 1} of {ATTEMPTS} in {pause:g} s, from byte"
-                _log.warning("%s; %s %d", error, place, file.tell())
-                time.sleep(pause)
+
+        def read() -> None:
+            for _ in _read_on(url, file, size):
+                bar.update(file.tell() - bar.n)
+
+        _try(read, url, ATTEMPTS)
+
+
+def _try(read: Callable[[], T], url: str, attempts: int) -> T:
+    """Returns what ``read`` does at the first attempt that the network lets pass."""
+    attempt = 1
+    while True:
+        try:
+            return read()
+        except requests.RequestException as error:
+            reason = without_secrets(error)
+            if attempt == attempts or not _may_pass(error):
+                tries = f"{attempt} attempts" if attempt > 1 else "1 attempt"
+                problem = f"cannot download {without_secrets(url)} ({tries}): {reason}"
+                raise ZooError(problem) from None
+            pause = PAUSE_SECONDS * 2 ** (attempt - 1)
+            _log.warning("%s; attempt %d of %d in %g s", reason, attempt + 1, attempts, pause)
+            time.sleep(pause)
+            attempt += 1
 
 
 def _read_on(url: str, file: BinaryIO, size: int) -> Iterator[None]:

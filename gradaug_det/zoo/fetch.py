@@ -1,4 +1,4 @@
-"""From an entry's name to a verified file: packaged, cached, downloaded, or a sentence why not.
+"""From an entry's name to a verified file: in a folder, cached, downloaded, or a sentence why not.
 
 torch, which takes seconds to import, is needed only once there is a checkpoint to convert.
 """
@@ -6,7 +6,6 @@ torch, which takes seconds to import, is needed only once there is a checkpoint 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -17,21 +16,23 @@ import requests
 
 from gradaug_det.errors import ZooError
 from gradaug_det.zoo.download import (
-    URL_VARIABLE,
     compute_sha256,
     download,
     download_resuming,
+    file_path,
     is_file_of,
     local_path,
+    without_secrets,
 )
-from gradaug_det.zoo.index import Entry, is_base_url, load_index
+from gradaug_det.zoo.index import Entry
 from gradaug_det.zoo.info import CHECKPOINT_KEY
+from gradaug_det.zoo.sources import find
 
 _log = logging.getLogger(__name__)
 
 
 def fetch(name: str, *, allow_unverified: bool = False, progress: bool | None = None) -> Path:
-    """A backbone's safetensors file on this machine, its sha256 compared with the index's.
+    """A backbone's safetensors file on this machine, its sha256 compared with its index's.
 
     Args:
         name: of an entry.
@@ -42,38 +43,34 @@ def fetch(name: str, *, allow_unverified: bool = False, progress: bool | None = 
     Raises:
         ZooError: there is no such entry, or no way to its file; the sentence says what to do.
     """
-    index = load_index()
-    entry = index.find(name)
+    entry = find(name)
     progress = sys.stderr.isatty() if progress is None else progress
-    if entry.kind == "packaged":
-        return _find_packaged(entry)
-    if entry.kind == "gdrive":
+    if entry.gdrive_id is not None:
         return _fetch_from_drive(entry, allow_unverified, progress)
-    base = os.environ.get(URL_VARIABLE) or index.base_url
-    if base is not None and not is_base_url(base):
-        raise ZooError(f"{URL_VARIABLE} must be http(s)://..., got {base!r}; correct or unset it")
-    url = f"{base.rstrip('/')}/{entry.file}" if base else None
-    return download(entry, url, partial(download_resuming, entry.size, progress))
+    if isinstance(entry.home, Path):
+        return _find_in_folder(entry)
+    url = f"{entry.home.rstrip('/')}/{entry.file}" if entry.home else None
+    shown = without_secrets(url) if url else None
+    return download(entry, shown, partial(download_resuming, entry.size, progress, url))
 
 
-def _find_packaged(entry: Entry) -> Path:
-    path = entry.packaged_path
+def _find_in_folder(entry: Entry) -> Path:
+    path = file_path(entry)
     if is_file_of(entry, path):
         return path
     state = "has another sha256 than the index says" if path.exists() else "is missing"
     raise ZooError(
-        f"{path} {state}; install gradaug_det anew, or put the file there "
-        f"({entry.size} bytes, sha256 {entry.sha256})"
+        f"{path} {state}; put the file there ({entry.size} bytes, sha256 {entry.sha256}), or "
+        "publish it again"
     )
 
 
 def _fetch_from_drive(entry: Entry, allow_unverified: bool, progress: bool) -> Path:
     """The entry's file in the cache: downloaded once, and converted if it is a ``.pth``."""
     made = local_path(entry)
-    # Trained weights of others are .pth: read once, without running them, and kept as a backbone.
     converts = made.name != entry.file
     if converts and made.is_file():
-        return _accept_converted(made, entry)
+        return made  # its folder is of this checkpoint
     if entry.sha256 is None and not allow_unverified:
         raise ZooError(
             f"{entry.name} was published without a sha256, so nobody can tell whether Google Drive "
@@ -118,7 +115,7 @@ def _convert(checkpoint: Path, entry: Entry, made: Path) -> Path:
     digest = compute_sha256(checkpoint)
     verdict = "as published" if entry.sha256 else "not verified"
     _log.warning("%s: sha256 %s (%s)", checkpoint, digest, verdict)
-    # The file that is made has a sha256 of its own: it notes the checkpoint's, for later starts.
+    # The file that is made has a sha256 of its own: it notes the checkpoint's.
     info = replace(entry.info, recipe=entry.info.recipe | {CHECKPOINT_KEY: digest})
     try:
         state = rename(load_checkpoint(checkpoint), "authors", "torchvision")
@@ -128,17 +125,3 @@ def _convert(checkpoint: Path, entry: Entry, made: Path) -> Path:
             f"{error}. {checkpoint} is not the file that {entry.name} describes; remove it and "
             "download it again"
         ) from None
-
-
-def _accept_converted(path: Path, entry: Entry) -> Path:
-    """The file made earlier, if it is of this entry's checkpoint."""
-    from gradaug_det.zoo.backbone import read_info
-
-    info = read_info(path)
-    digest = info.recipe.get(CHECKPOINT_KEY)
-    if info.name != entry.name or entry.sha256 not in (None, digest):
-        raise ZooError(
-            f"{path} was made from another checkpoint (sha256 {digest}) than the index's "
-            f"{entry.name}; remove it and download it again"
-        )
-    return path

@@ -22,6 +22,16 @@ TARGETS = ("torchvision", "detectron2", "mmdet", "timm")
 SOURCES = (*TARGETS, "authors")
 # In the recipe of a file made on this machine: of the checkpoint that it was made from.
 CHECKPOINT_KEY = "checkpoint_sha256"
+# The metrics that tables have columns for; others may stand beside them.
+METRICS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "loss": "loss",
+    "fgsm1": "FGSM 1/255",
+    "fgsm2": "FGSM 2/255",
+    "fgsm4": "FGSM 4/255",
+    "corruption": "corrupted",
+}
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 # A check of a field's value, and how its sentence goes on after "KEY must".
@@ -103,7 +113,9 @@ class BackboneInfo:
         channel_order: ``RGB`` or ``BGR``: what the file's tensors expect.
         pixel_mean, pixel_std: 3 numbers on the 0-255 scale, in ``channel_order``.
         recipe: how it was trained; JSON values.
-        metrics: name -> finite number, such as ``{"top1": 78.78}`` in percent.
+        metrics: name -> finite number. Those of METRICS are accuracies in percent of test images,
+            but for ``loss``: clean, after one step of FGSM, and ``corruption``, the mean over
+            ImageNet-C's 15 corruptions and 5 severities.
         licence, source: of the weights.
 
     Raises:

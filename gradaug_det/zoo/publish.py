@@ -1,21 +1,21 @@
-"""Checks backbone files, adds them to an index, and writes what MODEL_ZOO.md shows of it."""
+"""Checks backbone files, and makes zoos of them: folders that any server serves as they are."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from gradaug_det.errors import ZooError
 from gradaug_det.utils.files import atomic_path
 from gradaug_det.zoo.backbone import read_backbone
+from gradaug_det.zoo.card import model_card
 from gradaug_det.zoo.download import compute_sha256, is_file_of, local_path
-from gradaug_det.zoo.index import Entry, find, load_index
+from gradaug_det.zoo.fetch import fetch
+from gradaug_det.zoo.index import INDEX_NAME, Entry, read_index, write_index
 from gradaug_det.zoo.info import CHECKPOINT_KEY, require
-
-_COLUMNS = "| name | architecture | MB | top-1 | other metrics | sha256 | licence |"
+from gradaug_det.zoo.sources import find
 
 
 def verify(name: str) -> str:
@@ -48,76 +48,72 @@ def verify(name: str) -> str:
     )
 
 
-def add_file(
-    file: str | Path,
-    description: str,
+def publish(
+    out: str | Path,
+    sources: Iterable[str],
     *,
-    index: str | Path | None = None,
-    kind: str = "packaged",
-    measured: bool = True,
-) -> Entry:
-    """Add a backbone file to an index, or replace the entry of its name.
+    description: str | None = None,
+    claimed: bool = False,
+) -> list[Entry]:
+    """Makes a zoo of a folder, or brings one up to date: files, index.json and README.md.
 
     Args:
-        file: what ``save_backbone`` wrote; it names the entry and describes it.
-        index: an index.json; made if it is missing. By default the index in use.
-        kind: ``packaged``: the file is copied beside the index; ``url``: it stays where it is, to
-            be served as ``NAME.safetensors``.
-        measured: False if the metrics are somebody else's claim.
+        out: the folder. What its index has stays in it; an entry of a source's name is replaced.
+        sources: paths of files that ``save_backbone`` wrote, and names of entries of zoos in use.
+        description: one line, of the one source that there is then; a file's own is, without it,
+            that of the entry that it replaces, or architecture and source.
+        claimed: the files' metrics are somebody's claim, which you did not measure.
+
+    Returns:
+        The sources' entries.
 
     Raises:
-        ZooError: something in the file, the index or the arguments is wrong; nothing was written.
+        ZooError: something in a source, the folder or the arguments is wrong; nothing was written.
     """
-    file = Path(file)
-    require(kind in ("packaged", "url"), "kind must be packaged or url", kind)
-    _, info = read_backbone(file)  # also refuses a file that is damaged or not finite
-    if index is None or Path(index).exists():
-        old = load_index(index)
-        path, base_url, entries = old.path, old.base_url, dict(old.entries)
-    else:
-        path, base_url, entries = Path(index), None, {}
-    entry = Entry(
-        description=description,
-        file=f"{info.name}.safetensors",
-        kind=kind,
-        size=file.stat().st_size,
-        sha256=compute_sha256(file),
-        gdrive_id=None,
-        measured=measured,
-        info=info,
-        folder=path.parent,
-    )
-    # The file goes before the index: an index never names a file that is not there.
-    target = entry.packaged_path
-    if kind == "packaged" and not (target.exists() and target.samefile(file)):
-        with atomic_path(target) as temporary:
-            shutil.copyfile(file, temporary)
-    write_index(path, base_url, entries | {entry.name: entry})
-    return entry
-
-
-def write_index(path: Path, base_url: str | None, entries: Mapping[str, Entry]) -> None:
-    """Write an index.json, entries and fields in the alphabet's order."""
-    data = {"base_url": base_url, "entries": {name: e.to_dict() for name, e in entries.items()}}
-    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def backbone_table(entries: Mapping[str, Entry]) -> str:
-    """The backbones as a table in Markdown; ``*`` marks metrics that were not measured here."""
-    lines = [_COLUMNS, "|:--|:--|--:|--:|:--|:--|:--|"]
-    for _, entry in sorted(entries.items()):
-        mark = "" if entry.measured else "*"
-        metrics = {name: f"{value:.2f}{mark}" for name, value in entry.info.metrics.items()}
-        cells = (
-            f"`{entry.name}`",
-            entry.info.architecture,
-            f"{entry.size / 1e6:.1f}" if entry.size else "",
-            metrics.pop("top1", ""),
-            ", ".join(f"{name} {value}" for name, value in sorted(metrics.items())),
-            f"`{entry.sha256[:12]}`" if entry.sha256 else "none published",
-            entry.info.licence,
-        )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+    out, sources = Path(out), list(sources)
+    rule = "a description belongs to one file or name; publish them one by one"
+    require(description is None or len(sources) == 1, rule, len(sources))
+    old = read_index(out / INDEX_NAME) if (out / INDEX_NAME).exists() else None
+    require(old or sources, f"{out} is no zoo yet: name the files that it is to have", sources)
+    known = dict(old.entries) if old else {}
+    new, files = {}, {}
+    for source in sources:
+        if source.endswith(".safetensors"):
+            file = Path(source)
+            _, info = read_backbone(file)  # also refuses a file that is damaged or not finite
+            was = known.get(info.name)
+            entry = Entry(
+                description=was.description if was else f"{info.architecture}, {info.source}"[:300],
+                file=f"{info.name}.safetensors",
+                size=file.stat().st_size,
+                sha256=compute_sha256(file),
+                gdrive_id=None,
+                measured=not claimed,
+                info=info,
+                index=str(out / INDEX_NAME),
+                home=out,
+            )
+        else:
+            entry = replace(find(source), index=str(out / INDEX_NAME), home=out)
+            file = None if entry.gdrive_id else fetch(source)
+        if description is not None:
+            entry = replace(entry, description=description)
+        new[entry.name] = entry
+        if file is not None:
+            files[entry.file] = file
+    entries = dict(sorted((known | new).items()))
+    for entry in entries.values():
+        path = files.get(entry.file, out / entry.file)
+        rule = f"{path} must be the index's file of sha256 {entry.sha256}; put it there again"
+        is_right = entry.gdrive_id is not None or is_file_of(entry, path)
+        require(is_right, rule, "another one" if path.exists() else "nothing")
+    # Files go before the index: it never names one that is not there.
+    for name, file in files.items():
+        target = out / name
+        if not (target.exists() and target.samefile(file)):
+            with atomic_path(target) as temporary:
+                shutil.copyfile(file, temporary)
+    write_index(out / INDEX_NAME, old.base_url if old else None, entries)
+    with atomic_path(out / "README.md") as temporary:
+        temporary.write_text(model_card(entries), encoding="utf-8")
+    return list(new.values())

@@ -13,9 +13,9 @@ from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.zoo.backbone import METADATA_KEY, read_backbone, read_info
 from gradaug_det.zoo.convert import convert
 from gradaug_det.zoo.fetch import fetch
-from gradaug_det.zoo.index import find
 from gradaug_det.zoo.info import BackboneInfo
 from gradaug_det.zoo.naming import check_order
+from gradaug_det.zoo.sources import find
 
 SCHEME = "gradaug://"
 

@@ -1,12 +1,16 @@
-"""Top-1 accuracy of a zoo backbone's classifier on garments: clean, under FGSM, corrupted.
+"""Accuracy of a zoo backbone's classifier on garments: clean, under FGSM, corrupted.
 
 python -m studies.mini_zoo.evaluate_backbone B/backbone.safetensors --out B/robustness.json
+
+With --describe the file itself, written anew, has them among its metrics: as float16, which is
+what the pretraining writes.
 """
 
 import argparse
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +19,8 @@ from gradaug_det.errors import GradAugError
 from gradaug_det.pretrain.data import Crops
 from gradaug_det.pretrain.scoring import load_classifier
 from gradaug_det.utils.files import atomic_path
+from gradaug_det.zoo.backbone import read_backbone, save_backbone
+from gradaug_det.zoo.info import METRICS
 from studies.mini_zoo.robustness import corrupted_sets, measure
 
 
@@ -26,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("weights", type=Path, help="a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="json file to write")
+    parser.add_argument("--describe", action="store_true", help="note the metrics in WEIGHTS, too")
     parser.add_argument("--size", type=int, default=32, help="side of the images (32)")
     parser.add_argument(
         "--corrupted", type=int, default=40, metavar="N", help="images of each class to corrupt"
@@ -43,6 +50,10 @@ def main(argv: list[str] | None = None) -> int:
         )
         with atomic_path(args.out) as temporary:
             temporary.write_text(json.dumps(metrics, indent=1) + "\n")
+        if args.describe:
+            shown = {name: round(metrics[name], 4) for name in METRICS}
+            state, info = read_backbone(args.weights)
+            save_backbone(args.weights, state, replace(info, metrics=shown))
     except GradAugError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

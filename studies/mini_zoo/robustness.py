@@ -14,6 +14,7 @@ from statistics import fmean
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradaug_det.errors import DataError
@@ -33,13 +34,14 @@ BATCH = 200
 
 
 @torch.no_grad()
+def classify(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (N, classes) of uint8 (N, 3, H, W) images."""
+    return torch.cat([model(normalize(part)) for part in images.split(BATCH)])
+
+
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Per cent of uint8 (N, 3, H, W) images that are classified right."""
-    right = sum(
-        (model(normalize(part)).argmax(1) == truth).sum().item()
-        for part, truth in zip(images.split(BATCH), labels.split(BATCH), strict=True)
-    )
-    return 100 * right / len(labels)
+    return 100 * (classify(model, images).argmax(1) == labels).sum().item() / len(labels)
 
 
 def fgsm_accuracy(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> float:
@@ -110,10 +112,17 @@ def measure(
     """Accuracies in per cent.
 
     Returns:
-        ``top1``; ``fgsm1``, ``fgsm2``, ``fgsm4``; ``corruption1`` to ``corruption5`` (mean over
-        the corruptions of that severity), ``corruption`` (mean over all), ``corruption/NAME``.
+        ``top1``, ``top5``, ``loss`` (cross-entropy); ``fgsm1``, ``fgsm2``, ``fgsm4``;
+        ``corruption1`` to ``corruption5`` (mean over the corruptions of that severity),
+        ``corruption`` (mean over all), ``corruption/NAME``.
     """
-    metrics = {"top1": accuracy(model, images, labels)}
+    logits = classify(model, images)
+    found = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    metrics = {
+        "top1": 100 * found[:, 0].sum().item() / len(labels),
+        "top5": 100 * found.sum().item() / len(labels),
+        "loss": F.cross_entropy(logits, labels).item(),
+    }
     for epsilon in EPSILONS:
         metrics[f"fgsm{epsilon}"] = fgsm_accuracy(model, images, labels, epsilon)
     each = {key: accuracy(model, part, corrupted_labels) for key, part in corrupted.items()}

@@ -117,7 +117,7 @@ def test_converted_files_are_made_once_and_belong_to_the_content(zoo, tmp_path, 
     first = PathManager.get_local_path(URL)
     stamp = Path(first).stat().st_mtime_ns
     assert PathManager.get_local_path(URL) == first
-    assert hashed == [str(zoo[0] / "weights" / "tiny-resnet18.safetensors")]  # once a start
+    assert hashed == [str(zoo[0] / "tiny-resnet18.safetensors")]  # once a start
     assert Path(first).stat().st_mtime_ns == stamp
     assert PathManager.get_local_path(f"{URL}?format=RGB") != first
     with PathManager.open(URL, "rb") as file:
@@ -133,7 +133,7 @@ def test_converted_files_are_made_once_and_belong_to_the_content(zoo, tmp_path, 
 
 
 def test_files_without_the_scheme(zoo, tmp_path):
-    bare = zoo[0] / "weights" / "tiny-resnet18.safetensors"
+    bare = zoo[0] / "tiny-resnet18.safetensors"
     model = build_model(fitting_cfg())
     with pytest.raises(ZooError, match=f"torchvision's names; write gradaug://{bare} to have it"):
         SafeCheckpointer(model).load(str(bare))

@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.pretrain.recipe import Recipe
-from gradaug_det.zoo.index import load_index
+from gradaug_det.zoo.index import read_index
 from gradaug_det.zoo.publish import verify
 from gradaug_det.zoo.url import parse_url
 from tests.d2.dataset import SIZE, annotation, crowd, write_coco
@@ -570,7 +570,7 @@ def _checkpoint_case(name, entry):
 def _index(text):
     def run(folder):
         (folder / "index.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-        return f"{len(load_index(folder / 'index.json').entries)} entries"
+        return f"{len(read_index(folder / 'index.json').entries)} entries"
 
     return run
 

@@ -691,7 +691,7 @@ EXPECTED = {
     "zoo: index: a list: gradaug-det zoo": "ZooError: the zoo's index FOLDER/index.json: must be an object of base_url and entries, got []; correct that file",
     "zoo: index: another protocol: gradaug-det zoo": "ZooError: the zoo's index FOLDER/index.json: base_url must be null or http(s)://..., got 'file:///etc/'; correct that file",
     "zoo: index: control characters: gradaug-det zoo": "ZooError: the zoo's index FOLDER/index.json: base_url must be null or http(s)://..., got '\\x1b[31m red'; correct that file",
-    "zoo: index: an entry without fields: gradaug-det zoo": "ZooError: the zoo's index FOLDER/index.json: entry 'a': must have description, file, kind, size, sha256, gdrive_id, measured, info, got []; correct th",
+    "zoo: index: an entry without fields: gradaug-det zoo": "ZooError: the zoo's index FOLDER/index.json: entry 'a': must have description, file, size, sha256, gdrive_id, measured, info, got []; correct th",
     "zoo: index: more than a megabyte: gradaug-det zoo": "ZooError: the zoo's index FOLDER/index.json: more than 1048576 bytes; correct that file",
     "zoo: backbone: cut: gradaug-det zoo": "ZooError: FOLDER/x.safetensors: not a safetensors file, or a damaged one",
     "zoo: backbone: no description: gradaug-det zoo": "ZooError: FOLDER/x.safetensors: no metadata 'gradaug_det', so its input is unknown; write the file with gradaug_det.zoo.backbone.save_backbone",

@@ -362,7 +362,7 @@ def test_trainings_are_resumed(tmp_path, safe_files, zoo):
         assert isinstance(ours, HistoryBuffer) and len(ours.data[0]) >= len(wanted)
         assert ours.statistics("mean") == ours.mean()
     assert HistoryBuffer._statistics_methods["mean"] is HistoryBuffer.mean
-    bare = zoo[0] / "weights" / "tiny-resnet18.safetensors"
+    bare = zoo[0] / "tiny-resnet18.safetensors"
     with pytest.raises(ZooError, match=f"torchvision's names; write gradaug://{bare} to have it"):
         CheckpointLoader.load_checkpoint(str(bare))
     with pytest.raises(ZooError, match=r"nothing.pth does not exist"):

@@ -28,15 +28,14 @@ def random_backbone(info, path):
 
 
 def write_index(folder, *infos):
-    """An index of packaged entries; files are only there if they lie in ``folder / "weights"``."""
+    """A zoo's index; its files are only there if they lie in the folder."""
     entries = {}
     for info in infos:
-        path = folder / "weights" / f"{info.name}.safetensors"
+        path = folder / f"{info.name}.safetensors"
         found = path.is_file()
         entries[info.name] = {
             "description": "random",
             "file": path.name,
-            "kind": "packaged",
             "size": path.stat().st_size if found else 1,
             "sha256": pooch.file_hash(str(path)) if found else "0" * 64,
             "gdrive_id": None,
@@ -55,7 +54,7 @@ def small_zoo(folder):
         The folder, and the tensors of the file.
     """
     info = describe("tiny-resnet18", "resnet18")
-    state = random_backbone(info, folder / "weights" / "tiny-resnet18.safetensors")
+    state = random_backbone(info, folder / "tiny-resnet18.safetensors")
     others = [
         describe("tiny-resnet50", "resnet50"),
         describe("caffe-resnet50", "resnet50", stride_in="1x1", channel_order="BGR"),
@@ -68,6 +67,6 @@ def small_zoo(folder):
 
 
 def use_zoo(folder, monkeypatch):
-    """Puts the folder's index in force, with a cache of its own."""
-    monkeypatch.setenv("GRADAUG_ZOO_INDEX", str(folder / "index.json"))
+    """Puts the folder's zoo in force, with a cache of its own."""
+    monkeypatch.setenv("GRADAUG_ZOO_URL", str(folder))
     monkeypatch.setenv("GRADAUG_CACHE", str(folder / "cache"))

@@ -18,10 +18,9 @@ from safetensors.torch import load_file
 from gradaug_det.commands import cli
 from gradaug_det.zoo.backbone import read_backbone
 from gradaug_det.zoo.download import CACHE_VARIABLE, OFFLINE_VARIABLE, URL_VARIABLE
-from gradaug_det.zoo.index import INDEX_VARIABLE
 from gradaug_det.zoo.info import SOURCES
 from gradaug_det.zoo.naming import NAMINGS
-from gradaug_det.zoo.publish import add_file
+from gradaug_det.zoo.publish import publish
 from tests.d2.helpers import tiny_cfg
 from tests.zoo.helpers import make_file, make_info, make_state
 
@@ -30,11 +29,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def lab(tmp_path, cache_folder, monkeypatch):
-    """A zoo of one packaged backbone, ``tiny``; its file."""
-    index = tmp_path / "zoo" / "index.json"
-    add_file(make_file(tmp_path / "source.safetensors"), "For a test", index=index)
-    monkeypatch.setenv("GRADAUG_ZOO_INDEX", str(index))
-    return index.parent / "weights" / "tiny.safetensors"
+    """A zoo of one backbone, ``tiny``; its file."""
+    publish(tmp_path / "zoo", [str(make_file(tmp_path / "source.safetensors"))])
+    monkeypatch.setenv("GRADAUG_ZOO_URL", str(tmp_path / "zoo"))
+    return tmp_path / "zoo" / "tiny.safetensors"
 
 
 @pytest.fixture
@@ -51,11 +49,22 @@ def zoo(capsys):
 def test_list(lab, zoo):
     code, out, _ = zoo("list")
     assert code == 0
-    header, row = out.splitlines()
-    assert header.split() == ["NAME", "ARCHITECTURE", "MB", "TOP-1", "WHERE"]
-    assert row.split() == ["tiny", "resnet18", "22.4", "12.50", "here"]
+    header, row, *built_in = out.splitlines()
+    assert re.split("  +", header) == [
+        *("NAME", "ARCHITECTURE", "MB", "TOP-1", "TOP-5", "FGSM 1/255", "FGSM 2/255"),
+        *("FGSM 4/255", "CORRUPTED", "WHERE", "ZOO"),
+    ]
+    assert row.split() == [
+        "tiny",
+        "resnet18",
+        "22.4",
+        "12.50",
+        "here",
+        str(lab.parent / "index.json"),
+    ]
+    assert built_in[0].split()[:4] == ["mini-resnet18-baseline", "resnet18", "22.4", "64.33"]
     lab.unlink()
-    assert zoo("list")[1].splitlines()[1].endswith("packaged")
+    assert zoo("list")[1].splitlines()[1].split()[4] == "missing"
     assert json.loads(zoo("list", "--json")[1])[0]["path"] is None
 
 
@@ -70,14 +79,15 @@ def test_listing_needs_no_torch(cache_folder):
 
 def test_list_marks_claims(cache_folder, zoo):
     assert "78.78*" in zoo("list")[1]
-    assert "* its authors' claim" in zoo("list")[1]
+    assert "* a claim, not measured" in zoo("list")[1]
 
 
 def test_info(lab, zoo):
     described = json.loads(zoo("info", "tiny", "--json")[1])
     assert described["channel_order"] == "RGB"
     assert described["path"] == str(lab)
-    assert json.loads(zoo("list", "--json")[1]) == [described]
+    assert described["zoo"] == str(lab.parent / "index.json")
+    assert json.loads(zoo("list", "--json")[1])[0] == described
     assert json.loads(zoo("info", lab, "--json")[1]) == make_info().to_dict()
     assert "pixel_mean     [123.675, 116.28, 103.53]" in zoo("info", "tiny")[1]
     code, _, err = zoo("info", "tinny")
@@ -103,8 +113,8 @@ def test_verify_finds_what_is_wrong(lab, zoo, tmp_path):
     lab.unlink()
     assert "is not on this machine" in zoo("verify", "tiny")[2]
     other = make_file(tmp_path / "x.safetensors", metrics={"top1": 99.0})
-    add_file(other, "x")
-    index = lab.parents[1] / "index.json"
+    publish(lab.parent, [str(other)])
+    index = lab.parent / "index.json"
     index.write_text(index.read_text().replace("99.0", "98.0"))
     code, _, err = zoo("verify", "tiny")
     assert code == 2
@@ -189,23 +199,24 @@ def test_the_frameworks_are_the_converters():
     assert set(SOURCES) == set(NAMINGS)
 
 
-def test_add(zoo, tmp_path, lab):
-    index = tmp_path / "other" / "index.json"
-    command = ["add", lab, "--description", "A copy", "--index", index, "--claimed"]
-    code, out, _ = zoo(*command)
+def test_publish(zoo, tmp_path, lab):
+    out = tmp_path / "other"
+    code, text, _ = zoo("publish", out, lab, "--description", "A copy", "--claimed")
     assert code == 0
-    assert out.startswith(f"tiny: {lab.stat().st_size} bytes, sha256 ")
-    assert json.loads(index.read_text())["entries"]["tiny"]["measured"] is False
+    assert text.startswith(f"tiny: {lab.stat().st_size} bytes, sha256 ")
+    entry = json.loads((out / "index.json").read_text())["entries"]["tiny"]
+    assert (entry["measured"], entry["description"]) == (False, "A copy")
 
 
 def test_commands_and_variables_in_the_documents_exist():
     text = "".join((ROOT / name).read_text("utf-8") for name in ("MODEL_ZOO.md", "docs/zoo.md"))
     commands = re.findall(r"gradaug-det (zoo [a-z]+ [^`\n]*)", text)
-    assert {command.split()[1] for command in commands} >= {"download", "verify", "export", "add"}
+    wanted = {"download", "verify", "export", "publish"}
+    assert {command.split()[1] for command in commands} >= wanted
     for command in commands:
         args = cli._parser("zoo").parse_args(shlex.split(command, comments=True))
         assert callable(args.action), command
-    known = {CACHE_VARIABLE, URL_VARIABLE, OFFLINE_VARIABLE, INDEX_VARIABLE}
+    known = {CACHE_VARIABLE, URL_VARIABLE, OFFLINE_VARIABLE}
     assert set(re.findall(r"GRADAUG_[A-Z_]+", text)) == known
 
 

@@ -7,7 +7,6 @@ goes through the same path from there on.
 import hashlib
 import logging
 import pickle
-import re
 import subprocess
 import sys
 
@@ -21,17 +20,24 @@ from gradaug_det.zoo.fetch import fetch
 from tests.zoo.helpers import make_info, make_state
 
 NAME = "resnet50-gradaug-authors"
+DRIVE_ID = "1_0aXi30ET4OrQY0j6KxTYXK0lkgo70Fh"
 
 
 @pytest.fixture
-def authors_checkpoint(cache_folder):
-    """A checkpoint as the authors' training writes it, put where the error message says."""
-    state = convert(make_state("resnet50"), "torchvision", "authors", classifier=True)
-    cache_folder.mkdir()
-    path = cache_folder / f"{NAME}.pth"
-    model = {f"module.{name}": tensor for name, tensor in state.items()}
-    torch.save({"epoch": 120, "model": model, "optimizer": {}}, path)
+def put_file(cache_folder):
+    """Where the error message says that a file can be put by hand."""
+    path = cache_folder / DRIVE_ID / f"{NAME}.pth"
+    path.parent.mkdir(parents=True)
     return path
+
+
+@pytest.fixture
+def authors_checkpoint(put_file):
+    """A checkpoint as the authors' training writes it, put there."""
+    state = convert(make_state("resnet50"), "torchvision", "authors", classifier=True)
+    model = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"epoch": 120, "model": model, "optimizer": {}}, put_file)
+    return put_file
 
 
 def test_refused_without_the_flag(cache_folder):
@@ -52,8 +58,8 @@ def test_no_network(cache_folder):
     assert run.returncode == 1
     last = run.stderr.strip().splitlines()[-1]
     assert "ZooError: cannot download https://drive.google.com/uc?id=1_0aXi30" in last
-    assert f"put the file at {cache_folder / NAME}.pth yourself" in last
-    assert list(cache_folder.iterdir()) == []
+    assert f"put the file at {cache_folder}/{DRIVE_ID}/{NAME}.pth yourself" in last
+    assert list(cache_folder.rglob("*.*")) == []
 
 
 def test_without_gdown(cache_folder):
@@ -65,12 +71,12 @@ def test_without_gdown(cache_folder):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "needs gdown: pip install 'gradaug-det[gdrive]'" in run.stderr.splitlines()[-1]
-    assert list(cache_folder.iterdir()) == []
+    assert list(cache_folder.rglob("*.*")) == []
 
 
 def test_offline(cache_folder, monkeypatch):
     monkeypatch.setenv("GRADAUG_OFFLINE", "1")
-    with pytest.raises(ZooError, match=rf"put the file at {cache_folder}/{NAME}\.pth yourself"):
+    with pytest.raises(ZooError, match=rf"put the file at {cache_folder}/{DRIVE_ID}/{NAME}\.pth "):
         fetch(NAME, allow_unverified=True)
     assert not cache_folder.exists()
 
@@ -102,30 +108,37 @@ class Bomb:
     [b"<html>Quota exceeded</html>", pickle.dumps(Bomb(), protocol=2)],
     ids=["html", "bomb"],
 )
-def test_something_else_is_refused(cache_folder, content, capfd):
-    cache_folder.mkdir()
-    (cache_folder / f"{NAME}.pth").write_bytes(content)
+def test_something_else_is_refused(put_file, content, capfd):
+    put_file.write_bytes(content)
     with pytest.raises(ZooError, match="is not the file that resnet50-gradaug-authors describes"):
         fetch(NAME, allow_unverified=True)
     assert "executed" not in capfd.readouterr().out
-    assert [path.name for path in cache_folder.iterdir()] == [f"{NAME}.pth"]
+    assert list(put_file.parent.iterdir()) == [put_file]
 
 
-def test_another_architecture_is_refused(cache_folder):
-    cache_folder.mkdir()
+def test_another_architecture_is_refused(put_file):
     state = convert(make_state("resnet18"), "torchvision", "authors", classifier=True)
-    torch.save(state, cache_folder / f"{NAME}.pth")
+    torch.save(state, put_file)
     with pytest.raises(ZooError, match=r"resnet50.*remove it and download"):
         fetch(NAME, allow_unverified=True)
 
 
-def test_a_published_sha256_needs_no_flag_and_is_checked(authors_checkpoint, make_index):
+def test_a_published_sha256_needs_no_flag_and_is_checked(
+    authors_checkpoint, make_index, monkeypatch
+):
+    """The same file under another name of the cache: zoos do not see each other's."""
     info = make_info(name="tiny", architecture="resnet50", depth=50).to_dict()
-    common = {"kind": "gdrive", "gdrive_id": "x" * 20, "file": authors_checkpoint.name}
+    common = {"gdrive_id": DRIVE_ID, "file": authors_checkpoint.name, "info": info}
     digest = hashlib.sha256(authors_checkpoint.read_bytes()).hexdigest()
-    size = authors_checkpoint.stat().st_size
-    make_index(info=info, sha256=digest, size=size, **common)
+    target = authors_checkpoint.parents[1] / digest[:40] / authors_checkpoint.name
+    target.parent.mkdir()
+    authors_checkpoint.rename(target)
+    make_index(sha256=digest, size=target.stat().st_size, **common)
     path = fetch("tiny")
-    make_index(info=info, sha256="0" * 64, size=size, **common)
-    with pytest.raises(ZooError, match=re.escape(f"{path} was made from another checkpoint")):
+    assert path.parent == target.parent
+    assert fetch("tiny") == path
+    path.unlink()
+    target.write_bytes(target.read_bytes()[:-1])
+    monkeypatch.setenv("GRADAUG_OFFLINE", "1")
+    with pytest.raises(ZooError, match="has another sha256"):
         fetch("tiny")

@@ -5,15 +5,13 @@ import json
 import pytest
 
 from gradaug_det.errors import ZooError
-from gradaug_det.zoo.index import INDEX, find, load_index
-from gradaug_det.zoo.publish import verify
+from gradaug_det.zoo.sources import BUILT_IN, find, load_indexes
 from tests.zoo.helpers import make_info
 
 
 def test_the_packages_own(cache_folder):
-    index = load_index()
-    assert index.path == INDEX
     entry = find("resnet50-gradaug-authors")
+    assert entry.index == str(BUILT_IN)
     assert entry.gdrive_id == "1_0aXi30ET4OrQY0j6KxTYXK0lkgo70Fh"
     assert entry.sha256 is None
     assert not entry.measured
@@ -21,24 +19,14 @@ def test_the_packages_own(cache_folder):
     assert find("resnet50-gradaug-cutmix-authors").info.metrics == {"top1": 79.67, "top5": 94.93}
 
 
-def test_packaged_files_are_the_indexs(cache_folder):
-    """sha256, size, the file's own description, shapes, no NaN; and no file without an entry."""
-    packaged = [e for e in load_index().entries.values() if e.kind == "packaged"]
-    for entry in packaged:
-        assert "as in the index" in verify(entry.name)
-    weights = INDEX.parent / "weights"
-    files = {path.name for path in weights.glob("*")} if weights.exists() else set()
-    assert files == {entry.file for entry in packaged}
-
-
 def test_an_entry_is_what_was_written(make_index):
     path = make_index("https://example.org/zoo")
-    index = load_index()
-    assert index.path == path
-    assert index.base_url == "https://example.org/zoo"
-    written = json.loads(path.read_text())["entries"]["tiny"]
-    assert find("tiny").to_dict() == written
-    assert find("tiny").packaged_path == path.parent / "weights" / "tiny.safetensors"
+    index = load_indexes()[0]
+    assert (index.address, index.base_url) == (str(path), "https://example.org/zoo")
+    assert find("tiny").to_dict() == json.loads(path.read_text())["entries"]["tiny"]
+    assert find("tiny").home == "https://example.org/zoo"
+    make_index()
+    assert find("tiny").home == path.parent
 
 
 @pytest.mark.parametrize(
@@ -49,9 +37,8 @@ def test_an_entry_is_what_was_written(make_index):
         ({"file": ".safetensors"}, "file must be a name without folders"),
         ({"file": "tiny.zip"}, "file must be a name without folders"),
         ({"file": "tiny.safetensors\n"}, "file must be a name without folders"),
-        ({"file": "tiny.pth"}, "file must end in .safetensors unless kind is gdrive"),
+        ({"file": "tiny.pth"}, "file must end in .safetensors without a gdrive_id"),
         ({"file": None}, "file must be a name"),
-        ({"kind": "ftp"}, "kind must be packaged, url or gdrive, got 'ftp'"),
         ({"size": None}, "size must be a number of bytes"),
         ({"size": -1}, "size must be a number of bytes"),
         ({"size": True}, "size must be a number of bytes"),
@@ -59,9 +46,8 @@ def test_an_entry_is_what_was_written(make_index):
         ({"sha256": "abc"}, "sha256 must be 64 lower-case hex digits"),
         ({"sha256": "A" * 64}, "sha256 must be 64 lower-case hex digits"),
         ({"sha256": None}, "sha256 must be 64 lower-case hex digits"),
-        ({"gdrive_id": "x" * 20}, "gdrive_id must be .* else null"),
-        ({"kind": "gdrive"}, "gdrive_id must be Google Drive's id"),
-        ({"kind": "gdrive", "gdrive_id": "a/../b?x=1"}, "gdrive_id must be"),
+        ({"gdrive_id": "a/../b?x=1"}, "gdrive_id must be Google Drive's id, or null"),
+        ({"kind": "url"}, "must have description, file, "),
         ({"measured": 1}, "measured must be true or false"),
         ({"description": "two\nlines"}, "description must be one line"),
         ({"colour": 1}, "must have description, file, "),
@@ -73,7 +59,7 @@ def test_an_entry_is_what_was_written(make_index):
 def test_a_wrong_entry_is_refused(make_index, changes, message):
     path = make_index(**changes)
     with pytest.raises(ZooError, match=message) as caught:
-        load_index()
+        load_indexes()
     assert str(caught.value).startswith(f"the zoo's index {path}: entry 'tiny': ")
 
 
@@ -95,7 +81,7 @@ def test_a_wrong_index_is_refused(make_index, text, message):
     path = make_index()
     path.write_text(text)
     with pytest.raises(ZooError, match=message) as caught:
-        load_index()
+        load_indexes()
     assert str(path) in str(caught.value)
 
 
@@ -105,22 +91,29 @@ def test_a_wrong_index_is_refused(make_index, text, message):
 def test_no_value_breaks_the_reader(make_index, value):
     """Whatever stands in a field, the answer is an entry or a sentence."""
     info = make_info().to_dict()
-    fields = ["description", "file", "kind", "size", "sha256", "gdrive_id", "measured", "info"]
+    fields = ["description", "file", "size", "sha256", "gdrive_id", "measured", "info"]
     changes = [{field: value} for field in fields]
     changes += [{"info": info | {field: value}} for field in info]
-    changes += [change | {"kind": "gdrive", "file": "x.pth"} for change in changes]
+    changes += [change | {"gdrive_id": "x" * 20, "file": "x.pth"} for change in changes]
     refused = 0
     for change in changes:
         make_index(**change)
         try:
-            load_index()
+            load_indexes()
         except ZooError as error:
             assert "entry 'tiny': " in str(error)
             refused += 1
     assert refused >= len(changes) - 8  # some values are right in some field
 
 
-def test_a_missing_index_names_the_variable(make_index):
-    make_index().unlink()
-    with pytest.raises(ZooError, match=r"cannot read .*No such file.*GRADAUG_ZOO_INDEX must name"):
-        load_index()
+def test_a_folder_without_an_index(make_index):
+    path = make_index()
+    path.unlink()
+    with pytest.raises(ZooError, match=rf"cannot read the zoo's index {path}: No such file"):
+        load_indexes()
+
+
+def test_an_unknown_name(make_index):
+    make_index()
+    with pytest.raises(ZooError, match=r"no backbone 'tinny': did you mean 'tiny'\?"):
+        find("tinny")

@@ -17,29 +17,30 @@ from tests.zoo.helpers import make_info
 
 def index_inputs(_folder: Path) -> st.SearchStrategy[Input]:
     def entry(name: str, **changes: Any) -> dict[str, Any]:
-        values = {"description": "random", "file": f"{name}.safetensors", "kind": "packaged"}
+        values = {"description": "random", "file": f"{name}.safetensors"}
         values |= {"size": 1000, "sha256": "0" * 64, "gdrive_id": None, "measured": False}
         return values | {"info": make_info().to_dict() | {"name": name}} | changes
 
-    drive = {"kind": "gdrive", "file": "x.pth", "size": None, "sha256": None}
+    drive = {"file": "x.pth", "size": None, "sha256": None}
     entries = {
         "tiny": entry("tiny"),
-        "far": entry("far", kind="url"),
         "drive": entry("drive", **drive, gdrive_id="1_0aXi30ET4OrQY0j6KxTYXK0lkgo70Fh"),
     }
     return documents({"base_url": "https://example.org/zoo", "entries": entries}, "index.json")
 
 
 def read_index(folder: Path, path: Path) -> None:
+    from gradaug_det.zoo.card import model_card
     from gradaug_det.zoo.download import local_path
-    from gradaug_det.zoo.index import load_index
+    from gradaug_det.zoo.index import read_index
 
     os.environ["GRADAUG_CACHE"] = str(folder / "cache")
-    index = load_index(path)
+    index = read_index(path)
+    model_card(index.entries)
     for name, entry in index.entries.items():
         if "/" in entry.file or folder not in local_path(entry).resolve().parents:
             raise AssertionError(f"{entry.file!r} leaves the zoo's folder")
-        json.dumps(index.find(name).to_dict(), allow_nan=False)
+        json.dumps(entry.to_dict(), allow_nan=False)
         if not f"{entry.description}{entry.info.licence}{entry.info.source}{name}".isprintable():
             raise AssertionError("text that a terminal would obey")
 
