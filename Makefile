@@ -114,9 +114,10 @@ system-demo system-test:
 	{ $$apt update && $$apt install -y --no-install-recommends $$lacks; } || { echo 'Install these' \
 		"yourself (Debian's names): \`sudo apt-get install$$lacks\`." >&2; exit 1; }
 
-# Where no Python fits, uv fetches one, and where there is no uv, a Python of another version it.
+# Where no Python fits, not even among the packages just installed, uv fetches one; and where there
+# is no uv, a Python of another version fetches that.
 .venv/made.stamp: $(if $(MADE),,FORCE)
-	$(eval PYTHON := $(or $(PYTHON),$(FOUND)))# a package may just have brought one
+	$(eval PYTHON := $(or $(PYTHON),$(FOUND)))
 	@echo 'Making .venv with $(or $(PYTHON),a Python 3.10 to 3.13 that uv fetches: none is here)'
 	@if $(or $(PYTHON),false) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv --clear .venv; \
 	else command -v uv >/dev/null || { export PATH="$(CURDIR)/build/uv/bin:$$PATH"; \
@@ -150,10 +151,12 @@ system-demo system-test:
 	@touch $@
 
 # uv forgets a wheel that it built when anything else asks for the metadata of the same sdist, and
-# does not know that MMCV's fits one version of PyTorch only: so this step has a cache of its own.
+# does not know that MMCV's fits one version of PyTorch only: so this step has a cache of its own, and
+# each Python has one, or they would take turns in building it.
 # Operators are built for the CPU; users with a GPU take MMCV's own prebuilt wheels.
 .venv/test.stamp: requirements/test.lock .venv/demo.stamp
 	@echo 'Installing MMDetection; MMCV is compiled once (15 to 25 minutes on 2 cores)'
 	@export MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES= MAX_JOBS="$${MAX_JOBS:-$$(nproc)}"; \
-	export UV_CACHE_DIR=$(CACHE)/uv-torch-$(TORCH); $(UV_INSTALL) $(LOCKED) $<
+	tag="$$($(PY) -c 'import sys; print(sys.implementation.cache_tag)')"; \
+	export UV_CACHE_DIR="$(CACHE)/uv-torch-$(TORCH)-$$tag"; $(UV_INSTALL) $(LOCKED) $<
 	@touch $@

@@ -27,6 +27,7 @@ case "$*" in
 -V) echo "$VERSION"; exit ;;
 *version_info*) exec {sys.executable} -IS -c "import sys; sys.version_info = $VERSION; $2" ;;
 *ensurepip*) test -z "$BARE"; exit ;;
+*cache_tag*) echo cpython-311; exit ;;
 *sysconfig*) test -z "$BARE"; exit ;;
 "-c "*) exit ;;
 *"pip config"*) exit 1 ;;
@@ -145,12 +146,12 @@ def test_an_environment_that_was_moved_or_does_not_run_is_made_anew(project):
     assert project.make("env-demo") == calls
 
 
-def test_mmcv_is_built_for_the_cpu_in_a_cache_for_this_torch(project):
+def test_mmcv_is_built_for_the_cpu_in_a_cache_for_this_torch_and_python(project):
     project.env |= {"XDG_CACHE_HOME": str(project.folder / "cache"), "MAX_JOBS": "7"}
     project.make("env-test")
     lines = (project.folder / "environment-uv").read_text().splitlines()
     assert {"MMCV_WITH_OPS=1", "FORCE_CUDA=0", "CUDA_VISIBLE_DEVICES=", "MAX_JOBS=7"} <= set(lines)
-    assert f"UV_CACHE_DIR={project.folder}/cache/gradaug_det/uv-torch-2.9.1" in lines
+    assert f"UV_CACHE_DIR={project.folder}/cache/gradaug_det/uv-torch-2.9.1-cpython-311" in lines
 
 
 def test_commands_are_not_disturbed_by_another_environment(project):
