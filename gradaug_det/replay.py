@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from gradaug_det.core.dump import Dump
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.plan import flatten_output
-from gradaug_det.core.regularizer import sub_network_passes
+from gradaug_det.core.regularizer import narrowed, sub_network_passes
+from gradaug_det.core.sampling import sample_own_pass
 from gradaug_det.errors import GradAugError
 from gradaug_det.utils.text import describe_error
 
@@ -39,7 +40,7 @@ class Replay:
 
     dump: Dump
     weights: list[str]  # names of those that are not finite already
-    passes: list[Pass] = field(default_factory=list)  # the full network's comes first
+    passes: list[Pass] = field(default_factory=list)  # the training's own comes first
     gradients: list[str] = field(default_factory=list)  # of parameters; those not finite
 
     @property
@@ -94,13 +95,16 @@ def replay(
     try:
         module = adapter.build(dump.config, config)
         module.load_state_dict(dump.weights)
-        network = adapter.network(module.train(), GradAugOptions.from_mapping(dump.options))
+        options = GradAugOptions.from_mapping(dump.options)
+        network = adapter.network(module.train(), options)
+        own = sample_own_pass(options, dump.iteration)
         batch = adapter.decode(dump.batch)
         torch.set_rng_state(dump.rng)  # the full pass samples and drops what it did
         found = Replay(dump, [name for name, w in module.state_dict().items() if not _is_finite(w)])
         soft = None
         with adapter.training_context():
-            with _watch(module, found, "full network") as full:
+            what = "full network" if own.width == 1 else f"narrow step (width {own.width:g})"
+            with narrowed(network, own), _watch(module, found, what) as full:
                 losses, soft = network.full_pass(batch)
                 sum(losses.values()).backward()
                 full.losses = {name: loss.item() for name, loss in losses.items()}

@@ -59,6 +59,10 @@ class SlimmableDetector(ABC):
     def losses(self, batch: Any) -> Losses:
         """Returns the detector's own losses."""
 
+    def loss_terms(self, output: Any) -> Losses:
+        """Returns the losses in what a training pass of the detector returned."""
+        return output
+
     @abstractmethod
     def features(self, batch: Any) -> Any:
         """Returns what its heads get, the output of :attr:`last`."""

@@ -121,7 +121,7 @@ def check_gradients(
     if bad:
         problem = NonFiniteLossError(
             f"iteration {iteration}: {bad} of {len(gradients)} parameters have a gradient that is "
-            "not finite, though all losses are; the optimizer has not stepped"
+            "not finite; the optimizer has not stepped"
         )
     if meeting:
         problem = meeting.first_problem(problem)

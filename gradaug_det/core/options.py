@@ -11,10 +11,23 @@ from gradaug_det.core.checks import check_bool, check_integer, check_number, che
 from gradaug_det.core.plan import NORM_POLICIES
 from gradaug_det.errors import ConfigError
 
+DEFAULT_WIDTHS = (0.9, 0.75, 0.5)
 _CHOICES = {
+    "passes": ("added", "alternating"),
     "supervision": ("soft", "labels", "both"),
     "subnet_norm": NORM_POLICIES,
     "nonfinite": ("raise", "skip"),
+}
+# What says nothing about the passes of that kind, and why.
+_MEANINGLESS = {
+    "added": (("full_share", "smallest_share"), "in which every step has a full pass"),
+    "alternating": (
+        (
+            *("num_subnets", "min_width", "scales", "flip_prob", "block_survival", "supervision"),
+            *("soft_weight", "labels_weight", "soft_warmup", "not_in_pixels"),
+        ),
+        "in which a step is one ordinary pass at one of `widths`",
+    ),
 }
 
 
@@ -30,6 +43,16 @@ class GradAugOptions:
         flip_prob: probability of mirroring a sub-network's batch, in [0, 1].
         block_survival: probability that a sub-network keeps the backbone's last residual branch,
             in [0, 1]; 1 keeps all. See :mod:`gradaug_det.core.depth`.
+        passes: ``added``: sub-networks' passes follow each step's full pass (GradAug, Algorithm 1);
+            ``alternating``: each step is one pass, at full width or at one of ``widths``, for no
+            more than plain training's time. What describes the other kind alone must be left out.
+        widths: a fixed set of width multipliers below 1. Sub-networks have one of these in place
+            of any from ``min_width`` to 1; for alternating passes, 0.9, 0.75 and 0.5 if none are
+            given.
+        full_share: share of the alternating passes at full width, in (0, 1]; 1 leaves plain
+            training.
+        smallest_share: share of the smallest width among the narrow ones of the alternating passes,
+            in [0, 1]; the other widths share the rest evenly.
         divisor: channel counts of sub-networks are multiples of this; 1 is the authors' rule, 16 is
             faster. See :func:`gradaug_det.core.slimming.at_width`.
         supervision: what sub-networks learn from: ``labels`` (the detector's own losses on the
@@ -61,6 +84,10 @@ class GradAugOptions:
     scales: Sequence[float] = (1.0, 0.857, 0.714, 0.571)
     flip_prob: float = 0.0
     block_survival: float = 1.0
+    passes: str = "added"
+    widths: Sequence[float] = ()
+    full_share: float = 0.75
+    smallest_share: float = 0.5
     divisor: int = 1
     supervision: str = "labels"
     soft_weight: float = 1.0
@@ -81,8 +108,9 @@ class GradAugOptions:
             raise ConfigError("scales", problem)
         for scale in self.scales:
             check_number("scales", scale, high=4.0, above=0.0)
-        for key in ("flip_prob", "block_survival"):
+        for key in ("flip_prob", "block_survival", "smallest_share"):
             check_number(key, getattr(self, key), high=1.0)
+        check_number("full_share", self.full_share, high=1.0, above=0.0)
         check_integer("divisor", self.divisor, low=1)
         for key, allowed in _CHOICES.items():
             value = getattr(self, key)
@@ -98,8 +126,30 @@ class GradAugOptions:
         if not _is_list(named) or not all(name and isinstance(name, str) for name in named):
             problem = f'must be a list of fields\' names as ["gt_depth"], got {named!r}'
             raise ConfigError("not_in_pixels", problem)
+        if not _is_list(self.widths):
+            problem = f"must list numbers in (0, 1) as [0.9, 0.5], got {self.widths!r}"
+            raise ConfigError("widths", problem)
+        for width in self.widths:
+            if check_width(width, "widths") == 1:
+                raise ConfigError("widths", f"must be below 1, got {width!r}: 1 is trained anyway")
         for key in ("scales", "not_in_pixels"):  # whatever kind of list a config has
             object.__setattr__(self, key, tuple(getattr(self, key)))
+        self._check_meaning()
+        default = DEFAULT_WIDTHS if self.passes == "alternating" else ()
+        widths = tuple(sorted(set(self.widths or default), reverse=True))
+        object.__setattr__(self, "widths", widths)
+
+    def _check_meaning(self) -> None:
+        """Raises ConfigError for a setting that would silently do nothing."""
+        keys, reason = _MEANINGLESS[self.passes]
+        reason = f"passes are {self.passes!r}, {reason}"
+        if self.passes == "added" and self.widths:
+            keys, reason = ("min_width", *keys), "`widths` says which there are"
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in keys and value != field.default:
+                problem = f"must be left at its default, {field.default!r}, got {value!r}: {reason}"
+                raise ConfigError(field.name, problem)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> GradAugOptions:
@@ -134,8 +184,23 @@ class GradAugOptions:
         return self.supervision in ("labels", "both") and self.labels_weight > 0
 
     @property
+    def smallest_width(self) -> float:
+        """Returns the smallest width multiplier that is trained."""
+        return min(self.widths, default=self.min_width)
+
+    @property
+    def shares(self) -> dict[float, float]:
+        """Returns the share of each width among alternating passes, the largest width first."""
+        narrow, (*others, smallest) = 1 - self.full_share, self.widths
+        least = self.smallest_share if others else 1.0
+        between = {width: narrow * (1 - least) / len(others) for width in others}
+        return {1.0: self.full_share, **between, smallest: narrow * least}
+
+    @property
     def active(self) -> bool:
         """Returns whether there is anything to do; else training is the framework's own."""
+        if self.passes == "alternating":
+            return self.full_share < 1
         return self.num_subnets > 0 and (self.uses_soft or self.uses_labels)
 
 

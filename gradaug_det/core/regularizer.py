@@ -1,9 +1,11 @@
-"""Algorithm 1 of GradAug, for any network that can make and meet soft targets."""
+"""Algorithm 1 of GradAug, for any network that can make and meet soft targets; and the step that is
+one pass, at full width or narrow."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +15,8 @@ from torch import Tensor, nn
 
 from gradaug_det.core.depth import at_depth
 from gradaug_det.core.processes import Meeting, synchronized_norms
-from gradaug_det.core.sampling import SubNetwork
-from gradaug_det.core.slimming import at_width, no_traces
+from gradaug_det.core.sampling import FULL, SubNetwork
+from gradaug_det.core.slimming import Overrides, at_width, no_traces
 from gradaug_det.errors import NonFiniteLossError
 from gradaug_det.utils.seeding import isolated_rng
 
@@ -39,7 +41,7 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class SubNetworkLosses:
-    """The losses of one sub-network's pass, weighted and detached."""
+    """The losses of one pass, weighted and detached."""
 
     sub: SubNetwork
     losses: Losses
@@ -52,6 +54,8 @@ class SubNetworkLosses:
     def describe(self, total: float) -> str:
         """Returns, for the log, its width, its scale and the given sum of losses."""
         sub = self.sub
+        if sub.index is None:
+            return f"width {sub.width:g} loss {total:.4g}"
         mirrored = " mirrored" if sub.transform.flip else ""
         return (
             f"sub{sub.index} width {sub.width:.3f} scale {sub.transform.scale:g}{mirrored} "
@@ -71,26 +75,54 @@ def gradaug_step(
     sub_networks: Iterable[SubNetwork],
     backward: Callable[[Tensor], Any] = Tensor.backward,
     meeting: Meeting | None = None,
+    own: SubNetwork = FULL,
 ) -> tuple[Losses, list[SubNetworkLosses]]:
-    """One step of Algorithm 1 up to the optimizer: leaves the sum of all gradients in ``.grad``.
+    """One step up to the optimizer: leaves the sum of all gradients in ``.grad``.
 
     Args:
         network: in training mode, its gradients zeroed.
         batch: whatever the network takes.
-        sub_networks: from :func:`~gradaug_det.core.sampling.sample_sub_networks`.
+        sub_networks: from :func:`~gradaug_det.core.sampling.sample_sub_networks`; none with
+            alternating passes.
         backward: called with each loss, e.g. ``lambda loss: scaler.scale(loss).backward()``.
         meeting: of the training's processes, where there are several.
+        own: from :func:`~gradaug_det.core.sampling.sample_own_pass`: narrow in some steps of
+            alternating passes, in Algorithm 1 always full.
 
     Returns:
-        The full network's losses, and those of each sub-network.
+        The network's own losses, and those of each sub-network.
 
     Source: GradAug, Algorithm 1.
     """
-    losses, soft_target = network.full_pass(batch)
-    backward(sum(losses.values()))
+    with narrowed(network, own):
+        losses, soft_target = network.full_pass(batch)
+        backward(sum(losses.values()))
     return losses, sub_network_passes(
         network, batch, soft_target, sub_networks, backward, meeting=meeting
     )
+
+
+@contextmanager
+def narrowed(network: Trainable, own: SubNetwork) -> Iterator[None]:
+    """Within the block, passes of ``network``, forward and backward, have the width of ``own``; at
+    full width nothing is changed.
+
+    Running statistics are the full network's alone. What else a layer counts or averages (positive
+    samples, steps) goes on: it is the data's, not the width's. Channels that took no part have
+    zeros in ``.grad`` afterwards, and the optimizer treats these as any other gradient.
+    """
+    if own.width == 1:
+        yield
+        return
+    with Overrides() as overrides:
+        for layer in network.module.modules():
+            for key in ("running_mean", "running_var", "num_batches_tracked"):
+                if layer.training and layer._buffers.get(key) is not None:
+                    overrides.set(layer._buffers, key, layer._buffers[key].clone())
+        overrides.enter_context(
+            at_width(network.backbone, own.width, network.subnet_norm, own.divisor)
+        )
+        yield
 
 
 def sub_network_passes(
@@ -103,7 +135,7 @@ def sub_network_passes(
     skip_nonfinite: bool = False,
     meeting: Meeting | None = None,
 ) -> list[SubNetworkLosses]:
-    """The second half of :func:`gradaug_step`, for engines that ran the full pass themselves.
+    """The second half of :func:`gradaug_step`, for engines that run their own pass themselves.
 
     All processes send a sub-network's losses backward, or none does.
 

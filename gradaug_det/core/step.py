@@ -18,8 +18,14 @@ from gradaug_det.core.dump import Dump, with_replay_hint
 from gradaug_det.core.gradients import check_gradients, current_autocast, overflow, synchronize
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.processes import Meeting
-from gradaug_det.core.regularizer import SubNetworkLosses, process_rank, sub_network_passes
-from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
+from gradaug_det.core.regularizer import (
+    Losses,
+    SubNetworkLosses,
+    narrowed,
+    process_rank,
+    sub_network_passes,
+)
+from gradaug_det.core.sampling import SubNetwork, sample_own_pass, sample_sub_networks
 from gradaug_det.core.slimming import uncompiled
 from gradaug_det.core.soft_targets import ForwardRecorder
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
@@ -34,12 +40,20 @@ class Step:
     """A training step so far."""
 
     recorder: ForwardRecorder
-    close: Callable[[], None]  # detaches everything from the detector
+    scope: ExitStack  # closed, it detaches everything from the detector
+    own: SubNetwork  # the framework's own pass
     subs: list[SubNetwork]
-    batch: Any = None  # the full pass's, once there was one
-    rng: Tensor = field(default_factory=torch.get_rng_state)  # the CPU's, before the full pass
+    narrow: ExitStack = field(default_factory=ExitStack)  # the own pass's width
+    batch: Any = None  # the own pass's, once there was one
+    losses: Losses | None = None
+    rng: Tensor = field(default_factory=torch.get_rng_state)  # the CPU's, before the own pass
     thread: int = field(default_factory=threading.get_ident)
     done: bool = False
+
+    @property
+    def averages(self) -> bool:
+        """Returns whether there are gradients of which a DDP's own hooks learn nothing."""
+        return bool(self.subs) or self.own.width < 1
 
 
 class SubNetworkHook:
@@ -113,21 +127,34 @@ class SubNetworkHook:
 
     @contextmanager
     def step(self) -> Iterator[Step]:
-        """Within the block: notes the detector's first training pass, its soft targets and its
-        precision; DDP holds gradients back. Nothing stays attached to the detector."""
-        network = self.network
+        """Within the block: the detector's first training pass has its width, and is noted with its
+        losses, soft targets and precision; DDP holds gradients back. Nothing stays attached to the
+        detector."""
+        network, iteration = self.network, self.iteration
         with ExitStack() as stack:
             recorder = stack.enter_context(network.recording())
-            step = Step(recorder, stack.close, sample_sub_networks(self.options, self.iteration))
+            subs = sample_sub_networks(self.options, iteration)
+            step = Step(recorder, stack, sample_own_pass(self.options, iteration), subs)
+            stack.enter_context(step.narrow)
 
             def note(detector: nn.Module, args: tuple, kwargs: dict) -> None:
                 batch = network.batch_of(args, kwargs) if step.batch is None else None
                 if batch is not None:
                     step.batch = batch
                     network.autocast = current_autocast(next(detector.parameters()).device.type)
+                    # Here, inside a DDP's forward pass: it has just sent out the whole buffers.
+                    step.narrow.enter_context(narrowed(network, step.own))
 
-            stack.enter_context(network.module.register_forward_pre_hook(note, with_kwargs=True))
-            if isinstance(self.model, DistributedDataParallel):
+            def keep(_detector: nn.Module, _args: tuple, output: Any) -> None:
+                if step.batch is not None and step.losses is None:
+                    terms = network.loss_terms(output).items()
+                    step.losses = {name.replace("loss_", ""): loss.detach() for name, loss in terms}
+
+            module = network.module
+            stack.enter_context(module.register_forward_pre_hook(note, with_kwargs=True))
+            if self.options.passes == "alternating":
+                stack.enter_context(module.register_forward_hook(keep))
+            if isinstance(self.model, DistributedDataParallel) and step.averages:
                 # Gradients cross the network once, after all the passes.
                 stack.enter_context(self.model.no_sync())
             try:
@@ -144,10 +171,10 @@ class SubNetworkHook:
         *,
         last: bool = True,
     ) -> None:
-        """Adds the sub-networks' gradients to those of the full pass, and averages them.
+        """Adds the sub-networks' gradients to those of the own pass, and averages them.
 
         Args:
-            step: the full pass and its backward are done.
+            step: the own pass and its backward are done.
             backward: how the framework sends a loss backward.
             scaler: of the losses, if there is one.
             last: whether the optimizer steps next, and not after more iterations.
@@ -158,6 +185,7 @@ class SubNetworkHook:
         """
         if step.batch is None:
             raise GradAugError("the model was not called in training mode before backward")
+        step.narrow.close()
         try:
             skipped = self._run(step, backward, scaler, last)
         except NonFiniteLossError as error:
@@ -165,7 +193,7 @@ class SubNetworkHook:
                 raise
             raise with_replay_hint(error, self._dump(error, step), self.output_dir()) from None
         images = ", ".join(map(str, self.image_names(step.batch))) if skipped else ""
-        step.close()
+        step.scope.close()
         step.done, step.batch = True, None
         for what in skipped:
             self.logger.warning(
@@ -177,7 +205,7 @@ class SubNetworkHook:
             )
 
     def log_step(self, totals: Iterable[float]) -> None:
-        """Every ``log_period`` steps, logs widths, scales and the sub-networks' sums of losses."""
+        """Every ``log_period`` steps, logs widths, scales and the passes' sums of losses."""
         period = self.options.log_period
         if period and (self.iteration + 1) % period == 0:
             both = zip(self.results, totals, strict=True)
@@ -191,7 +219,7 @@ class SubNetworkHook:
         """Returns what was left out of the step, in words."""
         skip = self.options.nonfinite == "skip"
         scaled = scaler is not None and scaler.is_enabled()
-        self.results = sub_network_passes(
+        subs = sub_network_passes(
             self.network,
             step.batch,
             step.recorder.stop(),
@@ -200,9 +228,11 @@ class SubNetworkHook:
             skip_nonfinite=skip or scaled,
             meeting=self.meeting,
         )
+        own = [SubNetworkLosses(step.own, step.losses)] if step.losses else []
+        self.results = [*own, *subs]
         problems = [r.problem for r in self.results if r.problem]
         skipped = [f"sub-network {r.sub.index}" for r in self.results if r.problem]
-        if last:
+        if last and step.averages:
             synchronize(self.model)
         if problems and not skip:
             # A scaler looks at the gradients of the losses that went backward, and those are

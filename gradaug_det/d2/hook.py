@@ -128,7 +128,7 @@ class GradAugHook(SubNetworkHook, HookBase):
 
     def record(self) -> None:
         """Puts the means over all processes into the storage."""
-        scalars = [f"sub{r.sub.index}/{name}" for r in self.results for name in r.losses]
+        scalars = [f"{r.sub.name}/{name}" for r in self.results for name in r.losses]
         own = dict(zip(scalars, values_of(self.results), strict=True))
         gathered = self.meeting.gather(own)
         if not gathered:
@@ -143,14 +143,13 @@ class GradAugHook(SubNetworkHook, HookBase):
                 sub = name.partition("/")[0]
                 totals[sub] = totals.get(sub, 0.0) + mean
                 storage.put_scalar(f"gradaug/{name}", mean)
-        for result in self.results:
-            prefix = f"gradaug/sub{result.sub.index}"
+        for sub in (result.sub for result in self.results):
             # Detectron2's console line shows what has "loss" in its name, and so this alone.
-            if (total := totals.get(f"sub{result.sub.index}")) is not None:
-                storage.put_scalar(f"{prefix}/loss", total)
-            storage.put_scalar(f"{prefix}/width", result.sub.width)
-            storage.put_scalar(f"{prefix}/scale", result.sub.transform.scale)
-        self.log_step(totals.get(f"sub{r.sub.index}", math.nan) for r in self.results)
+            if (total := totals.get(sub.name)) is not None:
+                storage.put_scalar(f"gradaug/{sub.name}/loss", total)
+            for name, value in sub.scalars.items():
+                storage.put_scalar(f"gradaug/{name}", value)
+        self.log_step(totals.get(r.sub.name, math.nan) for r in self.results)
 
     # ---- what the core asks for ---------------------------------------------------------------
 
@@ -191,8 +190,7 @@ def _call_after_backward(engine: Any, callback: Callable[[], None]) -> Overrides
     Detectron2 main calls ``engine.after_backward`` there (of the inner trainer, whose hooks a
     DefaultTrainer's are not), 0.6 calls ``engine._write_metrics``, in both of its trainers. Both
     are used where there are both: users' own ``run_step`` often has the second only. Hooks that
-    look at gradients in ``after_backward`` see the sum of all passes; ``_write_metrics`` looks at
-    the full network's loss first.
+    look at gradients in ``after_backward`` see the sum of all passes.
     """
     overrides = Overrides()
 
@@ -200,12 +198,8 @@ def _call_after_backward(engine: Any, callback: Callable[[], None]) -> Overrides
         original = getattr(engine, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if name == "after_backward":
-                callback()
-            result = original(*args, **kwargs)
-            if name == "_write_metrics":
-                callback()
-            return result
+            callback()
+            return original(*args, **kwargs)
 
         overrides.set(vars(engine), name, call)
 

@@ -32,7 +32,12 @@ class GradAugDetector(SlimmableDetector):
         return make_batch(given.get("inputs"), given.get("data_samples"))
 
     def losses(self, batch: Batch) -> Losses:
-        return named_losses(self.module, self.module(batch.inputs, batch.samples, mode="loss"))
+        return self.loss_terms(self.module(batch.inputs, batch.samples, mode="loss"))
+
+    def loss_terms(self, output: dict[str, Any]) -> Losses:
+        # By MMEngine's rule those with "loss" in their name; others (accuracies) are only logged.
+        _, terms = self.module.parse_losses(output)
+        return {name: term for name, term in terms.items() if "loss" in name and name != "loss"}
 
     def features(self, batch: Batch) -> Any:
         return self.module.extract_feat(batch.inputs)
@@ -46,10 +51,3 @@ class GradAugDetector(SlimmableDetector):
 
     def sizes(self, batch: Batch) -> list[Size]:
         return image_sizes(batch)
-
-
-def named_losses(detector: nn.Module, output: dict[str, Any]) -> Losses:
-    """Returns the terms of a detector's output in ``loss`` mode that make up its total."""
-    # By MMEngine's rule those with "loss" in their name; the others (accuracies) are only logged.
-    _, terms = detector.parse_losses(output)
-    return {name: term for name, term in terms.items() if "loss" in name and name != "loss"}

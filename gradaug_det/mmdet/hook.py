@@ -150,12 +150,11 @@ class GradAugHook(SubNetworkHook, Hook):
         results = [result for result in self.results if not result.problem]
         values = iter(values_of(results))
         for result in results:
-            prefix = f"train/gradaug/sub{result.sub.index}"
-            losses = {name: next(values) for name in result.losses}
-            scalars = {"loss": sum(losses.values()), "width": result.sub.width}
-            scalars |= {"scale": result.sub.transform.scale, **losses}
+            sub, losses = result.sub, {name: next(values) for name in result.losses}
+            named = {"loss": sum(losses.values()), **losses}
+            scalars = {f"{sub.name}/{name}": loss for name, loss in named.items()} | sub.scalars
             for name, value in scalars.items():
-                hub.update_scalar(f"{prefix}/{name}", value)
+                hub.update_scalar(f"train/gradaug/{name}", value)
         self.log_step(float(result.total) for result in self.results)
 
     # ---- what the core asks for ---------------------------------------------------------------
