@@ -23,12 +23,12 @@ from gradaug_det.core.gradients import average_gradients, check_gradients
 from gradaug_det.core.preemption import EXIT_CODE, TerminationNotice
 from gradaug_det.core.processes import Meeting
 from gradaug_det.core.regularizer import gradaug_step
-from gradaug_det.core.sampling import sample_sub_networks
+from gradaug_det.core.sampling import sample_own_pass, sample_sub_networks
 from gradaug_det.errors import ConfigError, GradAugError
 from gradaug_det.pretrain import data
 from gradaug_det.pretrain.classifier import Classifier, add_stochastic_depth
 from gradaug_det.pretrain.recipe import Recipe
-from gradaug_det.pretrain.scoring import broadcast_buffers, score
+from gradaug_det.pretrain.scoring import broadcast_buffers, score, score_widths
 from gradaug_det.utils.checkpoints import load_checkpoint
 from gradaug_det.utils.files import (
     atomic_path,
@@ -107,7 +107,8 @@ class Pretraining:
         """Trains what is left, evaluates and writes the backbone.
 
         Returns:
-            ``top1`` and ``top5`` in per cent of the validation images, and ``loss``.
+            ``top1`` and ``top5`` in per cent of the validation images, and ``loss``; and top-1 at
+            each of the recipe's widths.
 
         Raises:
             GradAugError: the loss is not finite, the folder holds another training, or a checkpoint
@@ -156,7 +157,7 @@ class Pretraining:
                     self._end_epoch(finished // per_epoch, losses["loss"])
 
     def train_step(self, step: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """One step of Algorithm 1 and of the optimizer.
+        """One step of Algorithm 1, or of alternating passes, and of the optimizer.
 
         Args:
             step: from 0, over the whole training.
@@ -164,7 +165,8 @@ class Pretraining:
             labels: (N,) classes.
 
         Returns:
-            ``loss`` of the full network and ``sub0``, ... of the sub-networks.
+            ``loss`` of the network's own pass and ``sub0``, ... of the sub-networks'; of
+            alternating passes ``width`` too, and the loss once more as ``w0.5`` or the like.
         """
         fabric = self.fabric
         images, labels = fabric.to_device((images, labels))
@@ -176,6 +178,8 @@ class Pretraining:
         self.optimizer.zero_grad()
         # Stochastic depth draws from the generator: by step and process, as everything random here.
         noise = stable_seed("full pass", self.recipe.seed, step, fabric.global_rank)
+        options = self.recipe.options
+        own = sample_own_pass(options, step)
         with (
             fabric.no_backward_sync(self.wrapped, enabled=fabric.world_size > 1),
             fabric.autocast(),
@@ -184,9 +188,10 @@ class Pretraining:
             losses, subs = gradaug_step(
                 self.classifier,
                 (images, labels),
-                sample_sub_networks(self.recipe.options, step),
+                sample_sub_networks(options, step),
                 fabric.backward,
                 self.meeting,
+                own,
             )
         if fabric.world_size > 1:
             average_gradients(self.model)
@@ -202,7 +207,10 @@ class Pretraining:
         self.schedule.step()
         if self.ema:
             self.ema.update_parameters(self.model)
-        return {"loss": loss, **{f"sub{s.sub.index}": s.total for s in subs}}
+        named = {"loss": loss, **{one.sub.name: one.total for one in subs}}
+        if options.passes == "alternating":
+            named |= {own.name: loss, "width": torch.tensor(own.width)}
+        return named
 
     def _log(self, step: int, losses: dict[str, Tensor], progress: tqdm) -> None:
         values = {f"train/{name}": loss.item() for name, loss in losses.items()}
@@ -277,6 +285,7 @@ class Pretraining:
 
     def _finish(self) -> dict[str, float]:
         metrics = self._validate(self.batches.steps)
+        metrics |= score_widths(self._result, self.images, self.recipe, self.fabric)
         if self.fabric.is_global_zero:
             info = _describe(self.recipe, metrics)
             save_backbone(self.out / "backbone.safetensors", self._result.state_dict(), info)
@@ -291,12 +300,12 @@ class Pretraining:
 
 def _describe(recipe: Recipe, metrics: Mapping[str, float]) -> BackboneInfo:
     """The description in the zoo's file, with which a detector's config must agree."""
-    slimmed = recipe.gradaug.num_subnets > 0
+    options = recipe.options
     return BackboneInfo(
         name=recipe.name,
         architecture=recipe.model,
         depth=DEPTHS[recipe.model],
-        min_width=recipe.gradaug.min_width if slimmed else 1.0,
+        min_width=options.smallest_width if options.active else 1.0,
         stem="7x7",
         stride_in="3x3",
         channel_order="RGB",

@@ -92,6 +92,10 @@ class GradAugSettings:
     rotations: list[float] = field(default_factory=lambda: [0.0])
     block_survival: float = GradAugOptions.block_survival
     divisor: int = GradAugOptions.divisor
+    passes: str = GradAugOptions.passes
+    widths: list[float] = field(default_factory=list)
+    full_share: float = GradAugOptions.full_share
+    smallest_share: float = GradAugOptions.smallest_share
 
 
 @dataclass
@@ -154,23 +158,29 @@ class Recipe:
         if not self.gradaug.rotations:
             raise ConfigError("gradaug.rotations", "must list at least one angle; [0] never turns")
         try:
-            _ = self.options  # checks the settings that a detector's training has too
+            options = self.options  # checks the settings that a detector's training has too
         except ConfigError as error:
             raise ConfigError(f"gradaug.{error.key}", error.problem) from None
+        if options.passes == "alternating" and any(self.gradaug.rotations):
+            problem = "turn added passes alone, and passes are 'alternating'; leave them out"
+            raise ConfigError("gradaug.rotations", f"{problem}, got {self.gradaug.rotations!r}")
         return self
 
     @property
     def options(self) -> GradAugOptions:
         """The settings by which this training's sub-networks are sampled."""
         own = {name: value for name, value in vars(self.gradaug).items() if name != "rotations"}
+        if self.gradaug.passes == "alternating" and not own["num_subnets"]:
+            del own["num_subnets"]  # a recipe's default
         return GradAugOptions(**own, seed=self.seed)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in the yaml file."""
         values = asdict(self)
         # As in recipes written before there were these, so that their trainings can be resumed.
-        if self.gradaug.divisor == 1:
-            del values["gradaug"]["divisor"]
+        for name in ("divisor", "passes", "widths", "full_share", "smallest_share"):
+            if values["gradaug"][name] == getattr(GradAugSettings(), name):
+                del values["gradaug"][name]
         for name in ("channels_last", "eval_epochs"):
             if not values[name]:
                 del values[name]

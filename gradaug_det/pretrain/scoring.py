@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -9,13 +11,17 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torchvision.models import get_model
 
+from gradaug_det.core.slimming import at_width
 from gradaug_det.errors import ConfigError, ZooError
+from gradaug_det.export.calibration import recalibrate
 from gradaug_det.pretrain.data import (
     PIXEL_MEAN,
     PIXEL_STD,
     Images,
+    StatelessBatches,
     load_images,
     normalize,
+    train_loader,
     val_loader,
 )
 from gradaug_det.pretrain.recipe import Recipe
@@ -25,6 +31,8 @@ from gradaug_det.zoo.url import SCHEME, ZooURL
 
 EPSILONS = (1, 2, 4)
 """Steps of FGSM on the 0-255 scale."""
+MEASURED_BATCHES = 40
+"""Training batches over which a width's BatchNorm statistics are averaged."""
 
 
 def score(
@@ -52,6 +60,21 @@ def score(
     top1, top5, loss, count = fabric.all_reduce(sums, reduce_op="sum").tolist()
     model.train()
     return {"top1": 100 * top1 / count, "top5": 100 * top5 / count, "loss": loss / count}
+
+
+def score_widths(
+    model: nn.Module, images: Images, recipe: Recipe, fabric: Fabric
+) -> dict[str, float]:
+    """Returns ``top1_w0.5`` and the like: top-1 of the recipe's fixed widths, for each with
+    BatchNorm statistics of its own, measured on training images."""
+    batches = StatelessBatches(len(images.train), recipe)  # the same in all processes
+    found = {}
+    for width in recipe.options.widths:
+        loader = islice(train_loader(images, recipe, batches), MEASURED_BATCHES)
+        with at_width(model, width, "frozen", recipe.gradaug.divisor):
+            recalibrate(model.eval(), (normalize(fabric.to_device(batch)) for batch, _ in loader))
+            found[f"top1_w{width:g}"] = score(model, images, recipe, fabric)["top1"]
+    return found
 
 
 def score_backbone(name: str, recipe: Recipe, fabric: Fabric) -> dict[str, float]:

@@ -2,12 +2,13 @@
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from gradaug_det.core.options import GradAugOptions
-from gradaug_det.core.sampling import sample_sub_networks
+from gradaug_det.core.sampling import FULL, WINDOW, sample_own_pass, sample_sub_networks
 from gradaug_det.errors import ConfigError
 from gradaug_det.utils.seeding import isolated_rng, stable_seed
 
@@ -58,6 +59,44 @@ def test_no_sub_networks():
     assert sample_sub_networks(GradAugOptions(num_subnets=0), 5) == []
 
 
+ALTERNATING = GradAugOptions(passes="alternating", seed=7)
+
+
+def test_alternating_passes_follow_their_shares_in_each_window():
+    # Another order would break the exact resume of trainings under way.
+    recorded = "1 0.75 0.5 1 1 1 0.9 1 1 1 1 1 1 0.5 1 1 0.5 1 1 1 1 0.75 1 1"
+    passes = [sample_own_pass(ALTERNATING, t) for t in range(40 * WINDOW)]
+    widths = [one.width for one in passes]
+    assert " ".join(f"{width:g}" for width in widths[:WINDOW]) == recorded
+    assert widths[WINDOW : 2 * WINDOW] != widths[:WINDOW]
+    for start in range(0, len(widths), WINDOW):
+        own = widths[start : start + WINDOW]
+        assert (own.count(1), own.count(0.5)) == (18, 3)
+        assert {own.count(0.9), own.count(0.75)} == {1, 2}
+    assert widths.count(0.9) == pytest.approx(60, abs=10)
+    assert [one.name for one in passes[:3]] == ["w1", "w0.75", "w0.5"]
+    assert sample_sub_networks(ALTERNATING, 5) == []
+    assert sample_own_pass(GradAugOptions(seed=7), 5) == FULL
+
+
+def test_alternating_widths_are_another_training_with_another_seed():
+    other = replace(ALTERNATING, seed=8, full_share=0.5, smallest_share=1.0)
+    widths = [sample_own_pass(other, t).width for t in range(WINDOW)]
+    assert sorted(set(widths)) == [0.5, 1.0] and widths.count(0.5) == WINDOW // 2
+    one = replace(ALTERNATING, widths=[0.25], smallest_share=0.0)
+    assert {sample_own_pass(one, t).width for t in range(WINDOW)} == {0.25, 1.0}
+    assert sum(ALTERNATING.shares.values()) == sum(one.shares.values()) == 1
+
+
+def test_added_passes_of_fixed_widths():
+    options = GradAugOptions(3, widths=(0.5, 0.75, 0.9, 0.75))
+    assert options.widths == (0.9, 0.75, 0.5)
+    subs = [s for t in range(200) for s in sample_sub_networks(options, t)]
+    assert {s.width for s in subs if s.index == 2} == {0.5}
+    counts = [sum(s.width == w for s in subs if s.index < 2) for w in options.widths]
+    assert min(counts) > 100 and sum(counts) == 400
+
+
 BAD = [
     ("num_subnets", -1, "an integer of at least 0"),
     ("num_subnets", 1.5, "an integer of at least 0"),
@@ -72,6 +111,11 @@ BAD = [
     ("flip_prob", 1.5, r"\[0, 1\]"),
     ("block_survival", 1.5, r"\[0, 1\]"),
     ("seed", "1", "an integer"),
+    ("widths", (0.9, 0.0), r"\(0, 1\]"),
+    ("widths", (1.0,), "below 1"),
+    ("widths", 0.9, "list numbers"),
+    ("full_share", 0, r"\(0, 1\]"),
+    ("smallest_share", 1.5, r"\[0, 1\]"),
 ]
 
 
@@ -88,6 +132,7 @@ def test_bad_settings_name_key_value_and_range(key, value, allowed):
     ("key", "value"),
     [
         ("supervision", "hard"),
+        ("passes", "both"),
         ("subnet_norm", "bn"),
         ("soft_weight", -1),
         ("labels_weight", float("nan")),
@@ -100,6 +145,23 @@ def test_bad_settings_name_key_value_and_range(key, value, allowed):
 def test_bad_options(key, value):
     with pytest.raises(ConfigError, match=rf"^{key} must be .*got {re.escape(repr(value))}"):
         GradAugOptions(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"full_share": 0.5}, "full_share"),
+        ({"smallest_share": 0.2}, "smallest_share"),
+        ({"widths": [0.5], "min_width": 0.5}, "min_width"),
+        ({"passes": "alternating", "num_subnets": 0}, "num_subnets"),
+        ({"passes": "alternating", "supervision": "soft"}, "supervision"),
+        ({"passes": "alternating", "scales": [1.0]}, "scales"),
+        ({"passes": "alternating", "min_width": 0.5}, "min_width"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_an_error(options, key):
+    with pytest.raises(ConfigError, match=f"^{key} must be left at its default, .*got "):
+        GradAugOptions.from_mapping(options)
 
 
 def test_unknown_option_names_the_nearest():
@@ -117,6 +179,8 @@ def test_unknown_option_names_the_nearest():
         ({"soft_weight": 0, "supervision": "soft"}, False),
         ({"soft_weight": 0, "supervision": "both"}, True),
         ({"labels_weight": 0, "supervision": "labels"}, False),
+        ({"passes": "alternating"}, True),
+        ({"passes": "alternating", "full_share": 1.0}, False),
     ],
 )
 def test_active(options, active):

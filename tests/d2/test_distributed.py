@@ -1,5 +1,6 @@
 """Two processes: one gradient crossing a step, the gradients of a single process."""
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -8,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.depth import at_depth
 from gradaug_det.core.gradients import BUCKET_BYTES
-from gradaug_det.core.sampling import sample_sub_networks
+from gradaug_det.core.sampling import sample_own_pass, sample_sub_networks
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2 import GradAugHook
 from gradaug_det.d2.detector import GradAugDetector
@@ -19,12 +20,12 @@ from .helpers import make_trainer, storage, tiny_batch, tiny_cfg, tiny_model
 OPTIONS = {"num_subnets": 2, "min_width": 0.8, "scales": [1.0, 0.75], "seed": 5}
 
 
-def _work(rank, address, out, supervision, options):
+def _work(rank, address, out, options):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
     comm._LOCAL_PROCESS_GROUP = dist.new_group([0, 1])  # what Detectron2's launch does
     model = tiny_model("mask_rcnn", double=True)
-    hook = GradAugHook(supervision=supervision, **options)
+    hook = GradAugHook(**options)
     seen, reduced, all_reduce = {}, [], dist.all_reduce
 
     def counting(tensor, *args, **kwargs):
@@ -54,17 +55,19 @@ def _work(rank, address, out, supervision, options):
     dist.destroy_process_group()
 
 
-def _single(supervision, options):
+def _single(options):
     """Mean over the two ranks' batches of the gradients, computed in this process."""
     total = {}
-    hook = GradAugHook(supervision=supervision, **options)
+    hook = GradAugHook(**options)
+    own = sample_own_pass(hook.options, 0).width
     for rank in range(2):
         model = tiny_model("mask_rcnn", double=True)
         network, batch = GradAugDetector(model, hook.options), tiny_batch(10 + rank)
         torch.manual_seed(100 + rank)
         with storage():
-            losses, target = network.full_pass(batch)
-            sum(losses.values()).backward()
+            with at_width(network.backbone, own):
+                losses, target = network.full_pass(batch)
+                sum(losses.values()).backward()
             for sub in sample_sub_networks(hook.options, 0):
                 torch.manual_seed(sub.seed + rank)
                 with (
@@ -78,10 +81,10 @@ def _single(supervision, options):
     return total, sum(p.nbytes for p in model.parameters())
 
 
-def _check(tmp_path, supervision, options=OPTIONS):
-    mp.spawn(_work, (str(tmp_path / "store"), str(tmp_path), supervision, options), nprocs=2)
+def _check(tmp_path, options):
+    mp.spawn(_work, (str(tmp_path / "store"), str(tmp_path), options), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2))
-    expected, size = _single(supervision, options)
+    expected, size = _single(options)
     for name, gradient in expected.items():
         assert torch.equal(one["gradients"][name], two["gradients"][name]), name
         scale = gradient.abs().max().item()
@@ -89,29 +92,33 @@ def _check(tmp_path, supervision, options=OPTIONS):
     for name, value in one["weights"].items():
         assert torch.equal(value, two["weights"][name]), name
     # Every gradient crossed once in each of the two steps, beside one flag a parameter and one a
-    # sub-network.
-    flags = 4 * len(expected)
-    assert one["bytes"].count(4) == 2 * options["num_subnets"]
+    # sub-network; in a step of one full pass by DDP itself, beside the backward pass.
+    flags, subs = 4 * len(expected), options.get("num_subnets", 0)
+    assert one["bytes"].count(4) == 2 * subs
     crossings = [n for n in one["bytes"] if n not in (flags, 4)]
-    assert sum(crossings) == 2 * size
-    assert len(crossings) <= 2 * (size // BUCKET_BYTES + 2)
-    for index in range(2):
-        name = f"gradaug/sub{index}/loss"
+    steps = 2 if subs else 1
+    assert sum(crossings) == steps * size
+    assert len(crossings) <= steps * (size // BUCKET_BYTES + 2)
+    for one_pass in [f"sub{index}" for index in range(subs)] or ["w1"]:
+        name = f"gradaug/{one_pass}/loss"
         assert one["scalars"][name] > 0
         assert name not in two["scalars"]  # written by the main process, averaged
 
 
-def test_soft_gradients_of_two_processes(tmp_path):
-    _check(tmp_path, "soft")
-
-
-def test_labels_gradients_of_two_processes(tmp_path):
-    _check(tmp_path, "labels")
-
-
-def test_gradients_of_two_processes_with_skipped_blocks(tmp_path):
-    """Both processes skip the same blocks, whose parameters have no gradient in that pass."""
-    _check(tmp_path, "labels", {**OPTIONS, "min_width": 1.0, "block_survival": 0.0})
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**OPTIONS, "supervision": "soft"},
+        {**OPTIONS, "supervision": "labels"},
+        # Both processes skip the same blocks, whose parameters have no gradient in that pass.
+        {**OPTIONS, "min_width": 1.0, "block_survival": 0.0},
+        # The first step is narrow, the second one is not.
+        {"passes": "alternating", "widths": [0.5], "full_share": 0.5, "seed": 1},
+    ],
+    ids=["soft", "labels", "skipped blocks", "alternating"],
+)
+def test_gradients_of_two_processes(options, tmp_path):
+    _check(tmp_path, options)
 
 
 # ---- norms over all processes, and what goes wrong in one process -------------------------------

@@ -44,6 +44,7 @@ def assert_equal(one, two):
     "options",
     [
         {"num_subnets": 0},
+        {"passes": "alternating", "full_share": 1.0},
         {"supervision": "soft", "soft_weight": 0.0},
         {"supervision": "labels", "labels_weight": 0.0},
         {"supervision": "both", "labels_weight": 0.0, "soft_weight": 0.0},

@@ -103,7 +103,11 @@ def test_exact_gradient_of_labels(kind, tmp_path, float64_nms):
     assert largest < 1e-9
 
 
-@pytest.mark.parametrize("hook", [None, dict(num_subnets=0)], ids=["no hook", "n = 0"])
+PLAIN = {"no hook": None, "n = 0": dict(num_subnets=0)}
+PLAIN["all full"] = dict(passes="alternating", full_share=1.0)
+
+
+@pytest.mark.parametrize("hook", PLAIN.values(), ids=PLAIN)
 def test_without_sub_networks_it_is_plain_mmdetection_bitwise(hook, tmp_path):
     plain, ours = tiny_model(backbone="ResNet"), tiny_model()
     train(plain, tmp_path / "a")

@@ -13,7 +13,7 @@ from studies.mini_zoo.study import METHODS
 from tests.pretrain.helpers import pretraining, tiny_recipe
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "anywidth"])
 def test_every_method_trains_and_leaves_a_zoo_file(method, tmp_path):
     recipe = tiny_recipe(method, "epochs=1")
     training = pretraining(recipe, tmp_path)
@@ -21,7 +21,10 @@ def test_every_method_trains_and_leaves_a_zoo_file(method, tmp_path):
     metrics = training.run()
     state, info = read_backbone(tmp_path / "backbone.safetensors")
     assert info.name == recipe.name
-    assert info.min_width == (0.9 if method in ("gradaug", "gradaug_cutmix") else 1.0)
+    smallest = {"gradaug": 0.9, "gradaug_cutmix": 0.9, "anywidth": 0.5}
+    assert info.min_width == smallest.get(method, 1.0)
+    measured = {f"top1_w{width:g}" for width in recipe.gradaug.widths}
+    assert metrics.keys() == {"top1", "top5", "loss"} | measured
     assert info.recipe["epochs"] == 1
     assert info.metrics == pytest.approx(metrics)
     assert 0 <= metrics["top1"] <= metrics["top5"] <= 100
@@ -47,15 +50,17 @@ def interrupted_after(training, steps, monkeypatch):
             training.run()
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_resume_is_bitwise_exact(precision, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "precision"), [("gradaug_cutmix", "32-true"), ("anywidth", "bf16-mixed")]
+)
+def test_resume_is_bitwise_exact(method, precision, tmp_path, monkeypatch):
     """With everything that has a state: EMA, optimizer, schedule; dropout-like noise, mixing."""
     overrides = ("ema_decay=0.9", f"precision={precision}", "stochastic_depth=0.8")
     if precision == "bf16-mixed":
         # torch 2.9 on CPUs leaves bfloat16 gradients of kernel taps that only ever meet padding
         # uninitialised: maps of one pixel, as these images have at 16 pixels, must not occur.
-        overrides += ("data.size=64",)
-    recipe = tiny_recipe("gradaug_cutmix", *overrides, "checkpoint_steps=3", "data.workers=1")
+        overrides += ("data.size=64", "gradaug.full_share=0.25")
+    recipe = tiny_recipe(method, *overrides, "checkpoint_steps=3", "data.workers=1")
     pretraining(recipe, tmp_path / "whole").run()
     interrupted_after(pretraining(recipe, tmp_path / "parts"), 4, monkeypatch)
     assert not (tmp_path / "parts" / "backbone.safetensors").exists()
