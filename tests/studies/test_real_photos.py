@@ -10,15 +10,17 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from gradaug_det.check_data.check import check_before_training
+from gradaug_det.d2.config import gradaug_options, load_config
 from gradaug_det.evaluation.coco_data import CocoData
 from studies.real_photos import __main__ as program
 from studies.real_photos.study import FOLDER, read_cells, read_results, split_fold
 from studies.real_photos.table import make_rows, write_table
-from studies.real_photos.train import CellTrainer, prepare_cell, train_cell
+from studies.real_photos.train import ROOT, CellTrainer, prepare_cell, train_cell
 from tests.d2.dataset import annotation, write_coco
 
 CELLS = read_cells()
@@ -64,6 +66,11 @@ def test_cells_have_their_settings():
         c["optimizer"]: c["overrides"]["SOLVER.CLIP_GRADIENTS.ENABLED"] for c in CELLS.values()
     }
     assert clips == {"AdamW": False, "SGD": True}
+    arms = yaml.safe_load((FOLDER / "cells.yaml").read_text())["arms"]
+    for name, arm in arms.items():
+        keys = [str(x) for pair in arm.items() if pair[0].isupper() for x in pair]
+        options = gradaug_options(load_config(ROOT / cell["base"], keys))
+        assert options.num_subnets == arm.get("GRADAUG.NUM_SUBNETS", 3), name
 
 
 def test_folds_are_disjoint_and_complete(data):
