@@ -151,7 +151,7 @@ def recalibrate(
         mean, var = meter.running_mean, meter.running_var
         if wanted is not None:
             scale = (var + meter.eps).sqrt() / wanted[index].std
-            mean, var = mean - wanted[index].mean * scale, scale**2 - meter.eps
+            mean, var = mean - wanted[index].mean * scale, (scale**2 - meter.eps).clamp(min=0)
         # Not copied into the tensors: those of a sub-network are views of the full network's.
         norms[index].running_mean, norms[index].running_var = mean, var
 
