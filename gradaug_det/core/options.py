@@ -49,8 +49,8 @@ class GradAugOptions:
         widths: a fixed set of width multipliers below 1. Sub-networks have one of these in place
             of any from ``min_width`` to 1; for alternating passes, 0.9, 0.75 and 0.5 if none are
             given.
-        full_share: share of the alternating passes at full width, in (0, 1]; 1 leaves plain
-            training.
+        full_share: share of the alternating passes at full width, in [0, 1]; 1 leaves plain
+            training, 0 with one of `widths` trains a detector of that width alone.
         smallest_share: share of the smallest width among the narrow ones of the alternating passes,
             in [0, 1]; the other widths share the rest evenly.
         divisor: channel counts of sub-networks are multiples of this; 1 is the authors' rule, 16 is
@@ -108,9 +108,8 @@ class GradAugOptions:
             raise ConfigError("scales", problem)
         for scale in self.scales:
             check_number("scales", scale, high=4.0, above=0.0)
-        for key in ("flip_prob", "block_survival", "smallest_share"):
+        for key in ("flip_prob", "block_survival", "full_share", "smallest_share"):
             check_number(key, getattr(self, key), high=1.0)
-        check_number("full_share", self.full_share, high=1.0, above=0.0)
         check_integer("divisor", self.divisor, low=1)
         for key, allowed in _CHOICES.items():
             value = getattr(self, key)

@@ -27,9 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     table = commands.add_parser("table", help="write table.md and table.json")
     for one in (prepare, train, cell):
         one.add_argument("--data", type=Path, required=True, help="folder of the sets")
-    for one in (train, cell):
-        one.add_argument("--out", type=Path, default=ROOT / "output" / "real_photos")
     for one in (train, cell, table):
+        one.add_argument("--out", type=Path, default=ROOT / "output" / "real_photos")
         one.add_argument("--results", type=Path, default=FOLDER / "results")
     args = parser.parse_args(argv)
     try:

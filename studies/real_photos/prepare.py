@@ -25,16 +25,14 @@ Item = tuple[int, str, Image.Image, list[dict]]  # id, name, small image, object
 def prepare_set(archive: Path, data: Path) -> None:
     """Makes a set of PennFudanPed.zip or of the repository BCCD_Dataset's zip, under ``data``.
 
-    Of five images of Penn-Fudan by name, the first is left out, to be a test's, and the second is
-    in dev; of the blood cells, the published part val is dev and test is left out.
-    """
+    Of five images of Penn-Fudan by name, the first is a test's and left out, the second in dev; of
+    the blood cells, the published part val is dev, and test is left out."""
     try:
         files = ZipFile(archive)
     except (OSError, BadZipFile) as error:
         raise DataError(f"{archive} cannot be read as a zip archive: {error}") from None
-    names = sorted(files.namelist())
-    people = [name for name in names if re.search("/PNGImages/.*png$", name)]
-    lists = {Path(name).stem: name for name in names if "/ImageSets/Main/" in name}
+    people = sorted(name for name in files.namelist() if re.search("/PNGImages/.*png$", name))
+    lists = {Path(name).stem: name for name in files.namelist() if "/ImageSets/Main/" in name}
     if not people and not {"train", "val"} <= set(lists):
         raise DataError(f"{archive} has neither PNGImages nor ImageSets/Main: another archive")
     numbered = list(enumerate(people, start=1))

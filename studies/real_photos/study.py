@@ -12,8 +12,7 @@ import yaml
 
 FOLDER = Path(__file__).parent
 TASKS = {"bbox": "box", "segm": "mask"}
-_OWN = {"optimizer": "SGD", "images": 1, "match": 0}
-"""Keys of an arm that are not Detectron2's, see cells.yaml."""
+_OWN = {"optimizer": "SGD", "images": 1, "match": 0}  # keys of an arm that are not Detectron2's
 
 
 def read_cells(file: Path = FOLDER / "cells.yaml") -> dict[str, dict[str, Any]]:

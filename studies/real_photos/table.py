@@ -16,11 +16,8 @@ from studies.report.statistics import agreement
 
 
 def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the table's rows: of an arm with one schedule over its seeds.
-
-    A seed's AP is the mean over the folds: over all of them, or the first alone in rows whose
-    ``folds`` is 0, which an arm has as long as no seed of it has all.
-    """
+    """Returns the table's rows: an arm with one schedule, over its seeds, whose APs are means over
+    all folds; or over the first one, ``folds`` 0, as long as no seed of the arm has all."""
     study = yaml.safe_load((FOLDER / "cells.yaml").read_text("utf-8"))
     order, plain = list(study["arms"]), {name: of["plain"] for name, of in study["sets"].items()}
     seeds: dict[tuple, dict] = defaultdict(lambda: defaultdict(dict))
@@ -84,8 +81,8 @@ def write_table(results: list[dict[str, Any]], folder: Path) -> None:
         cells += [str(row[key]) for key in ("steps", "folds", "seeds")]
         cells += [_spread(row["values"].get(column, [])) for column in columns]
         cells += [_signed(row.get("minus plain", {}).get(column, [])) for column in differences]
-        time = f"{row['time']:.2f}" if "time" in row else MISSING
-        lines.append([*cells, time, f"{row['peak_mib']:.0f}"])
+        cells += [f"{row['time']:.2f}" if "time" in row else MISSING, f"{row['peak_mib']:.0f}"]
+        lines.append(cells)
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     write_files(folder, {"table.md": text, "table.json": json.dumps(rows, indent=1) + "\n"})
 

@@ -114,7 +114,7 @@ BAD = [
     ("widths", (0.9, 0.0), r"\(0, 1\]"),
     ("widths", (1.0,), "below 1"),
     ("widths", 0.9, "list numbers"),
-    ("full_share", 0, r"\(0, 1\]"),
+    ("full_share", -0.1, r"\[0, 1\]"),
     ("smallest_share", 1.5, r"\[0, 1\]"),
 ]
 

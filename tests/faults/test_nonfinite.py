@@ -26,7 +26,7 @@ INFINITE = {"supervision": "labels", "labels_weight": float("1e39"), "num_subnet
 """Overflows float32 in the sub-networks' losses alone."""
 STEEP = INFINITE | {"labels_weight": 1e38}
 """Losses are finite, their gradients are not."""
-NARROW = {"passes": "alternating", "widths": [0.5], "full_share": 1e-9}
+NARROW = {"passes": "alternating", "widths": [0.5], "full_share": 0.0}
 """No step that a test takes is at full width."""
 
 
