@@ -10,6 +10,7 @@ import venv
 import zipfile
 from email import message_from_bytes
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,10 +169,9 @@ def test_mmdetection_trains_with_the_readmes_lines(user, dist):
     (lines,) = (b.text for b in blocks(ROOT / "README.md") if "custom_imports" in b.text)
     base = dist.unpacked / "configs" / "mmdet" / "mini_mask-rcnn_r18_fpn_plain.py"
     (user.folder / "mine.py").write_text(f'_base_ = "{base}"\n{lines}')
-    find = "import mmdet; print(*mmdet.__path__)"
-    mmdet = Path(user.run("python", "-c", find).splitlines()[-1])
+    train = Path(find_spec("mmdet").origin).parent / ".mim" / "tools" / "train.py"
     printed = user.run(
-        *("python", mmdet / ".mim" / "tools" / "train.py", "mine.py", "--work-dir", "mmdet"),
+        *("python", train, "mine.py", "--work-dir", "mmdet"),
         *("--cfg-options", "model.backbone.init_cfg=None", "train_cfg.max_iters=1"),
         "custom_hooks.0.log_period=1",
     )
