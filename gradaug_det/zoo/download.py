@@ -103,7 +103,10 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
         if is_file_of(entry, target):
             return target
         if url is None:
-            raise ZooError(f"{entry.name} is not in the cache, and {entry.index} names no address")
+            raise ZooError(
+                f"{entry.name} is not in the cache, and {entry.index} names no address of it: "
+                "a release of gradaug_det has it among its files, a checkout in its folder zoo"
+            )
         if is_offline():
             state = "has another sha256" if target.exists() else "is missing"
             raise ZooError(f"{OFFLINE_VARIABLE} is set and {target} {state}; the file is at {url}")
@@ -113,7 +116,8 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
         store.urls[entry.file] = url
         return Path(store.fetch(entry.file, downloader=downloader))
     except (ZooError, ValueError) as error:  # ValueError: pooch's, for the hash
-        mirror = f"set {URL_VARIABLE} to a zoo that has it, or " if entry.gdrive_id is None else ""
+        mirror = f"set {URL_VARIABLE} to the URL or folder of a zoo that has it, or "
+        mirror = mirror if entry.gdrive_id is None else ""
         problem = str(error) if isinstance(error, ZooError) else f"{url}: {error}"
         raise ZooError(
             f"{problem.rstrip('.')}; {mirror}put the file at {target} yourself "

@@ -26,7 +26,7 @@ from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.zoo.convert import rename
 from gradaug_det.zoo.download import _compute_sha256
 from tests.utils import hostile
-from tests.zoo.entries import MEAN, STD, describe, random_backbone, small_zoo, use_zoo
+from tests.zoo.entries import MEAN, STD, describe, random_backbone, served_zoo, small_zoo, use_zoo
 
 from .dataset import annotation, write_coco
 from .helpers import make_trainer, tiny_cfg
@@ -46,6 +46,12 @@ def in_use(zoo, monkeypatch):
     use_zoo(zoo[0], monkeypatch)
 
 
+@pytest.fixture
+def served(zoo, in_use, tmp_path, monkeypatch):
+    with served_zoo(zoo, tmp_path, monkeypatch) as server:
+        yield server
+
+
 def fitting_cfg(kind="mask_rcnn"):
     """A config that fits tiny-resnet18."""
     cfg = tiny_cfg(kind)
@@ -59,7 +65,9 @@ def fitting_cfg(kind="mask_rcnn"):
 
 @pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, SafeCheckpointer])
 @pytest.mark.parametrize("fpn", [True, False], ids=["bottom_up", "bare"])
-def test_a_plain_checkpointer_fills_the_backbone(zoo, checkpointer, fpn):
+def test_a_plain_checkpointer_fills_the_backbone(zoo, served, checkpointer, fpn):
+    """From a server's zoo, each time one of its two backbones."""
+    name, scale = ("tiny-resnet18", 1) if fpn else ("another-resnet18", 2)
     cfg = fitting_cfg()
     if not fpn:
         cfg.MODEL.BACKBONE.NAME = "build_slimmable_resnet_backbone"
@@ -68,8 +76,9 @@ def test_a_plain_checkpointer_fills_the_backbone(zoo, checkpointer, fpn):
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32]]
     model = build_model(cfg)
     rest = {n: t.clone() for n, t in model.state_dict().items() if ".res" not in n}
-    checkpointer(model).load(URL)
-    wanted = rename(zoo[1], "torchvision", "detectron2")
+    checkpointer(model).load(f"gradaug://{name}")
+    assert f"/{name}.safetensors" in [path for path, _ in served.requests]
+    wanted = rename({n: t * scale for n, t in zoo[1].items()}, "torchvision", "detectron2")
     prefix = "backbone.bottom_up." if fpn else "backbone."
     filled = 0
     for name, tensor in model.state_dict().items():

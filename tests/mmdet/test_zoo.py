@@ -24,7 +24,7 @@ from gradaug_det.mmdet.train import build_runner
 from gradaug_det.zoo.backbone import save_backbone
 from tests.mmdet.helpers import collated, make_runner, tiny_items, tiny_model_cfg
 from tests.utils import hostile
-from tests.zoo.entries import MEAN, STD, describe, random_backbone, small_zoo, use_zoo
+from tests.zoo.entries import MEAN, STD, describe, random_backbone, served_zoo, small_zoo, use_zoo
 from tests.zoo.server import serve
 
 FOLDER = Path(__file__).parents[2] / "configs" / "mmdet"
@@ -40,6 +40,12 @@ def zoo(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def in_use(zoo, monkeypatch):
     use_zoo(zoo[0], monkeypatch)
+
+
+@pytest.fixture
+def served(zoo, in_use, tmp_path, monkeypatch):
+    with served_zoo(zoo, tmp_path, monkeypatch) as server:
+        yield server
 
 
 def fitting(url=URL, **backbone):
@@ -74,6 +80,16 @@ def test_the_detectors_features_are_the_trained_ones(zoo, query, flipped):
         for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             x = theirs.get_submodule(name)(x)
     assert torch.allclose(features, x, rtol=1e-3, atol=1e-4 * x.abs().max().item())
+
+
+@pytest.mark.parametrize(("name", "scale"), [("tiny-resnet18", 1), ("another-resnet18", 2)])
+def test_a_servers_zoo_fills_the_backbone(zoo, served, name, scale):
+    model = MODELS.build(fitting(f"gradaug://{name}").model)
+    model.init_weights()
+    assert f"/{name}.safetensors" in [path for path, _ in served.requests]
+    for tensor, value in model.backbone.state_dict().items():
+        if not tensor.endswith("num_batches_tracked"):
+            assert torch.equal(value, zoo[1][tensor] * scale), tensor
 
 
 def test_only_the_backbone_is_delivered(zoo):
@@ -323,7 +339,7 @@ def test_no_way_to_a_checkpoint_runs_it(tmp_path, monkeypatch, safe_files, way):
         assert list(CheckpointLoader.load_checkpoint(name)["state_dict"].values()) == [1]
         (cache / "x.pth").unlink(missing_ok=True)
         hostile.write(place, hostile.attribute_walk(target), "legacy")
-        server.content = place.read_bytes()
+        server.source = place.read_bytes()
         with pytest.raises(ZooError, match=r"getattr, which loading would run; nothing of it has"):
             CheckpointLoader.load_checkpoint(name)
     assert not target.exists()

@@ -1,12 +1,15 @@
 """A zoo of random backbones in a folder, for tests of what loads them."""
 
 import json
+from contextlib import contextmanager
 
 import pooch
 
 from gradaug_det.zoo.backbone import save_backbone
 from gradaug_det.zoo.info import DEPTHS
+from gradaug_det.zoo.publish import publish
 from tests.zoo.helpers import make_info, make_state
+from tests.zoo.server import serve
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
@@ -64,6 +67,23 @@ def small_zoo(folder):
     ]
     write_index(folder, info, *others)
     return folder, state
+
+
+@contextmanager
+def served_zoo(zoo, folder, monkeypatch):
+    """Publishes the zoo's tiny-resnet18 and another-resnet18, and puts a server of them in force.
+
+    Yields:
+        The server; its requests tell which files were downloaded.
+    """
+    file = folder / "another.safetensors"
+    double = {name: tensor * 2 for name, tensor in zoo[1].items()}
+    save_backbone(file, double, describe("another-resnet18", "resnet18"))
+    publish(folder / "published", [str(zoo[0] / "tiny-resnet18.safetensors"), str(file)])
+    with serve(folder / "published") as server:
+        monkeypatch.setenv("GRADAUG_ZOO_URL", server.url)
+        monkeypatch.setenv("GRADAUG_CACHE", str(folder / "cache"))
+        yield server
 
 
 def use_zoo(folder, monkeypatch):

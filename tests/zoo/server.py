@@ -7,6 +7,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 Behaviour = Callable[["Handler"], None]
 
@@ -18,9 +19,19 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         with self.server.lock:
             self.server.requests.append((self.path, self.headers.get("Range")))
+            self.server.passwords.append(self.headers.get("Authorization"))
             todo = self.server.behaviours
             behaviour = todo.pop(0) if len(todo) > 1 else todo[0]
         behaviour(self)
+
+    @property
+    def content(self) -> bytes | None:
+        """Of the file asked for; None if there is none."""
+        source = self.server.source
+        if isinstance(source, bytes):
+            return source
+        path = source / self.path.partition("?")[0].lstrip("/")
+        return path.read_bytes() if path.is_file() else None
 
     def start(self, status: int, length: int | None, span: str | None = None) -> None:
         self.send_response(status)
@@ -40,11 +51,12 @@ class Server(ThreadingHTTPServer):
     daemon_threads = False  # server_close waits for them
     request_queue_size = 16
 
-    def __init__(self, content: bytes, behaviours: tuple[Behaviour, ...]) -> None:
+    def __init__(self, source: bytes | Path, behaviours: tuple[Behaviour, ...]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.behaviours = content, list(behaviours)
+        self.source, self.behaviours = source, list(behaviours)
         self.lock = threading.Lock()
         self.requests: list[tuple[str, str | None]] = []
+        self.passwords: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -55,8 +67,9 @@ class Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serve(content: bytes, *behaviours: Behaviour) -> Iterator[Server]:
-    server = Server(content, behaviours or (whole,))
+def serve(source: bytes | Path, *behaviours: Behaviour) -> Iterator[Server]:
+    """A server of one file, whatever is asked for, or of a folder's files."""
+    server = Server(source, behaviours or (whole,))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -69,7 +82,10 @@ def serve(content: bytes, *behaviours: Behaviour) -> Iterator[Server]:
 
 def whole(handler: Handler) -> None:
     """The file, or the range asked for."""
-    content = handler.server.content
+    content = handler.content
+    if content is None:
+        status(404)(handler)
+        return
     span = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
     if span is None:
         handler.start(200, len(content))
@@ -82,14 +98,14 @@ def whole(handler: Handler) -> None:
 
 def without_ranges(handler: Handler) -> None:
     """The file from its first byte, whatever is asked for."""
-    handler.start(200, len(handler.server.content))
-    handler.wfile.write(handler.server.content)
+    handler.start(200, len(handler.content))
+    handler.wfile.write(handler.content)
 
 
 def wrong(handler: Handler) -> None:
     """Another file of the same length."""
-    handler.start(200, len(handler.server.content))
-    handler.wfile.write(bytes(len(handler.server.content)))
+    handler.start(200, len(handler.content))
+    handler.wfile.write(bytes(len(handler.content)))
 
 
 def status(code: int) -> Behaviour:
@@ -104,7 +120,7 @@ def truncated(sent: int, say_length: bool = True) -> Behaviour:
     """The first bytes and an orderly end, with or without a Content-Length that promised more."""
 
     def behave(handler: Handler) -> None:
-        content = handler.server.content
+        content = handler.content
         handler.start(200, len(content) if say_length else None)
         handler.wfile.write(content[:sent])
 
@@ -116,8 +132,8 @@ def reset(sent: int | None) -> Behaviour:
 
     def behave(handler: Handler) -> None:
         if sent is not None:
-            handler.start(200, len(handler.server.content))
-            handler.wfile.write(handler.server.content[:sent])
+            handler.start(200, len(handler.content))
+            handler.wfile.write(handler.content[:sent])
             handler.wfile.flush()
         linger = struct.pack("ii", 1, 0)  # on, 0 s: close sends RST
         handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -135,8 +151,8 @@ def stalled(sent: int) -> Behaviour:
 
     def behave(handler: Handler) -> None:
         if sent:
-            handler.start(200, len(handler.server.content))
-            handler.wfile.write(handler.server.content[:sent])
+            handler.start(200, len(handler.content))
+            handler.wfile.write(handler.content[:sent])
         with contextlib.suppress(OSError):
             handler.connection.recv(1)
         handler.close_connection = True
@@ -154,6 +170,18 @@ def endless(handler: Handler) -> None:
 
 def misplaced(handler: Handler) -> None:
     """206 with another range than the one asked for."""
-    content = handler.server.content
+    content = handler.content
     handler.start(206, len(content) - 7, f"bytes 7-{len(content) - 1}/{len(content)}")
     handler.wfile.write(content[7:])
+
+
+def redirect(base: str) -> Behaviour:
+    """To the same path under another base URL, with a signature."""
+
+    def behave(handler: Handler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", f"{base}{handler.path}?X-Signature=sealed")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return behave
