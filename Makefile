@@ -121,11 +121,11 @@ system-demo system-test:
 	@echo 'Making .venv with $(or $(PYTHON),a Python 3.10 to 3.13 that uv fetches: none is here)'
 	@if $(or $(PYTHON),false) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv --clear .venv; \
 	else command -v uv >/dev/null || { export PATH="$(CURDIR)/build/uv/bin:$$PATH"; \
-			python3 -m venv build/uv && pip install --quiet $(LOCKED) requirements/build.lock; }; \
+			python3 -m venv build/uv && pip install -qq $(LOCKED) requirements/build.lock; }; \
 		uv venv --clear --seed --python '$(or $(PYTHON),$(RANGE))' .venv; \
-	fi || { echo 'There is no .venv: install a Python 3.10 to 3.13 where uv can reach none (it' \
-		'downloads from GitHub or from UV_PYTHON_INSTALL_MIRROR), with its venv module, or name' \
-		'one with `make PYTHON=/path/to/python3.13`.' >&2; exit 1; }
+	fi || { echo 'No .venv could be made. uv fetches a Python from GitHub, or from the address in' \
+		'UV_PYTHON_INSTALL_MIRROR: where it reaches neither, install a Python 3.10 to 3.13 and its' \
+		'venv module, or name one with `make PYTHON=/path/to/python3.13`.' >&2; exit 1; }
 	@echo '$(CURDIR)' > $@
 
 # pip keeps no copies for later: the build tools, uv among them, are put into the user's cache.

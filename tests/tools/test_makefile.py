@@ -197,7 +197,7 @@ def test_a_python_that_fits_is_looked_for(bare, there, taken):
 def test_uv_fetches_a_python_where_none_fits(bare):
     program(bare.folder / "python3", f"VERSION='3, 14'\n{PROGRAM}")
     fetch = "uv venv --clear --seed --python >=3.10,<3.14 .venv"
-    got = ["python3 -m venv build/uv", "pip install --quiet --require-hashes -r "]
+    got = ["python3 -m venv build/uv", "pip install -qq --require-hashes -r "]
     assert bare.make("env-demo")[:3] == [got[0], f"{got[1]}requirements/build.lock", fetch]
     shutil.rmtree(bare.folder / ".venv")
     program(bare.folder / "uv", PROGRAM)
@@ -205,7 +205,7 @@ def test_uv_fetches_a_python_where_none_fits(bare):
     shutil.rmtree(bare.folder / ".venv")
     (bare.folder / "broken").touch()
     bare.make("env-demo", status=2)
-    assert "install a Python 3.10 to 3.13 where uv can reach none" in bare.output
+    assert "where it reaches neither, install a Python 3.10 to 3.13" in bare.output
 
 
 def test_uv_makes_the_environment_where_venv_is_missing(bare):
@@ -310,3 +310,15 @@ def test_ci_runs_make_test():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert script.read_text().splitlines()[-1] == "make test"
+
+
+def test_a_clean_clone_is_tried_until_a_command_fails(tmp_path):
+    program(tmp_path / "make", "mkdir -p .venv ~/.cache; echo $1 | tee -a ~/did; test $1 != demo")
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = [ROOT / ".ci" / "fresh", tmp_path / "here"]
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 1, run.stderr
+    assert (tmp_path / "here" / "home" / "did").read_text() == "env-demo\ndemo\n"
+    rows = run.stdout.splitlines()[4:]
+    assert [row.split(" | ")[0] for row in rows] == ["| `make env-demo`", "| `make demo`"]
+    assert [row.split(" | ")[2] for row in rows] == ["0", "1"]
