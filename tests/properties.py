@@ -47,7 +47,7 @@ def drawn(boxes, size, dtype=torch.bool):
 
 def extent(mask, threshold=0.5):
     """x0, y0, x1, y1 of what is above the threshold in a (H, W) mask; None if nothing is."""
-    ys, xs = torch.where(mask > threshold)
+    ys, xs = torch.where(mask > threshold + 1e-6)  # whatever the last bit of a half
     if not len(ys):
         return None
     return torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).double()

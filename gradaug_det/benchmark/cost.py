@@ -128,7 +128,11 @@ def peak_growth(run: Callable[[], object], device: torch.device) -> int | None:
     # Allocations and releases in the order of time; their running sum is what was held.
     size = peak = 0
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
+    for event in sorted(events, key=_start):
         size += event.nbytes()
         peak = max(peak, size)
     return peak
+
+
+def _start(event: Any) -> int:
+    return event.start_ns() if hasattr(event, "start_ns") else event.start_us()  # before torch 2.4

@@ -85,6 +85,9 @@ def _resize(pixels: Tensor, size: Size, mode: InterpolationMode) -> Tensor:
     if pixels.dtype == torch.uint8 and 1 in size:
         # torch 2.9's uint8 kernel fails an internal assertion on images of one row or column.
         return _resize(pixels.float(), size, mode).round().to(torch.uint8)
+    if size[1] == 1 < size[0]:
+        # Its float kernel gives a result of one column the first row's value in every row.
+        return _resize(pixels.mT.contiguous(), size[::-1], mode).mT
     return tvf.resize(pixels, list(size), mode, antialias=True)
 
 

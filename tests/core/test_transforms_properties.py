@@ -30,6 +30,7 @@ def random_boxes(size, count=20, dtype=torch.float64, seed=0):
 @given(CASES)
 @example(((1, 1), BatchTransform(0.02, True), (0, 0, 1, 1)))
 @example(((3, 41), BatchTransform(0.3, True), (5, 0, 6, 3)))
+@example(((17, 2), BatchTransform(0.571, False), (0, 0, 2, 15)))
 def test_masks_and_boxes_follow_the_image(case):
     size, transform, box = case
     moved = transform.boxes(torch.tensor([box], dtype=torch.float64), size)[0]
