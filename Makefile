@@ -12,7 +12,7 @@ COMPILE = $(UV) pip compile --universal --python-version 3.10 --generate-hashes 
 	--no-emit-index-url --no-annotate --quiet --override requirements/overrides.txt $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs dist study-zoo compare-frameworks lint env-demo env-test lock clean
+.PHONY: help demo test test-matrix docs dist study-zoo compare-frameworks lint env-demo env-test lock clean
 .PHONY: system-demo system-test FORCE
 .NOTPARALLEL:
 
@@ -30,6 +30,9 @@ test: env-test  ## lint, then run all tests (the first time compiles MMCV: 15 to
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+test-matrix: env-demo  ## tests with the oldest and newest PyTorch that setup.py admits (hours, 20 GB)
+	@$(UV_INDEX); $(PY) -m benchmarks.matrix $(ARGS)
 
 study-zoo: env-demo  ## train what is missing of the mini zoo's study (hours), write its tables
 	$(PY) -W ignore -m studies.mini_zoo $(ARGS)
@@ -77,11 +80,11 @@ export UV_HTTP_TIMEOUT ?= 300
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 
 # uv does not read pip's configuration, in which mirrors are often named.
-UV_INSTALL = export PATH="$(CURDIR)/.venv/bin:$$PATH"; \
+UV_INDEX = export PATH="$(CURDIR)/.venv/bin:$$PATH"; \
 	index="$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$( \
 		$(PY) -m pip config get global.index-url 2>/dev/null)}}}"; \
-	test -z "$$index" || export UV_DEFAULT_INDEX="$$index"; \
-	uv pip install --python $(PY) --no-deps --no-build-isolation --compile-bytecode
+	test -z "$$index" || export UV_DEFAULT_INDEX="$$index"
+UV_INSTALL = $(UV_INDEX); uv pip install --python $(PY) --no-deps --no-build-isolation --compile-bytecode
 # The locks are complete, so nothing is resolved, and they name the tools that builds use.
 LOCKED = --require-hashes -r
 

@@ -6,8 +6,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 README = (HERE / "README.md").read_text(encoding="utf-8")
 VERSION = (HERE / "gradaug_det" / "__init__.py").read_text(encoding="utf-8")
-COCO = ["faster-coco-eval>=1.6", "matplotlib"]
+COCO = ["faster-coco-eval>=1.6", "matplotlib>=3.7"]
 
+# Lower bounds are tested: `make test-matrix` installs them.
 setup(
     name="gradaug-det",
     version=re.search(r'^__version__ = "(.+)"', VERSION, flags=re.MULTILINE)[1],
@@ -42,33 +43,33 @@ setup(
     install_requires=[
         "torch>=2.1",
         "torchvision>=0.16",
-        "numpy",
-        "scipy",
-        "contourpy",
+        "numpy>=1.23",
+        "scipy>=1.10",
+        "contourpy>=1.1",
         "pillow>=10.1",
-        "pycocotools!=2.0.10",  # which cannot score a file without "info"
-        "jinja2",
-        "safetensors",
-        "pooch",
-        "requests",
-        "tqdm",
+        "pycocotools>=2.0.7,!=2.0.10",  # which cannot score a file without "info"
+        "jinja2>=3.1",
+        "safetensors>=0.4",
+        "pooch>=1.8",
+        "requests>=2.31",
+        "tqdm>=4.66",
     ],
     extras_require={
         "coco": COCO,  # beside a framework that is there
         # Detectron2 itself is installed from its repository, or by tools/install_detectron2.py.
         "detectron2": [
             *COCO,
-            "fvcore",
-            "iopath",
-            "omegaconf",
-            "hydra-core",
-            "pyyaml",
-            "yacs",
-            "cloudpickle",
-            "tabulate",
-            "termcolor",
-            "tensorboard",
-            "setuptools<81",
+            "fvcore>=0.1.5.post20221221",
+            "iopath>=0.1.9",
+            "omegaconf>=2.3",
+            "hydra-core>=1.3",
+            "pyyaml>=6",
+            "yacs>=0.1.8",
+            "cloudpickle>=2.2",
+            "tabulate>=0.9",
+            "termcolor>=2.3",
+            "tensorboard>=2.14",
+            "setuptools>=65,<81",
         ],
         "mmdet": [
             *COCO,
@@ -77,10 +78,10 @@ setup(
             "onedl-mmdetection>=3.5.1",
             "packaging",
         ],
-        "pretrain": ["lightning-fabric>=2.2", "omegaconf", "pyyaml", "tensorboard"],
-        "corruptions": ["imagecorruptions-imaug", "numba"],  # of `gradaug-det benchmark`
+        "pretrain": ["lightning-fabric>=2.2", "omegaconf>=2.3", "pyyaml>=6", "tensorboard>=2.14"],
+        "corruptions": ["imagecorruptions-imaug", "numba>=0.58"],  # of `gradaug-det benchmark`
         "gdrive": ["gdown>=6.5"],  # the authors' published weights
-        "onnx": ["onnx", "onnxruntime"],
+        "onnx": ["onnx>=1.15", "onnxruntime>=1.16"],
         "docs": ["mkdocs-material", "mkdocstrings-python"],
         "dev": ["pytest", "pytest-timeout", "playwright", "ruff", "pre-commit"],
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -116,15 +117,17 @@ def _export_onnx(traceable: Traceable) -> tuple[Program, Callable[[Tensor], Sequ
     import onnxruntime
 
     buffer = io.BytesIO()
+    # The newer exporter captures no control flow of detectors; before torch 2.5 there is none.
+    newer = "dynamo" in inspect.signature(torch.onnx.export).parameters
     torch.onnx.export(
         traceable.module,
         (traceable.example,),
         buffer,
-        dynamo=False,  # the newer exporter captures no control flow of detectors
         opset_version=OPSET,
         input_names=["image"],
         output_names=list(traceable.outputs),
         dynamic_axes={"image": traceable.sizes},
+        **({"dynamo": False} if newer else {}),
     )
     content = buffer.getvalue()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
