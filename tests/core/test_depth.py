@@ -8,7 +8,7 @@ import torchvision
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
 from mmdet.models.backbones import ResNet
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from gradaug_det.core.depth import at_depth, residual_blocks, survival_probabilities
 from gradaug_det.core.options import GradAugOptions
@@ -60,7 +60,7 @@ def test_all_branches_skipped_leaves_the_shortcuts(source):
                 x = block(x)
                 assert torch.equal(x, short) == skipped
         again = net(image)
-    for a, b in zip(tree_leaves(full), tree_leaves(again), strict=True):
+    for a, b in zip(tree_flatten(full)[0], tree_flatten(again)[0], strict=True):
         assert torch.equal(a, b)  # nothing is left behind
 
 

@@ -18,6 +18,7 @@ from gradaug_det.d2.resume import SaveOnTermination
 from gradaug_det.errors import ConfigError, NonFiniteLossError
 from gradaug_det.mmdet import GradAugHook as MMHook
 from gradaug_det.mmdet.resume import ExactResumeHook
+from tests.amp import cpu_scaler
 from tests.d2 import helpers as d2
 from tests.mmdet import helpers as mm
 from tests.mmdet.test_amp import CpuAmpOptimWrapper  # noqa: F401 registers
@@ -45,7 +46,7 @@ def detectron2(tmp_path, *hooks, steps=1, scale=None, model=None, wrap=None):
     trainer = (ScaledTrainer if scale else d2.LoadedTrainer)(
         wrap(model) if wrap else model, d2.batches(), optimizer
     )
-    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=bool(scale))
+    trainer.grad_scaler = cpu_scaler(enabled=bool(scale), init_scale=scale or 1.0)
     trainer.register_hooks(hooks)
     return model, trainer, lambda: trainer.train(0, steps), trainer.grad_scaler
 

@@ -21,6 +21,7 @@ from gradaug_det.d2.batch import transform_batch
 from gradaug_det.d2.detector import AsideStorage, GradAugDetector
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 from gradaug_det.utils.seeding import isolated_rng
+from tests.amp import cpu_scaler, needs_bfloat16_nms
 
 from .helpers import KINDS, batches, make_trainer, storage, tiny_batch, tiny_model, train
 
@@ -380,6 +381,7 @@ class Bfloat16Trainer(SimpleTrainer):
         self.optimizer.step()
 
 
+@needs_bfloat16_nms
 @pytest.mark.parametrize("supervision", ["soft", "labels", "both"])
 def test_sub_networks_run_in_the_full_passes_autocast(supervision):
     model = tiny_model()
@@ -403,7 +405,7 @@ class ScaledTrainer(SimpleTrainer):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        self.grad_scaler = cpu_scaler(init_scale=1024.0)
 
     def run_step(self):
         losses = self.model(next(self._data_loader_iter))

@@ -19,6 +19,7 @@ from gradaug_det.d2.replay import encode as encode_detectron2
 from gradaug_det.errors import GradAugError, NonFiniteLossError
 from gradaug_det.mmdet import replay as mmdet_replay
 from gradaug_det.mmdet.batch import make_batch
+from tests.amp import cpu_scaler
 from tests.d2 import helpers as d2
 from tests.mmdet import helpers as mm
 
@@ -274,9 +275,9 @@ def test_a_step_of_other_contents_is_said_in_one_printable_line(tmp_path, capsys
 def test_a_scaler_looks_at_gradients_itself():
     layer = torch.nn.Linear(2, 1)
     layer.weight.grad = torch.full_like(layer.weight, float("inf"))
-    scaler = torch.amp.GradScaler("cpu")
+    scaler = cpu_scaler()
     assert check_gradients(layer, 0, skip=False, scaler=scaler)
-    off = torch.amp.GradScaler("cpu", enabled=False)
+    off = cpu_scaler(enabled=False)
     with pytest.raises(NonFiniteLossError, match=r"iteration 7: 1 of 1 parameters"):
         check_gradients(layer, 7, skip=False, scaler=off)
     assert not check_gradients(layer, 7, skip=True) and layer.weight.grad.eq(0).all()

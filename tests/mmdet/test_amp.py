@@ -2,7 +2,6 @@
 
 # ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
 
-from functools import partial
 from importlib import import_module
 
 import pytest
@@ -11,6 +10,7 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
 from gradaug_det.core import losses as soft
+from tests.amp import cpu_scaler
 from tests.mmdet.helpers import make_runner, parameters, tiny_model
 
 amp = import_module("mmengine.optim.optimizer.amp_optimizer_wrapper")
@@ -24,7 +24,7 @@ class CpuAmpOptimWrapper(AmpOptimWrapper):
 
     def __init__(self, scaler=None, **kwargs):
         available, amp.is_cuda_available = amp.is_cuda_available, lambda: True
-        own, amp.GradScaler = amp.GradScaler, partial(torch.amp.GradScaler, device="cpu")
+        own, amp.GradScaler = amp.GradScaler, cpu_scaler
         try:
             super().__init__(dtype="bfloat16", loss_scale=scaler or dict(enabled=False), **kwargs)
         finally:

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
 from gradaug_det.pretrain.engine import Pretraining
 from gradaug_det.pretrain.recipe import load_recipe
+from tests.amp import cpu_scaler
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "pretrain"
@@ -29,5 +29,4 @@ def precision_of(recipe):
     if recipe.precision != "16-mixed":
         return {"precision": recipe.precision}
     # By its name alone Fabric takes bfloat16 on CPUs.
-    scaler = torch.amp.GradScaler("cpu")
-    return {"plugins": MixedPrecision("16-mixed", device="cpu", scaler=scaler)}
+    return {"plugins": MixedPrecision("16-mixed", device="cpu", scaler=cpu_scaler())}
