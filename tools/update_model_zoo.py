@@ -125,9 +125,16 @@ def imagenet_rows() -> Iterator[str]:
         )
 
 
+def curve_rows() -> Iterator[str]:
+    log = (ROOT / "studies/mini_zoo/curve_baseline.log").read_text()
+    columns = [re.findall(pattern, log) for pattern in (r"loss (\S+\d)", r"(\S+) % top-1")]
+    for epoch, (loss, top1) in enumerate(zip(*columns, strict=True), start=1):
+        yield f"{epoch} | {loss} | {top1}"
+
+
 def updated(text: str) -> str:
     """The document with today's rows; the heads of its tables are its own."""
-    sources = {"mini": mini_rows, "coco": coco_rows, "ImageNet": imagenet_rows}
+    sources = {"mini": mini_rows, "coco": coco_rows, "ImageNet": imagenet_rows, "curve": curve_rows}
     for name, rows in sources.items():
         pattern = rf"(<!-- {name}: begin -->\n.*\n.*\n)[^<]*"
         lines = "".join(f"| {row} |\n" for row in rows())

@@ -109,6 +109,7 @@ def load_classifier(name: str) -> nn.Module:
     Raises:
         ZooError: there is no such file, or no classifier for such images in it.
     """
+    name = name.removeprefix(SCHEME)  # as configs name it
     url = ZooURL(f"{SCHEME}{name}", name, "RGB")
     state, info = read_backbone(url.path())
     if "fc.bias" not in state or info.framework != "torchvision":
@@ -116,10 +117,11 @@ def load_classifier(name: str) -> nn.Module:
     if info.channel_order == "BGR":
         state["conv1.weight"] = state["conv1.weight"].flip(1)
     info = url.info()  # with mean and std in RGB
-    for key, given in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
-        wanted = list(getattr(info, key))
-        if not Setting(key, given, wanted).agrees:
-            raise ZooError(f"{name} wants images of {key} {wanted}, not ImageNet's {list(given)}")
+    ours = {"pixel_mean": list(PIXEL_MEAN), "pixel_std": list(PIXEL_STD)}
+    for key, given in {**ours, "stride_in": "3x3"}.items():
+        wanted = getattr(info, key)
+        if not Setting(key, given, list(wanted) if key in ours else wanted).agrees:
+            raise ZooError(f"{name} wants {key} {wanted}; top-1 is measured here with {given}")
     model = get_model(info.architecture, weights=None, num_classes=len(state["fc.bias"]))
     model.load_state_dict(state, strict=True)
     return model.eval()

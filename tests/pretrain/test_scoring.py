@@ -36,7 +36,7 @@ def evaluate(tool, capsys, backbone, *more):
 
 
 def test_what_the_tool_prints_is_the_networks_accuracy(tool, capsys, tmp_path):
-    code, printed = evaluate(tool, capsys, NAME)
+    code, printed = evaluate(tool, capsys, f"gradaug://{NAME}")
     metrics = json.loads(printed.out)
     assert code == 0
     recipe = load_recipe(CONFIG, OVERRIDES)
@@ -65,10 +65,10 @@ def test_what_has_no_accuracy_is_refused(tool, capsys, tmp_path):
     save_backbone(tmp_path / "headless.safetensors", headless, info)
     with pytest.raises(ZooError, match="has no classifier under torchvision's names"):
         load_classifier(str(tmp_path / "headless.safetensors"))
-    grey = replace(info, pixel_mean=(127.5, 127.5, 127.5))
-    save_backbone(tmp_path / "grey.safetensors", state, grey)
-    with pytest.raises(ZooError, match=r"pixel_mean \[127.5.*not ImageNet's \[123.675"):
-        load_classifier(str(tmp_path / "grey.safetensors"))
+    for key, value in (("pixel_mean", (127.5, 127.5, 127.5)), ("stride_in", "1x1")):
+        other = save_backbone(tmp_path / "other.safetensors", state, replace(info, **{key: value}))
+        with pytest.raises(ZooError, match=rf"wants {key} .*1.*; top-1 is measured here with .*3"):
+            load_classifier(str(other))
     for split in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / split / name).mkdir(parents=True)
