@@ -21,20 +21,20 @@ from gradaug_det.core.slimming import at_width, slim_plan
 
 
 def at_detector_width(detector: Detector, width: float) -> AbstractContextManager:
-    """Within the block, the detector's backbone has that width, with its own statistics sliced."""
+    """Within the block, the detector has that width, with its own statistics sliced."""
     if width == 1:
         return nullcontext()
-    return at_width(detector.backbone, width, norm="frozen", divisor=detector.divisor)
+    return at_width(detector.slimmed, width, norm="frozen", divisor=detector.divisor)
 
 
 def count_parameters(detector: Detector, width: float) -> int:
-    """Returns how many parameters the detector uses when its backbone has that width."""
+    """Returns how many parameters the detector uses when it has that width."""
     total = sum(parameter.numel() for parameter in detector.model.parameters())
     if width == 1:
         return total
-    plan = slim_plan(detector.backbone)
+    plan = slim_plan(detector.slimmed)
     unused = 0
-    for name, parameter in detector.backbone.named_parameters():
+    for name, parameter in detector.slimmed.named_parameters():
         shape = plan.tensor_shape(name, parameter.shape, width, detector.divisor)
         unused += parameter.numel() - math.prod(shape)
     return total - unused
@@ -73,7 +73,7 @@ def measure_costs(
         runs = [partial(detector.detect, sample) for sample in samples[index]]
         # After the clock: both of these hooks slow the detector down.
         with at_detector_width(detector, width):
-            gflops = fmean(map(_count_gflops, runs))
+            gflops = fmean(map(count_gflops, runs))
             peaks = [peak_growth(run, device) for run in runs]
         costs.append(
             Cost(
@@ -97,7 +97,7 @@ def _time(detector: Detector, sample: Any) -> float:
     return time.perf_counter() - start
 
 
-def _count_gflops(run: Callable[[], object]) -> float:
+def count_gflops(run: Callable[[], object]) -> float:
     """Multiply-adds of convolutions and matrix products in 10^9.
 
     Counted while the detector runs, so that loops over proposals and paths that depend on the data

@@ -30,8 +30,9 @@ class Detector(Protocol):
         files: its config and weights.
         framework: for readers.
         model: the network, in evaluation mode.
-        backbone: the part of it that can be slimmed.
-        divisor: of the channels of its sub-networks, as its config trains them.
+        slimmed: what of it is narrow in a sub-network, as its config trains them; an error of
+            :func:`gradaug_det.core.slimming.slim_plan` if it cannot be.
+        divisor: of the channels of its sub-networks, likewise.
         scoring: the config's own settings of its evaluation.
         description: all of the config: detections of another one are not taken for this one's.
     """
@@ -39,7 +40,7 @@ class Detector(Protocol):
     files: DetectorFiles
     framework: str
     model: nn.Module
-    backbone: nn.Module
+    slimmed: nn.Module
     divisor: int
     scoring: Scoring
     description: str

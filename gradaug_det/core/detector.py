@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
-from gradaug_det.core.slimming import slim_plan
+from gradaug_det.core.slimming import detector_backbone, slim_plan
 from gradaug_det.core.soft_targets import Calls, ForwardRecorder, SoftTargets, SubNetworkView
 from gradaug_det.core.transforms import BatchTransform, Size
 
@@ -31,16 +31,17 @@ class SlimmableDetector(ABC):
             outside, as those of the full network do.
 
     Raises:
-        UnslimmableError: the backbone cannot be slimmed.
+        UnslimmableError: the backbone (or all of it, as the options say) cannot be slimmed.
         ConfigError: the supervision or the norm policy does not fit the detector.
     """
 
     def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:
         self.module, self.options = detector, options
-        self.backbone = self.find_backbone(detector)
+        self.backbone = detector_backbone(detector)
+        self.slimmed = self.find_slimmed(detector, options.slim, options.keep_whole)
         self.subnet_norm = options.subnet_norm
         self.autocast: AbstractContextManager = nullcontext()
-        slim_plan(self.backbone).check_norm(options.subnet_norm)
+        slim_plan(self.slimmed).check_norm(options.subnet_norm)
         if options.channels_last:
             detector.to(memory_format=torch.channels_last)
         # Made only where needed: any detector can learn from labels.
@@ -48,7 +49,7 @@ class SlimmableDetector(ABC):
 
     # ---- the framework's part -----------------------------------------------------------------
 
-    find_backbone: Callable[[nn.Module], nn.Module]  # the part of a detector that is slimmed
+    find_slimmed: Callable[[nn.Module, str, Sequence[str]], nn.Module]  # what is narrow, planned
     make_soft_targets: Callable[[nn.Module], SoftTargets]  # or ConfigError if it has none
 
     @abstractmethod

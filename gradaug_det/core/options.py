@@ -15,6 +15,7 @@ DEFAULT_WIDTHS = (0.9, 0.75, 0.5)
 _CHOICES = {
     "passes": ("added", "alternating"),
     "supervision": ("soft", "labels", "both"),
+    "slim": ("backbone", "detector"),
     "subnet_norm": NORM_POLICIES,
     "nonfinite": ("raise", "skip"),
 }
@@ -74,6 +75,10 @@ class GradAugOptions:
         not_in_pixels: names of further fields of the batch that do not live in the image's pixels,
             so that sub-networks get them as they are. A field of unknown meaning that looks like
             boxes, points or a map is an error without.
+        slim: what is narrow in a sub-network: the ``backbone``, whose outputs are filled up with
+            zeros, or the whole ``detector``: neck and heads too, up to their predictions.
+        keep_whole: with ``detector``, names of parts that stay as they are, and so do the channels
+            that they read; as ``["roi_heads.mask_head"]``.
 
     Raises:
         ConfigError: names the setting, its value and the values allowed.
@@ -99,6 +104,8 @@ class GradAugOptions:
     channels_last: bool = False
     nonfinite: str = "raise"
     not_in_pixels: Sequence[str] = ()
+    slim: str = "backbone"
+    keep_whole: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_integer("num_subnets", self.num_subnets, low=0)
@@ -121,17 +128,18 @@ class GradAugOptions:
             check_integer(key, getattr(self, key), low=0)
         check_integer("seed", self.seed)
         check_bool("channels_last", self.channels_last)
-        named = self.not_in_pixels
-        if not _is_list(named) or not all(name and isinstance(name, str) for name in named):
-            problem = f'must be a list of fields\' names as ["gt_depth"], got {named!r}'
-            raise ConfigError("not_in_pixels", problem)
+        for key, example in (("not_in_pixels", "gt_depth"), ("keep_whole", "neck")):
+            named = getattr(self, key)
+            if not _is_list(named) or not all(name and isinstance(name, str) for name in named):
+                raise ConfigError(key, f'must be a list of names as ["{example}"], got {named!r}')
         if not _is_list(self.widths):
             problem = f"must list numbers in (0, 1) as [0.9, 0.5], got {self.widths!r}"
             raise ConfigError("widths", problem)
         for width in self.widths:
             if check_width(width, "widths") == 1:
                 raise ConfigError("widths", f"must be below 1, got {width!r}: 1 is trained anyway")
-        for key in ("scales", "not_in_pixels"):  # whatever kind of list a config has
+        # Whatever kind of list a config has.
+        for key in ("scales", "not_in_pixels", "keep_whole"):
             object.__setattr__(self, key, tuple(getattr(self, key)))
         self._check_meaning()
         default = DEFAULT_WIDTHS if self.passes == "alternating" else ()
@@ -140,6 +148,8 @@ class GradAugOptions:
 
     def _check_meaning(self) -> None:
         """Raises ConfigError for a setting that would silently do nothing."""
+        if self.keep_whole and self.slim != "detector":
+            raise ConfigError("keep_whole", f"needs slim to be 'detector', got {self.slim!r}")
         keys, reason = _MEANINGLESS[self.passes]
         reason = f"passes are {self.passes!r}, {reason}"
         if self.passes == "added" and self.widths:
@@ -160,6 +170,11 @@ class GradAugOptions:
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
                 raise ConfigError(key, f"is not a GradAug setting; {hint}")
         return cls(**values)
+
+    @classmethod
+    def widths_of(cls, hook: Mapping[str, Any]) -> GradAugOptions:
+        """Returns the options of a hook's config that say which sub-networks a training has."""
+        return cls(**{k: hook[k] for k in ("divisor", "slim", "keep_whole") if k in hook})
 
     @property
     def moves_pixels(self) -> bool:

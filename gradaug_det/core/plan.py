@@ -25,11 +25,15 @@ class ChannelGroup:
     channels: int  # at full width
     residual: bool = False  # tied by residual additions: a block's output, not its inside
     quantum: int = 1  # kept in multiples of this: one group of a convolution or a group norm
-    fixed: bool = False  # never cut: the image, the classifier's logits
+    fixed: bool = False  # never cut: the image, predictions, what a part kept whole reads
+    entries: int = 1  # in a row for each channel: as many as pixels, where a map was flattened
 
     def at(self, width: float, divisor: int = 1) -> int:
-        """Returns how many channels are kept: by the authors' rule (half rounds up, not to even),
-        or the nearest multiple of ``divisor``."""
+        """Returns how many entries are kept: those of a number of channels by the authors' rule
+        (half rounds up, not to even), or of the nearest multiple of ``divisor``."""
+        return self.entries * self._channels(width, divisor)
+
+    def _channels(self, width: float, divisor: int) -> int:
         if self.fixed or width == 1:
             return self.channels
         if divisor > 1:
@@ -50,15 +54,16 @@ class SlimPlan:
     groups: tuple[ChannelGroup, ...]
     # Parameter or buffer name -> index into ``groups`` (or None) of each dimension.
     tensors: dict[str, tuple[int | None, ...]]
-    # (Module name, attribute) -> index into ``groups``, for attributes that count groups of
-    # channels (``Conv2d.groups``, ``GroupNorm.num_groups``).
-    counts: dict[tuple[str, str], int]
-    outputs: tuple[int | None, ...]  # group of each output tensor; None without channels
+    # (Module name, attribute) -> index into ``groups``, and channels that count as one, for
+    # attributes that count (``Conv2d.groups``, ``GroupNorm.num_groups``).
+    counts: dict[tuple[str, str], tuple[int, int]]
+    # Group of each output tensor, None without channels; of a detector, none at all.
+    outputs: tuple[int | None, ...]
     batch_norms: tuple[str, ...]  # names of the modules that can use batch statistics
     has_frozen_norms: bool  # norms with statistics that are never the batch's
 
     def channels(self, width: float, divisor: int = 1) -> tuple[int, ...]:
-        """Returns the channels of each group at ``width``."""
+        """Returns the entries of each group at ``width``."""
         return tuple(group.at(width, divisor) for group in self.groups)
 
     def tensor_shape(

@@ -29,7 +29,8 @@ class Trainable(Protocol):
     """A network in training, as Algorithm 1 needs it."""
 
     module: nn.Module  # the whole network
-    backbone: nn.Module  # the part of it whose channels are sampled
+    backbone: nn.Module  # the part of it whose residual blocks are sampled
+    slimmed: nn.Module  # the part of it whose channels are sampled
     subnet_norm: str  # norm policy of the sub-networks; see core.slimming.at_width
 
     def full_pass(self, batch: Any) -> tuple[Losses, Any]:
@@ -120,7 +121,7 @@ def narrowed(network: Trainable, own: SubNetwork) -> Iterator[None]:
                 if layer.training and layer._buffers.get(key) is not None:
                     overrides.set(layer._buffers, key, layer._buffers[key].clone())
         overrides.enter_context(
-            at_width(network.backbone, own.width, network.subnet_norm, own.divisor)
+            at_width(network.slimmed, own.width, network.subnet_norm, own.divisor)
         )
         yield
 
@@ -149,7 +150,7 @@ def sub_network_passes(
     for sub in sub_networks:
         with (
             no_traces(network.module),
-            at_width(network.backbone, sub.width, network.subnet_norm, sub.divisor),
+            at_width(network.slimmed, sub.width, network.subnet_norm, sub.divisor),
             at_depth(network.backbone, sub.block_survival, sub.seed),
             isolated_rng(sub.seed + process_rank(), next(network.module.parameters()).device),
         ):

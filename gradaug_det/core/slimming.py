@@ -9,6 +9,7 @@ Source: GradAug, section 3.1 and the authors' implementation (channel counts, ba
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,29 +21,36 @@ from torch import Tensor, nn
 
 from gradaug_det.core.checks import check_integer, check_width
 from gradaug_det.core.plan import SlimPlan, flatten_output
-from gradaug_det.core.tracing import example_image, trace_plan
-from gradaug_det.errors import UnslimmableError
+from gradaug_det.core.tracing import ExamplePass, example_image, trace_plan
+from gradaug_det.errors import ConfigError, UnslimmableError
 
 _PLAN = "_gradaug_slim_plan"
 _MISSING = object()
 
 
-def slim_plan(module: nn.Module) -> SlimPlan:
+def slim_plan(module: nn.Module, example: ExamplePass | None = None) -> SlimPlan:
     """Returns the module's plan, derived (and checked) on first use and kept with the module.
+
+    Args:
+        example: derives the plan of a whole detector, anew.
 
     Raises:
         UnslimmableError: the module has a layer that cannot be cut to its first channels.
     """
-    plan = module.__dict__.get(_PLAN)
+    plan = module.__dict__.get(_PLAN) if example is None else None
     if plan is None:
-        # torch.compile would trace the tiny image's pass, and hide its layers from the tracer.
         with no_traces(module), Overrides() as overrides:
             for layer in module.modules():
+                # Not module.eval(): frameworks override train() with side effects.
+                overrides.set(vars(layer), "training", False)
+                # torch.compile would trace the tiny image's pass, and hide its layers.
                 if getattr(layer, "_compiled_call_impl", None) is not None:
                     overrides.set(vars(layer), "_compiled_call_impl", None)
-            plan = module.__dict__[_PLAN] = trace_plan(module)
+            module.__dict__.pop(_PLAN, None)
+            plan = trace_plan(module, example)
+            module.__dict__[_PLAN] = plan
             try:
-                _check_plan(module, plan)
+                _check_plan(module, plan, example)
             except BaseException:
                 del module.__dict__[_PLAN]
                 raise
@@ -66,6 +74,32 @@ def detector_backbone(detector: nn.Module) -> nn.Module:
             f"{type(detector).__name__} has no attribute 'backbone', which GradAug slims"
         )
     return uncompiled(backbone)
+
+
+def slim_detector(detector: nn.Module, example: ExamplePass) -> nn.Module:
+    """Derives the plan of a whole detector: of its neck and heads too, up to their predictions.
+
+    Raises:
+        UnslimmableError: names the layer that cannot be slimmed.
+        ConfigError: it has no part of a name to be kept whole.
+    """
+    names = [name for name, _ in detector.named_modules() if name]
+    for name in example.whole:
+        if name not in names:
+            near = difflib.get_close_matches(name, names) or names[:3]
+            raise ConfigError("keep_whole", f"has {name!r}, not a part as {', '.join(near)}")
+    try:
+        slim_plan(detector, example)
+    except UnslimmableError as error:
+        raise UnslimmableError(
+            f"{error}; slim the backbone alone, or name the layer, or what it is in, in keep_whole"
+        ) from error
+    except Exception as error:
+        raise UnslimmableError(
+            f"cannot slim {type(detector).__name__}: in evaluation mode, a pass of a blank image "
+            f"stops with {type(error).__name__}: {error}"
+        ) from error
+    return detector
 
 
 @contextmanager
@@ -102,34 +136,37 @@ def at_width(
     plan.check_norm(norm)
     if module.__dict__.get("_gradaug_width") is not None:
         raise UnslimmableError("at_width cannot be nested: the module is already a sub-network")
+    layers = dict(module.named_modules(remove_duplicate=False))
+    kept = plan.channels(width, divisor)
     with Overrides() as overrides:
         override = overrides.set
         override(module.__dict__, "_gradaug_width", width)
         for name in plan.batch_norms:
-            layer = module.get_submodule(name)
+            layer = layers[name]
             use_batch = norm == "batch" or (norm == "auto" and layer.training)
             override(layer.__dict__, "training", use_batch)
             if use_batch:  # BatchNorm then reads and writes no running statistics
                 override(layer.__dict__, "track_running_stats", False)
-        for (name, attribute), index in plan.counts.items():
-            group = plan.groups[index]
-            kept = group.at(width, divisor) // group.quantum
-            override(module.get_submodule(name).__dict__, attribute, kept)
-        for name in plan.tensors:
+        for (name, attribute), (group, size) in plan.counts.items():
+            override(layers[name].__dict__, attribute, kept[group] // size)
+        done = set()
+        for name, dims in plan.tensors.items():
             owner, _, key = name.rpartition(".")
-            layer = module.get_submodule(owner)
+            layer = layers[owner]
             trained = layer._parameters.get(key)
             whole = layer._buffers.get(key) if trained is None else trained
-            if whole is None:
+            if whole is None or (id(layer), key) in done:
                 continue
-            first = tuple(map(slice, plan.tensor_shape(name, whole.shape, width, divisor)))
+            done.add((id(layer), key))  # a layer that is called in two places has two names
+            first = tuple([slice(None if group is None else kept[group]) for group in dims])
             if trained is not None:
                 override(layer._parameters, key, _slice(trained, first))
             else:
                 part = whole[first]
                 override(layer._buffers, key, part if _is_frozen_norm(layer) else part.clone())
-        pad = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
-        overrides.enter_context(pad)
+        if plan.outputs:
+            pad = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
+            overrides.enter_context(pad)
         yield module
 
 
@@ -209,26 +246,26 @@ def _pad_outputs(output: Any, plan: SlimPlan) -> Any:
     leaves, rebuild = flatten_output(output)
     padded = []
     for leaf, group in zip(leaves, plan.outputs, strict=True):
-        missing = 0 if group is None else plan.groups[group].channels - leaf.shape[1]
+        missing = 0 if group is None else plan.groups[group].at(1) - leaf.shape[1]
         padded.append(F.pad(leaf, [0, 0] * (leaf.dim() - 2) + [0, missing]) if missing else leaf)
     return rebuild(padded)
 
 
 @torch.no_grad()
-def _check_plan(module: nn.Module, plan: SlimPlan) -> None:
+def _check_plan(module: nn.Module, plan: SlimPlan, example: ExamplePass | None) -> None:
     """Runs sub-networks on a tiny image; raises UnslimmableError if one does not fit together."""
-    image = example_image(module)
+    run = example.run if example else lambda module: module(example_image(module))
     for width in (0.9, 0.5):
         try:
             with at_width(module, width, norm="frozen"):
-                outputs, _ = flatten_output(module(image))
+                outputs, _ = flatten_output(run(module))
         except RuntimeError as error:
             raise UnslimmableError(
                 f"the sub-network of width {width} does not run: {error}"
             ) from error
-        for output, group in zip(outputs, plan.outputs, strict=True):
-            if group is not None and output.shape[1] != plan.groups[group].channels:
+        for output, group in () if example else zip(outputs, plan.outputs, strict=True):
+            if group is not None and output.shape[1] != plan.groups[group].at(1):
                 raise UnslimmableError(
                     f"at width {width} an output has {output.shape[1]} channels in place of "
-                    f"{plan.groups[group].channels}"
+                    f"{plan.groups[group].at(1)}"
                 )

@@ -1,18 +1,19 @@
 """Derives a :class:`SlimPlan` by watching one forward pass of a tiny image.
 
 Convolutions and linear layers open a new group of channels, elementwise layers carry the group on,
-residual additions merge two groups. Whatever else touches channels is named in an error: a layer
-is never left at full width in silence.
+residual additions merge two groups. Whatever else touches channels is named in an error where a
+layer reads what it made: a layer is never left at full width in silence.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +28,17 @@ from gradaug_det.errors import UnslimmableError
 _CHANNELWISE = frozenset({
     "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "silu", "gelu", "hardtanh",
     "hardswish", "sigmoid", "tanh", "clone", "contiguous", "to", "float", "half", "bfloat16",
-    "double", "detach", "dropout", "dropout2d", "dropout_", "flatten", "reshape", "view", "mean",
-    "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "boolean_dispatch", "fn", "interpolate",
-    "pad", "squeeze", "div", "__truediv__",
+    "double", "detach", "dropout", "dropout2d", "dropout_", "mean", "adaptive_avg_pool2d",
+    "avg_pool2d", "max_pool2d", "boolean_dispatch", "fn", "interpolate", "pad", "squeeze", "div",
+    "__truediv__",
 })
 # fmt: on
 _ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})
 _PRODUCTS = frozenset({"mul", "mul_", "__mul__", "__imul__", "__rmul__"})
+_CONSTANT = re.compile("new_.*|.*_like|__get__")
+_UNKNOWN = "its input comes from an operation that cannot be followed"
+_CONVOLUTIONS = (F.conv2d, F.conv_transpose2d)
+_VIEWS = frozenset({"flatten", "reshape", "reshape_as", "unflatten", "view", "view_as"})
 
 
 @dataclass(eq=False)
@@ -44,6 +49,8 @@ class _Node:
     fixed: bool = False
     residual: bool = False
     quantum: int = 1
+    read: bool = False  # by a layer
+    lost: str = ""  # why not all that becomes of it can be followed, if so
     parent: _Node | None = None
 
     def root(self) -> _Node:
@@ -59,7 +66,19 @@ class _Node:
             one.fixed |= two.fixed
             one.residual |= two.residual
             one.quantum = math.lcm(one.quantum, two.quantum)
+            one.read |= two.read
+            one.lost = one.lost or two.lost
         return one
+
+
+class _Dim(NamedTuple):
+    """The dimension of an activation or a parameter that a group's channels make up."""
+
+    node: _Node
+    entries: int = 1  # in a row for each channel, as where a map was flattened
+
+    def root(self) -> _Dim:
+        return _Dim(self.node.root(), self.entries)
 
 
 class _Tracer(TorchFunctionMode):
@@ -67,28 +86,41 @@ class _Tracer(TorchFunctionMode):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.names = {id(p): n for n, p in module.named_parameters(remove_duplicate=False)}
+        self.names: dict[int, list[str]] = {}  # of a parameter: several, where layers share it
+        for all_names in (module.named_parameters, module.named_buffers):
+            for name, tensor in all_names(remove_duplicate=False):
+                self.names.setdefault(id(tensor), []).append(name)
         self.scope: list[str] = []  # names of the modules whose forward is running, for errors
-        self.muted = 0  # in how many channelwise layers, which are looked at as a whole
-        self.nodes: dict[int, _Node] = {}  # id of an activation -> the group of its channels
-        self.alive: list[Tensor] = []  # an id is only unique while its tensor lives
-        self.tensors: dict[str, tuple[_Node | None, ...]] = {}
-        self.counts: dict[tuple[str, str], _Node] = {}
-        self.linear_outputs: set[int] = set()
+        self.muted = 0  # in how many modules, which are looked at as a whole
+        # Of activations, by what tells tensors apart: the group of their channels, or why there is
+        # none.
+        self.dims: dict[tuple, _Dim | str] = {}
+        self.alive: list[Tensor] = []  # an address is only unique while its tensor lives
+        self.tensors: dict[str, tuple[_Dim | None, ...]] = {}
+        self.counts: dict[tuple[str, str], tuple[_Node, int]] = {}
+        self.linear_outputs: set[tuple] = set()
+        self.left_whole: set[str] = set()
 
-    def tag(self, tensor: Tensor, node: _Node) -> None:
-        self.nodes[id(tensor)] = node
+    def tag(self, tensor: Tensor, dim: _Dim | str) -> None:
+        self.dims[_key(tensor)] = dim
         self.alive.append(tensor)
+
+    def known(self, values: Any) -> list[Tensor]:
+        """Returns the activations among (nested) arguments."""
+        leaves, _ = flatten_output(values)
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor) and _key(leaf) in self.dims]
 
     def fail(self, what: str) -> UnslimmableError:
         where = self.scope[-1] if self.scope and self.scope[-1] else "the module itself"
         return UnslimmableError(f"cannot slim layer '{where}': {what}")
 
-    def node_of(self, tensor: Tensor) -> _Node:
-        node = self.nodes.get(id(tensor))
-        if node is None:
-            raise self.fail("its input comes from an operation that cannot be followed")
-        return node.root()
+    def dim_of(self, tensor: Tensor) -> _Dim:
+        dim = self.dims.get(_key(tensor))
+        if dim is None:
+            raise self.fail(_UNKNOWN)
+        if isinstance(dim, str):
+            raise UnslimmableError(dim)
+        return dim.root()
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -97,104 +129,180 @@ class _Tracer(TorchFunctionMode):
         result = func(*args, **kwargs)
         if self.muted:
             return result
-        if func in (F.conv2d, torch.conv2d, F.linear):
-            # The layers' own calls pass them by position, others may pass them by name.
-            names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-            given = dict(zip(names, args, strict=False)) | kwargs
-            groups = given.get("groups", 1)
-            self._weighted_layer(result, given["input"], given["weight"], given.get("bias"), groups)
-            if func is F.linear:
-                self.linear_outputs.add(id(result))
-        else:
-            self._other(func, result, args, kwargs)
+        name = getattr(func, "__name__", str(func))
+        if func in _CONVOLUTIONS or (func is F.linear and result.dim() == 2):
+            self._weighted_layer(func, result, args, kwargs)
+        # Without an activation among its inputs a function makes parameters or constants, which
+        # only matter once they meet one; so do x.new_zeros and the like, and "__get__" reads an
+        # attribute of a tensor, as x.shape.
+        elif (
+            not _CONSTANT.match(name)
+            and any(isinstance(leaf, Tensor) for leaf in flatten_output(result)[0])
+            and (inputs := self.known((args, kwargs)))
+        ):
+            try:
+                self.tag(result, self._followed(name, result, inputs))
+            except UnslimmableError as error:
+                # So it is with predictions. It only matters if a layer reads them, or the result.
+                for dim in (self.dims[_key(tensor)] for tensor in inputs):
+                    if not isinstance(dim, str):
+                        dim.root().node.lost = str(error)
+                self.lose(result, str(error), in_place=name.endswith("_"))
         return result
 
-    def _weighted_layer(
-        self, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int
-    ) -> None:
+    def _weighted_layer(self, func: Callable, out: Tensor, args: tuple, kwargs: dict) -> None:
         """Opens the group of a convolution's or a linear layer's output."""
-        source, rest = self.node_of(input), weight.dim() - 2
+        # The layers' own calls pass them by position, others may pass them by name.
+        given = dict(zip(("input", "weight", "bias"), args, strict=False)) | kwargs
+        input, weight, bias = given["input"], given["weight"], given.get("bias")
+        groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
+        source = self.dim_of(input)
+        source.node.read = True
+        rest = [None] * (weight.dim() - 2)
         if groups == 1:
-            target = _Node(weight.shape[0])
-            self.tensors[self._name_of(weight)] = (target, source, *[None] * rest)
+            target = _Dim(_Node(out.shape[1]))
+            first = (source, target) if func is F.conv_transpose2d else (target, source)
+            self._cut(weight, (*first, *rest))
         else:
-            name = self._name_of(weight)
-            if weight.shape[0] != input.shape[1]:
+            if out.shape[1] != input.shape[1] or source.entries > 1:
                 raise self.fail(
-                    f"a grouped convolution from {input.shape[1]} to {weight.shape[0]} channels"
+                    f"a grouped convolution from {input.shape[1]} to {out.shape[1]} channels"
                 )
             # Whole groups are kept, and each group's input channels stay as they are.
-            target = source
-            target.quantum = math.lcm(target.quantum, weight.shape[0] // groups)
-            self.tensors[name] = (target, None, *[None] * rest)
-            self.counts[name.rpartition(".")[0], "groups"] = target
+            target, size = source, out.shape[1] // groups
+            target.node.quantum = math.lcm(target.node.quantum, size)
+            self._cut(weight, (target, None, *rest))
+            for name in self.names[id(weight)]:
+                self.counts[name.rpartition(".")[0], "groups"] = (target.node, size)
         if bias is not None:
-            self.tensors[self._name_of(bias)] = (target,)
+            self._cut(bias, (target,))
         self.tag(out, target)
+        if func is F.linear:
+            self.linear_outputs.add(_key(out))
 
-    def _name_of(self, weight: Tensor) -> str:
-        if id(weight) not in self.names:
+    def _cut(self, tensor: Tensor, dims: tuple[_Dim | None, ...]) -> None:
+        """Notes the groups of a parameter; a layer's second call unites them with the first's."""
+        if id(tensor) not in self.names:
             raise self.fail("its weight is computed, not a parameter")
-        return self.names[id(weight)]
+        for name in self.names[id(tensor)]:
+            for one, other in zip(self.tensors.setdefault(name, dims), dims, strict=True):
+                self._unite([one, other] if one is not None else [])
 
-    def _other(self, func: Callable, result: Any, args: tuple, kwargs: dict) -> None:
-        if not isinstance(result, (Tensor, tuple, list)):
-            return  # shapes, flags, ...
-        inputs, _ = flatten_output((args, kwargs))
-        inputs = [t for t in inputs if isinstance(t, Tensor) and id(t) in self.nodes]
-        name = getattr(func, "__name__", str(func))
-        # Without an activation among its inputs a function makes parameters or constants, which
-        # only matter once they meet one; "__get__" reads an attribute of a tensor, as x.shape.
-        if not inputs or name == "__get__":
-            return
+    def _unite(self, dims: Sequence[_Dim]) -> None:
+        for dim in dims[1:]:
+            if dim.entries != dims[0].entries or dim.node.channels != dims[0].node.channels:
+                raise self.fail("it reads maps of different numbers of channels")
+            dims[0].node.merge(dim.node)
+
+    def _followed(self, name: str, result: Any, inputs: list[Tensor]) -> _Dim:
+        """Returns the dimension of a function's result that its inputs' channels make up."""
+        dims = [self.dim_of(tensor) for tensor in inputs]
+        first, (node, entries) = inputs[0], dims[0]
         if not isinstance(result, Tensor) or result.dim() < 2:
             raise self.fail(f"function '{name}' splits or drops channels")
-        node = self.node_of(inputs[0])
+        if name in _VIEWS and len(result) == len(first) and result.shape[1] % node.channels == 0:
+            # Rows of an image's numbers: as many for each channel, one channel after the other.
+            return _Dim(node, result.shape[1] // node.channels)
         if len(inputs) == 2 and name in _ADDITIONS | _PRODUCTS:
             if inputs[0].shape[1] != inputs[1].shape[1]:
                 raise self.fail(f"function '{name}' combines different numbers of channels")
             # What is added or multiplied channel by channel must be cut alike: two groups become
             # one. An addition is a residual connection, and those count channels by another rule
             # than the inside of a block; a product is a gate, as in squeeze and excitation.
-            node = node.merge(self.node_of(inputs[1]))
-            node.residual |= name in _ADDITIONS
-        elif len(inputs) > 1 or name not in _CHANNELWISE | _ADDITIONS | _PRODUCTS:
+            self._unite(dims)
+            node.root().residual |= name in _ADDITIONS
+        elif len(inputs) > 1 or name not in _CHANNELWISE | _ADDITIONS | _PRODUCTS | _VIEWS:
             # Refused rather than guessed: a concatenation or a matrix product of activations
             # would leave its result without a first share of channels.
             raise self.fail(f"function '{name}' is not known to keep channels apart")
         # A reshape or a mean passes by its name, but not if it touches the channels.
-        if result.shape[1] != inputs[0].shape[1]:
+        if result.shape[1] != first.shape[1]:
             raise self.fail(f"function '{name}' changes the number of channels")
-        self.tag(result, node)
+        return _Dim(node, entries)
 
-    def enter(self, name: str, channelwise: bool, _layer: nn.Module, _args: tuple) -> None:
+    def lose(self, result: Any, reason: str, in_place: bool = False) -> None:
+        """Notes of a function's results why they cannot be followed."""
+        for leaf in flatten_output(result)[0]:
+            # What is known already is the same numbers under another name, unless they changed.
+            if isinstance(leaf, Tensor) and (in_place or _key(leaf) not in self.dims):
+                self.tag(leaf, reason)
+
+    # ---- modules --------------------------------------------------------------------------------
+
+    def enter(self, name: str, look: _Look | None, _layer: nn.Module, _args: tuple) -> None:
         self.scope.append(name)
-        self.muted += channelwise
+        self.muted += look is not None
 
     def leave(
-        self, name: str, channelwise: bool, layer: nn.Module, args: tuple, out: Tensor
+        self, name: str, look: _Look | None, layer: nn.Module, args: tuple, kwargs: dict, out: Any
     ) -> None:
-        self.muted -= channelwise
-        if channelwise and not self.muted:
-            # Any kind of norm, PReLU, scale: whatever it computes, channel by channel.
-            node = self.node_of(args[0])
-            for key, tensor in _own_tensors(layer):
-                if tensor.dim() == 1:
-                    self.tensors[f"{name}.{key}" if name else key] = (node,)
-            if hasattr(layer, "num_groups"):
-                node.quantum = math.lcm(node.quantum, args[0].shape[1] // layer.num_groups)
-                self.counts[name, "num_groups"] = node
-            self.tag(out, node)
+        self.muted -= look is not None
+        if not self.muted:
+            inputs = self.known((args, kwargs))
+            if look is not None:
+                look(self, name, layer, inputs, out)
+            elif (
+                inputs
+                and isinstance(out, Tensor)
+                and _key(out) not in self.dims
+                and any(True for _ in layer.parameters(recurse=False))
+            ):
+                raise self.fail(f"{type(layer).__name__} computes what cannot be followed")
         self.scope.pop()
 
+    def channelwise(self, name: str, layer: nn.Module, inputs: list[Tensor], out: Tensor) -> None:
+        """Any kind of norm, PReLU, scale: whatever it computes, channel by channel."""
+        known = [self.dims[_key(tensor)] for tensor in inputs] or [_UNKNOWN]
+        if isinstance(known[0], str) and not any(True for _ in layer.parameters()):
+            self.lose(out, known[0])  # a function of predictions, say
+            return
+        dim = self.dim_of(inputs[0]) if inputs else self.dim_of(out)
+        for tensor in _own_tensors(layer):
+            if tensor.dim() == 1:
+                self._cut(tensor, (dim,))
+        if hasattr(layer, "num_groups"):
+            size = inputs[0].shape[1] // layer.num_groups
+            dim.node.quantum = math.lcm(dim.node.quantum, size)
+            self.counts[name, "num_groups"] = (dim.node, size)
+        self.tag(out, dim)
 
-def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+    def pooling(self, name: str, layer: nn.Module, inputs: list[Tensor], out: Tensor) -> None:
+        """Takes the same channels from several maps."""
+        # Regions are predictions.
+        dims = [self.dim_of(tensor) for tensor in inputs if tensor.dim() > 2]
+        self._unite(dims)
+        if getattr(layer, "out_channels", None) == dims[0].node.channels:
+            self.counts[name, "out_channels"] = (dims[0].node, 1)
+        self.tag(out, dims[0])
+
+    def whole(self, name: str, layer: nn.Module, inputs: list[Tensor], out: Any) -> None:
+        """Is left as it is, and so is what it reads."""
+        self.left_whole.add(name)
+        for tensor in inputs:
+            if not isinstance(dim := self.dims[_key(tensor)], str):
+                dim.root().node.fixed = True
+        for leaf in flatten_output(out)[0]:
+            if isinstance(leaf, Tensor) and leaf.dim() > 1:
+                self.tag(leaf, _Dim(_Node(leaf.shape[1], fixed=True)))
+
+
+_Look = Callable[[_Tracer, str, nn.Module, list[Tensor], Any], None]
+
+
+def _key(tensor: Tensor) -> tuple:
+    # Not the object: a function of autograd may hand on the same numbers in another one.
+    if tensor.numel():
+        return tensor.data_ptr(), tensor.shape, tensor.stride()
+    return (id(tensor),)
+
+
+def _own_tensors(layer: nn.Module) -> list[Tensor]:
+    return [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
 
 
 def _is_channelwise(layer: nn.Module) -> bool:
     # All of its tensors are vectors of one length (but for counters, which have no dimension).
-    sizes = {t.shape for _, t in _own_tensors(layer) if t.dim() > 0}
+    sizes = {tensor.shape for tensor in _own_tensors(layer) if tensor.dim() > 0}
     return not list(layer.children()) and len(sizes) == 1 and len(next(iter(sizes))) == 1
 
 
@@ -206,40 +314,69 @@ def example_image(module: nn.Module) -> Tensor:
     raise UnslimmableError(f"{type(module).__name__} has no convolution to slim")
 
 
+@dataclass(frozen=True)
+class ExamplePass:
+    """How a detector is run on a blank image, and which of its parts are looked at as a whole.
+
+    Args:
+        run: of the detector in evaluation mode; its ``backbone`` reads the image.
+        pooling: classes of modules that take the same channels from several maps for regions.
+        whole: names of modules that are left as they are, with the channels that they read.
+    """
+
+    run: Callable[[nn.Module], Any]
+    pooling: tuple[type, ...] = ()
+    whole: Sequence[str] = ()
+
+
 @torch.no_grad()
-def trace_plan(module: nn.Module) -> SlimPlan:
+def trace_plan(module: nn.Module, example: ExamplePass | None = None) -> SlimPlan:
     """Derives which channels of ``module`` are cut together from one pass of a blank image.
 
     Args:
-        module: a CNN that takes (N, C, H, W) images and returns tensors, or a dict, list or
-            tuple of them.
+        module: in evaluation mode. A CNN that takes (N, C, H, W) images and returns tensors, or a
+            dict, list or tuple of them.
+        example: makes it a detector, whose predictions (what no layer reads) are never cut.
 
     Raises:
         UnslimmableError: names the first layer or parameter that cannot be slimmed.
     """
-    image = example_image(module)
     tracer = _Tracer(module)
-    tracer.tag(image, _Node(image.shape[1], fixed=True))
+    reader = module if example is None else module.backbone
+
+    def start(_module: nn.Module, args: tuple) -> None:
+        tracer.tag(args[0], _Dim(_Node(args[0].shape[1], fixed=True)))
 
     with ExitStack() as stack:
+        stack.enter_context(reader.register_forward_pre_hook(start))
         for name, layer in module.named_modules():
-            # Not module.eval(): frameworks override train() with side effects.
-            stack.callback(setattr, layer, "training", layer.training)
-            layer.training = False
-            channelwise = _is_channelwise(layer)
-            enter = partial(tracer.enter, name, channelwise)
-            leave = partial(tracer.leave, name, channelwise)
+            look = None
+            if example and name in example.whole:
+                look = _Tracer.whole
+            elif example and isinstance(layer, example.pooling):
+                look = _Tracer.pooling
+            elif _is_channelwise(layer):
+                look = _Tracer.channelwise
+            enter, leave = (partial(step, name, look) for step in (tracer.enter, tracer.leave))
             stack.enter_context(layer.register_forward_pre_hook(enter))
-            stack.enter_context(layer.register_forward_hook(leave))
+            stack.enter_context(layer.register_forward_hook(leave, with_kwargs=True))
         stack.enter_context(tracer)
-        output = module(image)
-    leaves, _ = flatten_output(output)
-    return _finish(module, tracer, leaves)
+        output = example.run(module) if example else module(example_image(module))
+    return _finish(module, tracer, example, [] if example else flatten_output(output)[0])
 
 
-def _finish(module: nn.Module, tracer: _Tracer, outputs: list[Any]) -> SlimPlan:
+def _finish(
+    module: nn.Module, tracer: _Tracer, example: ExamplePass | None, outputs: list[Any]
+) -> SlimPlan:
+    whole = tuple(f"{name}." for name in example.whole) if example else ()
+    for name in example.whole if example else ():
+        if name not in tracer.left_whole:
+            raise UnslimmableError(
+                f"cannot leave '{name}' whole: no pass in evaluation mode runs it, so that what it "
+                "reads is unknown"
+            )
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        if name not in tracer.tensors and parameter.dim() > 0:
+        if name not in tracer.tensors and parameter.dim() > 0 and not name.startswith(whole):
             layer = name.rpartition(".")[0]
             kind = type(module.get_submodule(layer)).__name__
             raise UnslimmableError(
@@ -249,30 +386,40 @@ def _finish(module: nn.Module, tracer: _Tracer, outputs: list[Any]) -> SlimPlan:
     for output in outputs:
         if not isinstance(output, Tensor):
             raise UnslimmableError(f"cannot slim a module that returns a {type(output).__name__}")
-        if id(output) in tracer.linear_outputs:
-            tracer.nodes[id(output)].root().fixed = True  # a classifier's logits
+        dim = tracer.dims.get(_key(output))
+        if isinstance(dim, str):
+            raise UnslimmableError(dim)
+        if dim and _key(output) in tracer.linear_outputs:
+            dim.root().node.fixed = True  # a classifier's logits
 
-    numbers: dict[_Node, int] = {}
+    for dim in (dim.root() for dims in tracer.tensors.values() for dim in dims if dim):
+        if example and dim.node.read and dim.node.lost and not dim.node.fixed:
+            raise UnslimmableError(dim.node.lost)
+    numbers: dict[_Dim, int] = {}
 
-    def number(node: _Node | None) -> int | None:
-        return None if node is None else numbers.setdefault(node.root(), len(numbers))
+    def number(dim: _Dim | None) -> int | None:
+        return None if dim is None else numbers.setdefault(dim.root(), len(numbers))
 
-    batch_norms = [
-        name
+    norms = {
+        name: isinstance(layer, nn.modules.batchnorm._BatchNorm)
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
-    ]
-    frozen = any(
-        "running_mean" in dict(layer.named_buffers(recurse=False)) and name not in batch_norms
-        for name, layer in module.named_modules()
-    )
+        if dict(layer.named_buffers(recurse=False)).get("running_mean") is not None
+        and not f"{name}.".startswith(whole)
+    }
     return SlimPlan(
         tensors={name: tuple(map(number, dims)) for name, dims in tracer.tensors.items()},
-        counts={key: number(node) for key, node in tracer.counts.items()},
-        outputs=tuple(number(tracer.nodes.get(id(output))) for output in outputs),
+        counts={key: (number(_Dim(node)), size) for key, (node, size) in tracer.counts.items()},
+        outputs=tuple(number(tracer.dims.get(_key(output))) for output in outputs),
         groups=tuple(
-            ChannelGroup(node.channels, node.residual, node.quantum, node.fixed) for node in numbers
+            ChannelGroup(
+                node.channels,
+                node.residual,
+                node.quantum,
+                node.fixed or (example is not None and not node.read),
+                entries,
+            )
+            for node, entries in numbers
         ),
-        batch_norms=tuple(batch_norms),
-        has_frozen_norms=frozen,
+        batch_norms=tuple(name for name, trained in norms.items() if trained),
+        has_frozen_norms=not all(norms.values()),
     )

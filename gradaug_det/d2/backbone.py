@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -10,6 +13,7 @@ from detectron2.modeling.backbone.fpn import (
     build_resnet_fpn_backbone,
     build_retinanet_resnet_fpn_backbone,
 )
+from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 
 from gradaug_det.core import slimming as core
@@ -50,10 +54,25 @@ def build_slimmable_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: Sha
     return _checked(build_retinanet_resnet_fpn_backbone(cfg, input_shape))
 
 
-def detector_backbone(detector: nn.Module) -> nn.Module:
-    """Returns the part of a detector whose channels are sampled.
+def slimmed_part(
+    detector: nn.Module, slim: str = "backbone", keep_whole: Sequence[str] = ()
+) -> nn.Module:
+    """Returns what of a detector is narrow in a sub-network, with its plan.
+
+    Args:
+        slim, keep_whole: see :class:`gradaug_det.core.options.GradAugOptions`.
 
     Raises:
-        UnslimmableError: the detector has no ``backbone``, or it cannot be slimmed.
+        UnslimmableError: the detector has no ``backbone``, or a layer cannot be slimmed.
+        ConfigError: it has no part of a name to be kept whole.
     """
-    return _checked(slimmable_part(core.detector_backbone(detector)))
+    backbone = core.detector_backbone(detector)
+    if slim == "backbone":
+        return _checked(slimmable_part(backbone))
+    example = core.ExamplePass(_run_blank, (ROIPooler,), tuple(keep_whole))
+    return core.slim_detector(detector, example)
+
+
+def _run_blank(detector: nn.Module) -> None:
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    detector([{"image": image, "height": 64, "width": 64}])

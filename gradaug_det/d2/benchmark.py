@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from detectron2.data.common import MapDataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch import nn
 from torch.utils.data import Dataset
 
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
 from gradaug_det.benchmark.detector import category_id, check_num_classes, training_losses
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.slimming import no_traces
-from gradaug_det.d2.backbone import slimmable_part
+from gradaug_det.d2.backbone import slimmed_part
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.checks import check_detector, check_device
 from gradaug_det.d2.config import gradaug_options, load_config, load_lazy_config
@@ -32,6 +35,9 @@ from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.utils.detector_files import DetectorFiles
+
+# Config, detector, mapper, what its sub-networks are, and the config as text.
+_Loaded = tuple[Any, nn.Module, DatasetMapper, GradAugOptions, str]
 
 
 class Detectron2Detector:
@@ -43,17 +49,21 @@ class Detectron2Detector:
         self.files, self.data = files, data
         check_device("--device", device)
         load = _load_lazy if files.config.suffix == ".py" else _load_yaml
-        cfg, self.model, self.mapper, self.divisor, self.description = load(files, device)
+        cfg, self.model, self.mapper, self._options, self.description = load(files, device)
         head = getattr(self.model, "roi_heads", self.model)
         check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
         check_detector(self.model, [name for _, name in data.classes], scored=True)
         self.model.eval()
-        self.backbone = slimmable_part(self.model.backbone)
+        self.divisor = self._options.divisor
         self.scoring = read_scoring(cfg, self.model)
         # Detectron2's catalog wants a name for each dataset.
         name = f"gradaug_{zlib.crc32(f'{data.path}:{data.folder}'.encode()):08x}"
         register_coco(name, data.path, data.folder)
         self._records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
+
+    @cached_property
+    def slimmed(self) -> nn.Module:
+        return slimmed_part(self.model, self._options.slim, self._options.keep_whole)
 
     def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:
         mapper = copy.copy(self.mapper)
@@ -101,7 +111,7 @@ class _CorruptingMapper:
         return mapper(record)
 
 
-def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, Any, DatasetMapper, int, str]:
+def _load_yaml(files: DetectorFiles, device: str) -> _Loaded:
     cfg = load_config(files.config, list(files.overrides))
     if files.weights is not None:
         cfg.MODEL.WEIGHTS = files.weights
@@ -109,11 +119,11 @@ def _load_yaml(files: DetectorFiles, device: str) -> tuple[Any, Any, DatasetMapp
     check_preprocessing(cfg)
     model = build_model(cfg)
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    divisor = gradaug_options(cfg).divisor if cfg.GRADAUG.ENABLED else 1
-    return cfg, model, DatasetMapper(cfg, is_train=False), divisor, cfg.dump()
+    trained = gradaug_options(cfg) if cfg.GRADAUG.ENABLED else GradAugOptions()
+    return cfg, model, DatasetMapper(cfg, is_train=False), trained, cfg.dump()
 
 
-def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, Any, DatasetMapper, int, str]:
+def _load_lazy(files: DetectorFiles, device: str) -> _Loaded:
     cfg = load_lazy_config(files.config, list(files.overrides))
     if files.weights is not None:
         cfg.train.init_checkpoint = files.weights
@@ -125,5 +135,5 @@ def _load_lazy(files: DetectorFiles, device: str) -> tuple[Any, Any, DatasetMapp
     training = cfg.dataloader.train.mapper
     mapper.use_instance_mask = training.get("use_instance_mask", mapper.use_instance_mask)
     mapper.instance_mask_format = training.get("instance_mask_format", mapper.instance_mask_format)
-    hook = cfg.get("gradaug") or {}  # a lazy GradAugHook
-    return cfg, model, mapper, hook.get("divisor", 1), LazyConfig.to_py(cfg)
+    trained = GradAugOptions.widths_of(cfg.get("gradaug") or {})  # a lazy GradAugHook
+    return cfg, model, mapper, trained, LazyConfig.to_py(cfg)

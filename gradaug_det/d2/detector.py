@@ -12,15 +12,15 @@ from gradaug_det.core.detector import SlimmableDetector
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.slimming import Overrides
 from gradaug_det.core.transforms import BatchTransform, Size
-from gradaug_det.d2.backbone import detector_backbone
+from gradaug_det.d2.backbone import slimmed_part
 from gradaug_det.d2.batch import Batch, transform_batch
 from gradaug_det.d2.soft_targets import soft_targets
 
 
 class GradAugDetector(SlimmableDetector):
-    """A Detectron2 model in training, with a slimmable ``backbone``."""
+    """A Detectron2 model in training."""
 
-    find_backbone = staticmethod(detector_backbone)
+    find_slimmed = staticmethod(slimmed_part)
     make_soft_targets = staticmethod(soft_targets)
 
     def batch_of(self, args: tuple, kwargs: dict[str, Any]) -> Batch | None:

@@ -18,7 +18,7 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.backbone import FPN, ResNet
 from torch import Tensor, nn
 
-from gradaug_det.d2.backbone import detector_backbone
+from gradaug_det.d2.backbone import slimmed_part
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.config import load_config
 from gradaug_det.d2.export_config import lazy_config
@@ -41,7 +41,7 @@ class Detectron2Exporter:
     """A yaml config with weights."""
 
     framework = "Detectron2"
-    backbone_of = staticmethod(detector_backbone)
+    backbone_of = staticmethod(slimmed_part)
 
     def __init__(self, files: DetectorFiles) -> None:
         self.files = files

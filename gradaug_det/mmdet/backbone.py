@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mmcv.ops import SyncBatchNorm
 from mmdet.models.backbones import ResNet, ResNetV1d, ResNeXt
+from mmdet.models.detectors import TwoStageDetector
+from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
 from torch import nn
 
 from gradaug_det.core import slimming as core
@@ -39,19 +44,45 @@ class SlimmableResNeXt(_Slimmable, ResNeXt):
     """MMDetection's ResNeXt, slimmable by whole groups."""
 
 
-def detector_backbone(detector: nn.Module) -> nn.Module:
-    """Returns the part of a detector whose channels are sampled.
+def slimmed_part(
+    detector: nn.Module, slim: str = "backbone", keep_whole: Sequence[str] = ()
+) -> nn.Module:
+    """Returns what of a detector is narrow in a sub-network, with its plan.
+
+    Args:
+        slim, keep_whole: see :class:`gradaug_det.core.options.GradAugOptions`.
 
     Raises:
-        UnslimmableError: the detector has no ``backbone``, or it cannot be slimmed.
+        UnslimmableError: the detector has no ``backbone``, or a layer cannot be slimmed.
+        ConfigError: it has no part of a name to be kept whole.
     """
-    backbone = core.detector_backbone(detector)
-    for name, layer in backbone.named_modules():
+    slimmed = core.detector_backbone(detector)
+    if slim == "detector":
+        slimmed = core.uncompiled(detector)
+    for name, layer in slimmed.named_modules():
         if isinstance(layer, SyncBatchNorm):
             # It would write the sub-networks' statistics into the full network's.
             raise UnslimmableError(
                 f"cannot slim layer '{name}': MMCV's SyncBatchNorm (MMSyncBN) is not one of "
                 "PyTorch's; use norm_cfg=dict(type='SyncBN')"
             )
-    core.slim_plan(backbone)
-    return backbone
+    if slim == "backbone":
+        core.slim_plan(slimmed)
+        return slimmed
+    example = core.ExamplePass(_run_blank, (BaseRoIExtractor,), tuple(keep_whole))
+    return core.slim_detector(slimmed, example)
+
+
+def _run_blank(detector: nn.Module) -> None:
+    image = next(detector.parameters()).new_zeros(1, 3, 64, 64)
+    shape = {"img_shape": (64, 64), "ori_shape": (64, 64), "scale_factor": (1.0, 1.0)}
+    sample = DetDataSample(metainfo=dict(shape, batch_input_shape=(64, 64), flip=False))
+    if not isinstance(detector, TwoStageDetector):
+        detector(image, [sample], mode="tensor")
+        return
+    # One box in place of a thousand proposals, with a mask for a hundred of them.
+    features = detector.extract_feat(image)
+    if detector.with_rpn:
+        detector.rpn_head(features)
+    box = InstanceData(bboxes=image.new_tensor([[0.0, 0.0, 48.0, 48.0]]))
+    detector.roi_head(features, [box], [sample])

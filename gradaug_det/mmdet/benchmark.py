@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
+from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
 from gradaug_det.benchmark.detector import category_id, check_num_classes, training_losses
 from gradaug_det.check_data.agreement import check_same_classes
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.slimming import Overrides, no_traces
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.evaluation.coco_data import CocoData
+from gradaug_det.mmdet.backbone import slimmed_part
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.data import find_leaves, find_metrics, read_part
@@ -48,13 +52,17 @@ class MMDetectionDetector:
         self.model = MODELS.build(self.config.model).to(device)
         load_checkpoint(self.model, str(weights), map_location=device)
         self.model.eval()
-        self.backbone = self.model.backbone
-        self.divisor = _divisor(self.config)
+        self._options = _options(self.config)
+        self.divisor = self._options.divisor
         self.scoring = _scoring(self.config)
         self._ids = _category_ids(self.config, data)
         head = getattr(getattr(self.model, "roi_head", self.model), "bbox_head", None)
-        head = head[-1] if isinstance(head, torch.nn.ModuleList) else head
+        head = head[-1] if isinstance(head, nn.ModuleList) else head
         check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
+
+    @cached_property
+    def slimmed(self) -> nn.Module:
+        return slimmed_part(self.model, self._options.slim, self._options.keep_whole)
 
     def dataset(self, image_ids: Sequence[int], change: Change) -> Dataset:
         settings = copy.deepcopy(next(find_leaves(self.config.test_dataloader.dataset, ""))[1])
@@ -156,12 +164,12 @@ def _loading(pipeline: list[dict]) -> int:
     )
 
 
-def _divisor(config: Config) -> int:
+def _options(config: Config) -> GradAugOptions:
     for hook in config.get("custom_hooks") or []:
         # The type is a name, or in new-style configs the class itself.
         if getattr(hook["type"], "__name__", hook["type"]) == "GradAugHook":
-            return hook.get("divisor", 1)
-    return 1
+            return GradAugOptions.widths_of(hook)
+    return GradAugOptions()
 
 
 def _category_ids(config: Config, data: CocoData) -> list[int] | None:

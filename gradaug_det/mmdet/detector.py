@@ -10,15 +10,15 @@ from gradaug_det.core.detector import SlimmableDetector
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.transforms import BatchTransform, Size
-from gradaug_det.mmdet.backbone import detector_backbone
+from gradaug_det.mmdet.backbone import slimmed_part
 from gradaug_det.mmdet.batch import Batch, Padding, image_sizes, make_batch, transform_batch
 from gradaug_det.mmdet.soft_targets import soft_targets
 
 
 class GradAugDetector(SlimmableDetector):
-    """An MMDetection model in training, with a slimmable ``backbone``."""
+    """An MMDetection model in training."""
 
-    find_backbone = staticmethod(detector_backbone)
+    find_slimmed = staticmethod(slimmed_part)
     make_soft_targets = staticmethod(soft_targets)
 
     def __init__(self, detector: nn.Module, options: GradAugOptions) -> None:

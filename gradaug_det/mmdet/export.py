@@ -23,7 +23,7 @@ from gradaug_det.core.dump import to_plain
 from gradaug_det.errors import ZooError
 from gradaug_det.export.calibration import split_evenly
 from gradaug_det.export.programs import Traceable
-from gradaug_det.mmdet.backbone import detector_backbone
+from gradaug_det.mmdet.backbone import slimmed_part
 from gradaug_det.mmdet.benchmark import options
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.config import load_config
@@ -35,7 +35,7 @@ class MMDetectionExporter:
     """A config with weights."""
 
     framework = "MMDetection"
-    backbone_of = staticmethod(detector_backbone)
+    backbone_of = staticmethod(slimmed_part)
 
     def __init__(self, files: DetectorFiles) -> None:
         self.files = files

@@ -45,6 +45,8 @@ class Classifier:
     def module(self) -> nn.Module:
         return self.backbone
 
+    slimmed = module
+
     def full_pass(self, batch: Batch) -> tuple[Losses, Tensor]:
         images, labels = batch
         logits = at_least_float32(self.backbone(images))

@@ -264,16 +264,16 @@ def test_corruptions_are_the_same_in_both_frameworks(world):
 
 
 def parameters_in_use(detector, width):
-    """As many as the backbone's modules hold at that width, and those of the rest."""
-    plan = slim_plan(detector.backbone)
+    """As many as the slimmed modules hold at that width, and those of the rest."""
+    plan = slim_plan(detector.slimmed)
     used = 0
     with at_detector_width(detector, width):
         for name in plan.tensors:
-            tensor = detector.backbone.get_submodule(name.rpartition(".")[0])
+            tensor = detector.slimmed.get_submodule(name.rpartition(".")[0])
             parameter = tensor._parameters.get(name.rpartition(".")[2])
             used += 0 if parameter is None else parameter.numel()
     others = sum(p.numel() for p in detector.model.parameters()) - sum(
-        p.numel() for p in detector.backbone.parameters()
+        p.numel() for p in detector.slimmed.parameters()
     )
     return used + others
 
@@ -285,6 +285,8 @@ def parameters_in_use(detector, width):
         ("detectron2", ("GRADAUG.ENABLED", "False", "GRADAUG.DIVISOR", "16"), 1),
         ("mmdet", ("custom_hooks.0.divisor=16",), 16),
         ("mmdet", (), 1),
+        ("detectron2", ("GRADAUG.ENABLED", "True", "GRADAUG.SLIM", "detector"), 1),
+        ("mmdet", ("custom_hooks.0.divisor=16", "custom_hooks.0.slim=detector"), 16),
     ],
 )
 def test_sub_networks_have_the_channels_that_were_trained(world, framework, overrides, divisor):
@@ -293,8 +295,10 @@ def test_sub_networks_have_the_channels_that_were_trained(world, framework, over
     own = replace(plain, config=config, overrides=overrides)
     detector = load_detector(own, world[1], "cpu")
     with at_detector_width(detector, 0.9):
-        layers = [m for m in detector.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
-        channels = {layer.weight.shape[0] for layer in layers}
+        layers = [m for m in detector.slimmed.modules() if isinstance(m, torch.nn.Conv2d)]
+        kept = [layer.weight.shape[0] for layer in layers]
+    # Predictions stay as they are, and what a divisor rounds up to all there were.
+    channels = {n for n, m in zip(kept, layers, strict=True) if n < m.weight.shape[0]}
     assert all(count % divisor == 0 for count in channels)
     assert (58 in channels) == (divisor == 1)
     assert count_parameters(detector, 0.9) == parameters_in_use(detector, 0.9)

@@ -10,8 +10,8 @@ from torch.func import functional_call
 from torchvision.ops import FrozenBatchNorm2d
 
 from gradaug_det.benchmark.cost import peak_growth
-from gradaug_det.core.slimming import at_width, no_traces, slim_plan
-from gradaug_det.core.tracing import trace_plan
+from gradaug_det.core.slimming import at_width, no_traces, slim_detector, slim_plan
+from gradaug_det.core.tracing import ExamplePass
 from gradaug_det.errors import ConfigError, UnslimmableError
 
 
@@ -353,7 +353,6 @@ def test_running_statistics_are_never_written_at_a_width(norm):
     [
         (torchvision.models.densenet121, "denselayer1.*'cat'"),
         (torchvision.models.swin_t, "'permute'"),
-        (torchvision.models.vgg11_bn, "'flatten'"),
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.PixelShuffle(2)), "'1'.*'pixel_shuffle'"),
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1, groups=4)), "'1'.*8 to 16"),
         (lambda: nn.Sequential(nn.Linear(3, 3)), "no convolution"),
@@ -375,7 +374,7 @@ def test_tracing_leaves_the_network_alone(resnet18):
     resnet18.train()
     resnet18.layer1.eval()
     before = state_and_attributes(resnet18)
-    trace_plan(resnet18)
+    slim_plan(resnet18)
     assert_same(before, resnet18)
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in resnet18.modules())
 
@@ -393,3 +392,115 @@ def test_a_plan_survives_a_copy(resnet18):
     clone = copy.deepcopy(resnet18)
     assert slim_plan(clone) == slim_plan(resnet18)
     assert set(clone.state_dict()) == set(torchvision.models.resnet18(num_classes=5).state_dict())
+
+
+class Pooler(nn.Module):
+    out_channels = 8
+
+    def forward(self, maps, boxes):
+        pooled = boxes.new_zeros(len(boxes), self.out_channels, 2, 2)
+        return pooled + sum(x.mean((2, 3))[:, :, None, None] for x in maps)
+
+
+class Detector(nn.Module):
+    """A neck of two maps, a head for both of them, and two for what is pooled from them."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
+        self.neck = nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, 2)])
+        self.shared = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.GroupNorm(2, 8), nn.ReLU())
+        self.scores = nn.Conv2d(8, 3, 1)
+        self.pooler = Pooler()
+        self.box = nn.Sequential(nn.Flatten(), nn.Linear(32, 12), nn.ReLU(), nn.Linear(12, 4))
+        self.mask = nn.Sequential(nn.ConvTranspose2d(8, 6, 2, 2), nn.ReLU(), nn.Conv2d(6, 3, 1))
+
+    def forward(self, image):
+        features = self.backbone(image)
+        maps = [layer(features) for layer in self.neck]
+        scores = [self.scores(self.shared(x)).permute(0, 2, 3, 1).flatten() for x in maps]
+        pooled = self.pooler(maps, torch.cat(scores)[:2, None])
+        return torch.cat(scores).topk(3), self.box(pooled).softmax(1), self.mask(pooled)
+
+
+def example(*whole):
+    return ExamplePass(lambda d: d(torch.zeros(1, 3, 32, 32)), (Pooler,), whole)
+
+
+def test_a_whole_detector_is_narrow_up_to_its_predictions():
+    torch.manual_seed(0)
+    detector = slim_detector(Detector(), example()).eval()
+    whole = detector.box[1].weight
+    with at_width(detector, 0.5):
+        shapes = {name: tuple(tensor.shape) for name, tensor in detector.named_parameters()}
+        # A flattened map has the four pixels of each channel in a row.
+        assert torch.equal(detector.box[1].weight, whole[:6, : 4 * 4])
+        assert detector.pooler.out_channels == 4 and detector.shared[0].groups == 2
+        assert detector.shared[1].num_groups == 1
+        _, boxes, masks = detector(torch.randn(1, 3, 64, 64))
+    assert boxes.shape == (2, 4) and masks.shape == (2, 3, 4, 4)
+    assert shapes["neck.0.weight"] == (4, 4, 1, 1) and shapes["shared.0.weight"] == (4, 2, 3, 3)
+    assert shapes["scores.weight"] == (3, 4, 1, 1) and shapes["box.3.weight"] == (4, 6)
+    assert shapes["mask.0.weight"] == (4, 3, 2, 2) and shapes["mask.2.weight"] == (3, 3, 1, 1)
+    assert detector.pooler.out_channels == 8 and detector.box[1].weight is whole
+
+
+def test_a_part_that_is_kept_whole_reads_whole_maps():
+    detector = slim_detector(Detector(), example("mask"))
+    with at_width(detector, 0.5):
+        assert detector.mask[0].weight.shape == (8, 6, 2, 2)
+        assert detector.neck[0].weight.shape == (8, 4, 1, 1)  # of a narrow backbone's map
+        assert detector.box[1].weight.shape == (6, 32)
+    with pytest.raises(ConfigError, match="keep_whole has 'masks', not a part as mask"):
+        slim_detector(detector, example("masks"))
+
+
+class Hidden(nn.Module):
+    """A layer whose function nobody sees, as a deformable convolution is."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+
+    def forward(self, x):
+        return torch.from_numpy(x.numpy() * self.weight.sum().numpy())
+
+
+class Refined(nn.Conv2d):
+    """Scores that a layer reads on the way to where they are flattened."""
+
+    def __init__(self):
+        super().__init__(8, 3, 1)
+        self.refine = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return self.refine(scores) + scores.softmax(1)
+
+
+def shuffle():
+    return nn.Sequential(nn.Conv2d(8, 8, 1), nn.PixelShuffle(2), nn.Conv2d(2, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("part", "build", "problem"),
+    [
+        ("mask", shuffle, "layer 'mask.1'.*'pixel_shuffle'.*keep_whole"),
+        ("mask", Hidden, "layer 'mask': Hidden computes what cannot be followed"),
+        ("scores", Refined, "layer 'scores': function 'softmax'"),
+        ("spare", lambda: nn.Conv2d(1, 1, 1), r"layer 'spare' \(Conv2d\)"),
+    ],
+)
+def test_what_cannot_be_cut_is_named_or_kept_whole(part, build, problem):
+    detector = Detector()
+    setattr(detector, part, build())
+    with pytest.raises(UnslimmableError, match=problem):
+        slim_detector(detector, example())
+    assert all(not layer._forward_hooks for layer in detector.modules())
+    if part == "spare":
+        with pytest.raises(UnslimmableError, match="'spare' whole: no pass in evaluation mode"):
+            slim_detector(detector, example(part))
+    else:
+        with at_width(slim_detector(detector, example(part)), 0.5):
+            assert detector.box[1].weight.shape[0] == 6
+            assert detector.neck[0].weight.shape[0] == 8

@@ -14,7 +14,9 @@ def test_trains(kind, supervision):
     model = tiny_model(kind)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     masks = "bitmask" if supervision == "both" else "polygon"
-    hook = GradAugHook(num_subnets=2, scales=[1.0, 0.6], flip_prob=0.5, supervision=supervision)
+    slim = "detector" if supervision == "both" else "backbone"
+    settings = {"num_subnets": 2, "scales": [1.0, 0.6], "flip_prob": 0.5, "slim": slim}
+    hook = GradAugHook(supervision=supervision, **settings)
     trainer = train(model, hook, steps=3, data=batches(masks))
     assert all(p.isfinite().all() for p in model.parameters())
     changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]

@@ -10,7 +10,7 @@ from torch import nn
 
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.errors import UnslimmableError
-from gradaug_det.mmdet.backbone import detector_backbone
+from gradaug_det.mmdet.backbone import slimmed_part
 from tests.mmdet.helpers import assert_same, tiny_model
 
 PLAIN = {"ResNet": ResNet, "ResNetV1d": ResNetV1d, "ResNeXt": ResNeXt}
@@ -111,15 +111,15 @@ def test_activation_checkpointing_recomputes_the_sub_network():
 
 def test_any_detector_whose_backbone_can_be_followed():
     plain = tiny_model("retinanet", backbone="ResNet")
-    assert detector_backbone(plain) is plain.backbone
+    assert slimmed_part(plain) is plain.backbone
     with pytest.raises(UnslimmableError, match="no attribute 'backbone'"):
-        detector_backbone(nn.Linear(1, 1))
+        slimmed_part(nn.Linear(1, 1))
     swin = nn.Module()
     swin.backbone = MODELS.build(
         dict(type="SwinTransformer", embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
     )
     with pytest.raises(UnslimmableError, match="cannot slim layer"):
-        detector_backbone(swin)
+        slimmed_part(swin)
 
 
 def test_mmcv_sync_batch_norm_is_refused():
@@ -131,4 +131,4 @@ def test_mmcv_sync_batch_norm_is_refused():
     layer.bn1 = SyncBatchNorm.__new__(SyncBatchNorm)
     nn.Module.__init__(layer.bn1)
     with pytest.raises(UnslimmableError, match=r"layer2\.0\.bn1.*SyncBN"):
-        detector_backbone(model)
+        slimmed_part(model)

@@ -1,0 +1,34 @@
+"""Sub-networks whose neck and heads are narrow, too."""
+
+import pytest
+from detectron2.utils.events import EventStorage
+
+from gradaug_det.d2.backbone import slimmed_part
+from tests.core.narrow import check_against_narrow
+
+from .helpers import KINDS, double_model, tiny_batch, tiny_cfg, tiny_model
+
+
+def bottleneck_cfg(kind, width=1.0):
+    """``tiny_cfg`` over a ResNet-50, which Detectron2 builds with any number of channels."""
+    cfg = tiny_cfg(kind)
+    cfg.MODEL.RESNETS.DEPTH = 50
+    for node, key, channels in (
+        (cfg.MODEL.RESNETS, "STEM_OUT_CHANNELS", 16),
+        (cfg.MODEL.RESNETS, "RES2_OUT_CHANNELS", 32),
+        (cfg.MODEL.RESNETS, "WIDTH_PER_GROUP", 8),
+        (cfg.MODEL.FPN, "OUT_CHANNELS", 16),
+        (cfg.MODEL.ROI_MASK_HEAD, "CONV_DIM", 16),
+        (cfg.MODEL.ROI_BOX_HEAD, "FC_DIM", 32),
+    ):
+        node[key] = int(width * channels)
+    return cfg
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_a_narrow_detector(kind):
+    model = double_model(slimmed_part(tiny_model(cfg=bottleneck_cfg(kind)), "detector"))
+    narrow = tiny_model(cfg=bottleneck_cfg(kind, 0.5), double=True)
+    batch = tiny_batch()
+    with EventStorage():
+        check_against_narrow(model, narrow, lambda detector: detector(batch), 0.5)
