@@ -25,6 +25,7 @@ from gradaug_det.core.tracing import ExamplePass, example_image, trace_plan
 from gradaug_det.errors import ConfigError, UnslimmableError
 
 _PLAN = "_gradaug_slim_plan"
+_SET = "_gradaug_set_width"
 _MISSING = object()
 
 
@@ -168,6 +169,29 @@ def at_width(
             pad = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
             overrides.enter_context(pad)
         yield module
+
+
+def set_width(module: nn.Module, width: float, norm: str = "frozen", divisor: int = 1) -> None:
+    """Leaves ``module`` at a width, for inference, until the next call; 1 is full width again.
+
+    No weight is copied, and a change takes some milliseconds. The width is the module's: a pass in
+    another thread has it too, so change it between passes, and give a thread that needs a width of
+    its own a copy of the module. Copy and save it at full width.
+
+    Args:
+        module, norm, divisor: see :func:`at_width`.
+        width: share of the channels that is kept, in (0, 1].
+
+    Raises:
+        ConfigError, UnslimmableError: as :func:`at_width`.
+    """
+    check_width(width)
+    if (before := module.__dict__.pop(_SET, None)) is not None:
+        before.close()
+    if width < 1:
+        with ExitStack() as stack:
+            stack.enter_context(at_width(module, width, norm, divisor))
+            module.__dict__[_SET] = stack.pop_all()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from gradaug_det.d2.backbone import (
     build_slimmable_resnet_backbone,
     build_slimmable_resnet_fpn_backbone,
     build_slimmable_retinanet_resnet_fpn_backbone,
+    slimmed_part,
 )
 from gradaug_det.d2.config import add_gradaug_config, gradaug_options
 from gradaug_det.d2.hook import GradAugHook
@@ -18,4 +19,5 @@ __all__ = [
     "check_preprocessing",
     "fix_preprocessing",
     "gradaug_options",
+    "slimmed_part",
 ]

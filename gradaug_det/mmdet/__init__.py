@@ -12,6 +12,7 @@ from gradaug_det.mmdet.backbone import (  # noqa: E402
     SlimmableResNet,
     SlimmableResNetV1d,
     SlimmableResNeXt,
+    slimmed_part,
 )
 from gradaug_det.mmdet.hook import GradAugHook  # noqa: E402
 from gradaug_det.mmdet.mask_head import SmallInitMaskHead  # noqa: E402
@@ -30,4 +31,5 @@ __all__ = [
     "SmallInitMaskHead",
     "check_preprocessing",
     "fix_preprocessing",
+    "slimmed_part",
 ]

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torchvision.ops import FrozenBatchNorm2d
 
 from gradaug_det.benchmark.cost import peak_growth
-from gradaug_det.core.slimming import at_width, no_traces, slim_detector, slim_plan
+from gradaug_det.core.slimming import at_width, no_traces, set_width, slim_detector, slim_plan
 from gradaug_det.core.tracing import ExamplePass
 from gradaug_det.errors import ConfigError, UnslimmableError
 
@@ -287,6 +287,19 @@ def test_unknown_policy_and_nesting(resnet18):
         with at_width(resnet18, 0.9), at_width(resnet18, 0.5):
             pass
     assert resnet18.conv1.weight.shape[0] == 64
+
+
+def test_a_width_that_is_set_stays_until_the_next_one(resnet18):
+    whole = resnet18.conv1.weight
+    for width, channels in ((0.5, 32), (0.75, 48), (0.5, 32)):
+        set_width(resnet18, width)
+        assert resnet18.conv1.weight.shape[0] == channels
+        assert resnet18.conv1.weight.data_ptr() == whole.data_ptr()
+    with pytest.raises(ConfigError, match="width must be"):
+        set_width(resnet18, 2)
+    assert resnet18.conv1.weight.shape[0] == 32
+    set_width(resnet18, 1)
+    assert resnet18.conv1.weight is whole and not resnet18._forward_hooks
 
 
 class OwnNorm(nn.Module):

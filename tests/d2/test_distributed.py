@@ -65,13 +65,13 @@ def _single(options):
         network, batch = GradAugDetector(model, hook.options), tiny_batch(10 + rank)
         torch.manual_seed(100 + rank)
         with storage():
-            with at_width(network.backbone, own):
+            with at_width(network.slimmed, own):
                 losses, target = network.full_pass(batch)
                 sum(losses.values()).backward()
             for sub in sample_sub_networks(hook.options, 0):
                 torch.manual_seed(sub.seed + rank)
                 with (
-                    at_width(network.backbone, sub.width),
+                    at_width(network.slimmed, sub.width),
                     at_depth(network.backbone, sub.block_survival, sub.seed),
                 ):
                     losses = network.sub_network_pass(batch, target, sub)

@@ -160,7 +160,7 @@ def test_soft_gradients_are_full_plus_each_sub_networks(kind, supervision):
         with storage():
             losses, target = network.full_pass(data[0])
             if sub is not None:
-                with at_width(network.backbone, sub.width), isolated_rng(sub.seed):
+                with at_width(network.slimmed, sub.width), isolated_rng(sub.seed):
                     losses = network.sub_network_pass(data[0], target, sub)
             sum(losses.values()).backward()
         add(expected, part)

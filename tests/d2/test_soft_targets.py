@@ -20,7 +20,7 @@ def sub_losses(network, batch, width=1.0, transform=None, seed=0):
     torch.manual_seed(seed)
     with storage():
         _, target = network.full_pass(batch)
-        with at_width(network.backbone, width):
+        with at_width(network.slimmed, width):
             sub = SubNetwork(0, width, transform or BatchTransform())
             return network.sub_network_pass(batch, target, sub), target
 
