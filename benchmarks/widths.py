@@ -1,7 +1,8 @@
 """Multiply-adds and parameters of detectors at widths, their backbone or all of them narrow.
 
-Detectors of both frameworks as their model zoos configure them, with random weights, on an image
-of 800x1333 pixels. Writes widths.json and widths.md.
+Detectors of both frameworks as their model zoos configure them, on an image of 800x1333 pixels.
+Counted from shapes, in seconds: convolutions and matrix products give zeros. Writes widths.json and
+widths.md.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from gradaug_det.benchmark.cost import at_detector_width, count_gflops, count_parameters
 from gradaug_det.utils.files import atomic_path
@@ -42,6 +45,25 @@ KINDS = {
 }
 
 
+class Zeros(TorchDispatchMode):
+    """Within the block, convolutions and matrix products give zeros, of the shapes they have."""
+
+    def __torch_dispatch__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func not in _COUNTED:
+            return func(*args, **(kwargs or {}))
+        shapes = tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, args)
+        return args[0].new_zeros(func(*shapes, **(kwargs or {})).shape)
+
+
+_COUNTED = (
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.mm.default,
+)
+
+
 @dataclass
 class Built:
     """A detector, as :mod:`gradaug_det.benchmark.cost` measures it."""
@@ -60,7 +82,8 @@ def build_detectron2(config: str, image: Tensor) -> tuple[Built, Callable]:
 
     cfg = model_zoo.get_config(config)
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # random weights are sure of nothing
+    # As many proposals and detections as the config lets through.
+    cfg.MODEL.RPN.NMS_THRESH, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 1.0, 0.0
     model = build_model(cfg).eval()
     item = {"image": image, "height": HEIGHT, "width": WIDTH}
     run = lambda: len(model([item])[0]["instances"])  # noqa: E731
@@ -79,7 +102,7 @@ def build_mmdet(config: str, image: Tensor) -> tuple[Built, Callable]:
     cfg = get_config(f"mmdet::{config}").model
     cfg.backbone.init_cfg = None
     if "rcnn" in cfg.test_cfg:
-        cfg.test_cfg.rcnn.score_thr = 0.0
+        cfg.test_cfg.rpn.nms.iou_threshold, cfg.test_cfg.rcnn.score_thr = 1.0, 0.0
     model = MODELS.build(cfg).eval()
     size = {"img_shape": (HEIGHT, WIDTH), "ori_shape": (HEIGHT, WIDTH), "scale_factor": (1.0, 1.0)}
     item = {"inputs": [image], "data_samples": [DetDataSample(metainfo=size)]}
@@ -93,7 +116,9 @@ def measure(build: Callable[[str, Tensor], tuple[Built, Callable]], config: str)
     torch.manual_seed(0)
     image = torch.randint(0, 256, (3, HEIGHT, WIDTH), dtype=torch.uint8)
     built, slimmed_part = build(config, image)
-    record: dict[str, Any] = {"found": built.run(), "full": _costs(built, 1)}
+    with Zeros():
+        record: dict[str, Any] = {"found": built.run()}
+    record["full"] = _costs(built, 1)
     for slim in ("backbone", "detector"):
         built.slimmed = slimmed_part(built.model, slim)
         record[slim] = {str(width): _costs(built, width) for width in WIDTHS}
@@ -101,7 +126,7 @@ def measure(build: Callable[[str, Tensor], tuple[Built, Callable]], config: str)
 
 
 def _costs(built: Built, width: float) -> list[float]:
-    with at_detector_width(built, width):
+    with at_detector_width(built, width), Zeros():
         return [count_gflops(built.run), count_parameters(built, width) / 1e6]
 
 
@@ -114,11 +139,10 @@ def write_widths(content: dict[str, Any], out: Path) -> Path:
     rows = [
         "# Multiply-adds at widths",
         "",
-        f"An image of {HEIGHT}x{WIDTH} pixels, ResNet-50 with FPN, random weights (1000 proposals "
-        "and 100 masks, where there are any): multiply-adds",
-        "in 10^9 and parameters in 10^6, and of `slim: backbone` and `slim: detector` at a width "
-        "the share of the multiply-adds that is left",
-        "(and of the parameters). By `python -m benchmarks.widths`.",
+        f"An image of {HEIGHT}x{WIDTH} pixels, ResNet-50 with FPN, 1000 proposals and 100 masks "
+        "where there are any: multiply-adds in 10^9 (and",
+        "parameters in 10^6), then the share that is left of them at a width of the backbone and "
+        "of the whole detector. By `python -m benchmarks.widths`.",
         "",
         f"| | | 10^9 (10^6) | {' | '.join(columns)} |",
         f"|:--|:--|--:|{'--:|' * len(columns)}",
