@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections import ChainMap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,34 +75,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> None:
-    indexes = load_indexes()
-    entries = ChainMap(*(dict(index.entries) for index in indexes))
-    everything = [entry for index in indexes for entry in index.entries.values()]
+    first: dict[str, Entry] = {}
+    hidden = []
+    for entry in (entry for index in load_indexes() for entry in index.entries.values()):
+        if first.setdefault(entry.name, entry) is not entry:
+            hidden.append(f"{entry.name} of {entry.index}: hidden by {first[entry.name].index}")
     if args.json:
-        flat = [_flatten(entry) for entry in everything if entries[entry.name] is entry]
-        logger.info("%s", json.dumps(flat, indent=2))
+        logger.info("%s", json.dumps([_flatten(entry) for entry in first.values()], indent=2))
         return
     shown = {key: title.upper() for key, title in METRICS.items() if key != "loss"}
     rows = [("NAME", "ARCHITECTURE", "MB", *shown.values(), "WHERE", "ZOO")]
-    for entry in everything:
-        if entries[entry.name] is not entry:
-            continue
+    for name, entry in first.items():
         size = f"{entry.size / 1e6:.1f}" if entry.size else "?"
         mark, metrics = "*" * (not entry.measured), entry.info.metrics
         numbers = (f"{metrics[key]:.2f}{mark}" if key in metrics else "" for key in shown)
-        rows.append(
-            (entry.name, entry.info.architecture, size, *numbers, _where(entry), entry.index)
-        )
+        rows.append((name, entry.info.architecture, size, *numbers, _where(entry), entry.index))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         logger.info("%s", "  ".join(cells).rstrip())
-    if not all(entry.measured for entry in everything):
+    if not all(entry.measured for entry in first.values()):
         logger.info("* a claim, not measured by who published it")
-    for entry in everything:
-        if entries[entry.name] is not entry:
-            first = entries[entry.name].index
-            logger.info("%s of %s is hidden by that of %s", entry.name, entry.index, first)
+    for line in hidden:
+        logger.info("%s", line)
 
 
 def _where(entry: Entry) -> str:

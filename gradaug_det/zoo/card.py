@@ -55,8 +55,9 @@ def backbone_table(entries: Mapping[str, Entry]) -> str:
 
 
 def _metrics(entry: Entry) -> list[tuple[str, float]]:
-    metrics, order = entry.info.metrics, list(METRICS)
-    return sorted(metrics.items(), key=lambda m: (m[0] not in order, [*order, m[0]].index(m[0]), m))
+    metrics = entry.info.metrics
+    order = [*METRICS, *sorted(metrics.keys() - METRICS.keys())]
+    return [(key, metrics[key]) for key in order if key in metrics]
 
 
 def _dataset(entry: Entry) -> str:

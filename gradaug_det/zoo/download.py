@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import pooch
 import requests
@@ -25,7 +27,6 @@ ATTEMPTS = 4
 PAUSE_SECONDS = 1.0  # before the second attempt; doubled before each further one
 TIMEOUT_SECONDS = 30
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def cache_dir() -> Path:
@@ -39,10 +40,8 @@ def is_offline() -> bool:
 
 
 def without_secrets(text: object) -> str:
-    """A message without the passwords in its URLs, and without the signatures after a ``?``."""
-    return re.sub(
-        r"(https?://)[^\s/?#]*@", r"\1", re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", str(text))
-    )
+    """A message about URLs without the passwords in them, and the signatures after a ``?``."""
+    return re.sub(r"(?<=://)[^\s/?#]*@|\?\S+", "", str(text))
 
 
 def file_path(entry: Entry) -> Path:
@@ -117,11 +116,10 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
         return Path(store.fetch(entry.file, downloader=downloader))
     except (ZooError, ValueError) as error:  # ValueError: pooch's, for the hash
         mirror = f"set {URL_VARIABLE} to the URL or folder of a zoo that has it, or "
-        mirror = mirror if entry.gdrive_id is None else ""
         problem = str(error) if isinstance(error, ZooError) else f"{url}: {error}"
         raise ZooError(
-            f"{problem.rstrip('.')}; {mirror}put the file at {target} yourself "
-            f"({entry.size or 'unknown'} bytes, sha256 {entry.sha256 or 'unknown'})"
+            f"{problem.rstrip('.')}; {'' if entry.gdrive_id else mirror}put the file at {target} "
+            f"yourself ({entry.size or 'unknown'} bytes, sha256 {entry.sha256 or 'unknown'})"
         ) from None
     except OSError as error:
         # pooch writes a longer sentence around the system's.
@@ -133,23 +131,10 @@ def download(entry: Entry, url: str | None, downloader: pooch.typing.Downloader)
 
 
 def download_text(url: str, most: int) -> bytes:
-    """A small file of a server, one byte more than ``most`` if it is longer than that.
-
-    Raises:
-        ZooError: it cannot be had.
-    """
-
-    def read() -> bytes:
-        with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS) as response:
-            response.raise_for_status()
-            text = b""
-            for chunk in response.iter_content(2**16):
-                text = (text + chunk)[: most + 1]
-                if len(text) > most:
-                    break
-            return text
-
-    return _try(read, url, attempts=2)
+    """A small file of a server. Raises ZooError if it has more bytes than ``most``, or fails."""
+    file = io.BytesIO()
+    _try(lambda: deque(_read_on(url, file, most), maxlen=0), url, attempts=2)
+    return file.getvalue()
 
 
 def download_resuming(
@@ -157,8 +142,7 @@ def download_resuming(
 ) -> None:
     """With its first three arguments given, a downloader for pooch with patience.
 
-    pooch would retry a 404 and begin each time anew, and so would urllib3's Retry with a body that
-    breaks off. Whether the pieces fit is not judged here: pooch compares the sha256.
+    Whether the pieces fit is not judged here: pooch compares the sha256.
 
     Args:
         size: bytes of the file; a server that sends more is cut off.
@@ -168,6 +152,9 @@ def download_resuming(
     Raises:
         ZooError: at the last attempt's failure, or at once at one that would not pass (a 404).
     """
+    # No library does it: pooch retries a 404 and begins each time anew, and so does urllib3's Retry
+    # with a body that breaks off. Hugging Face's http_get gives up after a 500 or a reset, and
+    # writes what a server sends without end; resumable-urlretrieve tries nothing again.
     path = Path(output_file)
     path.chmod(0o644)  # pooch's temporary files are the user's alone
     with (
@@ -178,16 +165,18 @@ def download_resuming(
         def read() -> None:
             for _ in _read_on(url, file, size):
                 bar.update(file.tell() - bar.n)
+            if file.tell() < size:  # a body without Content-Length ends like a whole one
+                raise requests.ConnectionError(f"{file.tell()} of {size} bytes arrived")
 
         _try(read, url, ATTEMPTS)
 
 
-def _try(read: Callable[[], T], url: str, attempts: int) -> T:
-    """Returns what ``read`` does at the first attempt that the network lets pass."""
-    attempt = 1
-    while True:
+def _try(read: Callable[[], object], url: str, attempts: int) -> None:
+    """Calls ``read`` until the network lets it pass. Raises ZooError if it does not."""
+    for attempt in range(1, attempts + 1):
         try:
-            return read()
+            read()
+            return
         except requests.RequestException as error:
             reason = without_secrets(error)
             if attempt == attempts or not _may_pass(error):
@@ -197,11 +186,10 @@ def _try(read: Callable[[], T], url: str, attempts: int) -> T:
             pause = PAUSE_SECONDS * 2 ** (attempt - 1)
             _log.warning("%s; attempt %d of %d in %g s", reason, attempt + 1, attempts, pause)
             time.sleep(pause)
-            attempt += 1
 
 
-def _read_on(url: str, file: BinaryIO, size: int) -> Iterator[None]:
-    """Appends to the file what it lacks, a chunk at a time."""
+def _read_on(url: str, file: BinaryIO, most: int) -> Iterator[None]:
+    """Appends to the file what it lacks, a chunk at a time, up to ``most`` bytes in all."""
     # A compressed answer would have another length and other ranges.
     headers = {"Accept-Encoding": "identity"}
     if start := file.tell():
@@ -213,12 +201,12 @@ def _read_on(url: str, file: BinaryIO, size: int) -> Iterator[None]:
         file.seek(int(span[1]) if span and response.status_code == 206 else 0)
         file.truncate()
         for chunk in response.iter_content(2**16):
-            if file.tell() + len(chunk) > size:
-                raise ZooError(f"the server sends more than the {size} bytes of the file")
+            if file.tell() + len(chunk) > most:
+                raise ZooError(
+                    f"the server sends more than {most} bytes for {without_secrets(url)}"
+                )
             file.write(chunk)
             yield
-    if file.tell() < size:  # a body without Content-Length ends like a whole one
-        raise requests.ConnectionError(f"{file.tell()} of {size} bytes arrived")
 
 
 def _may_pass(error: requests.RequestException) -> bool:

@@ -81,7 +81,7 @@ def _split(text: str) -> list[str]:
 
 
 def _load_folder(place: str) -> Index:
-    path = Path(place).expanduser()
+    path = Path(place).expanduser().absolute()  # whatever folder the process changes to
     return read_index(path if path.name == INDEX_NAME else path / INDEX_NAME)
 
 
@@ -89,7 +89,8 @@ def _load_remote(place: str) -> Index | None:
     base = place.rstrip("/").removesuffix(f"/{INDEX_NAME}")
     if not is_base_url(base):
         raise ZooError(
-            f"{URL_VARIABLE} must name folders and http(s)://..., with commas between them, got "
+            f"{URL_VARIABLE} must name folders and http(s)://... without a ?, with commas between "
+            f"them, got "
             f"{without_secrets(place)!r}; correct or unset it"
         )
     key = hashlib.sha256(without_secrets(base).encode()).hexdigest()[:16]

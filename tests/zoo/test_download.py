@@ -104,7 +104,7 @@ def test_reset_in_the_middle_resumes(cache_folder, make_index):
         (truncated(200_000), 4, r"\(4 attempts\): .*Incomplete"),
         (truncated(200_000, say_length=False), 4, r"\(4 attempts\): 200000 of 300000 bytes"),
         (wrong, 2, "does not match the known hash: expected .*outdated; set"),
-        (endless, 1, "the server sends more than the 300000 bytes"),
+        (endless, 1, "the server sends more than 300000 bytes"),
     ],
     ids=[
         "404",
