@@ -31,25 +31,25 @@ def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # Plain training has both rows: arms of either kind are compared with it.
         both = key[2] == plain[key[0]]
         for folds, found in (("all", whole), ("0", first if both or not whole else [])):
-            for kind in [k for k in ("plain", "matched") if found and found[0][0][k]]:
-                rows[(*key, folds, kind)] = {"folds": folds, **_make_row(found, kind)}
+            for cut in found[0][0]["ap"] if found else ():
+                rows[(*key, folds, cut)] = {"folds": folds, **_make_row(found, cut)}
     for (name, schedule, arm, folds, _), row in rows.items():
-        reference = rows.get((name, schedule, plain[name], folds, "plain"))
+        reference = rows.get((name, schedule, plain[name], folds, "backbone"))
         if reference:
             row["time"] = row["seconds"] / reference["seconds"]
             if arm != plain[name]:
                 row["minus plain"] = _differences(row["values"], reference["values"])
-    shown = sorted(rows, key=lambda key: (*key[:2], key[3], order.index(key[2]), key[4] != "plain"))
+    shown = sorted(rows, key=lambda key: (*key[:2], key[3], order.index(key[2]), key[4]))
     return [rows[key] for key in shown]
 
 
-def _make_row(seeds: list[list[dict]], kind: str) -> dict[str, Any]:
+def _make_row(seeds: list[list[dict]], cut: str) -> dict[str, Any]:
     used = [result for of_seed in seeds for result in of_seed]
-    own = used[0]["settings"]
+    own, columns = used[0]["settings"], used[0]["ap"][cut]
     return {
         **{key: own[key] for key in ("set", "arm", "schedule")},
-        **{"matched": kind == "matched", "steps": used[0]["steps"], "seeds": len(seeds)},
-        "values": {key: [fmean(r[kind][key] for r in s) for s in seeds] for key in used[0][kind]},
+        **{"cut": cut, "steps": used[0]["steps"], "seeds": len(seeds)},
+        "values": {k: [fmean(r["ap"][cut][k] for r in of) for of in seeds] for k in columns},
         "seconds": fmean(result["processor_seconds"] / result["steps"] for result in used),
         "peak_mib": max(result["peak_mib"] for result in used),
     }
@@ -73,12 +73,11 @@ def write_table(results: list[dict[str, Any]], folder: Path) -> None:
     widths = max((result["settings"]["widths"] for result in results), key=len, default=[1])
     columns = [f"{task} {width:g}" for task in TASKS.values() for width in widths]
     differences = [f"{task} 1" for task in TASKS.values()]
-    titles = ["set", "arm", "steps", "folds", "seeds", *columns]
+    titles = ["set", "arm", "cut", "steps", "folds", "seeds", *columns]
     titles += [*(f"{column} minus plain" for column in differences), "time", "MiB"]
-    lines = [titles, [":--", ":--", *["--:"] * (len(titles) - 2)]]
+    lines = [titles, [*[":--"] * 3, *["--:"] * (len(titles) - 3)]]
     for row in rows:
-        cells = [row["set"], row["arm"] + ", matched" * row["matched"]]
-        cells += [str(row[key]) for key in ("steps", "folds", "seeds")]
+        cells = [str(row[key]) for key in ("set", "arm", "cut", "steps", "folds", "seeds")]
         cells += [_spread(row["values"].get(column, [])) for column in columns]
         cells += [_signed(row.get("minus plain", {}).get(column, [])) for column in differences]
         cells += [f"{row['time']:.2f}" if "time" in row else MISSING, f"{row['peak_mib']:.0f}"]

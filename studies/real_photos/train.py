@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -24,7 +25,7 @@ from detectron2.engine import HookBase, default_setup, hooks
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
 from gradaug_det.core.slimming import at_width
-from gradaug_det.d2.backbone import slimmable_part
+from gradaug_det.d2.backbone import slimmable_part, slimmed_part
 from gradaug_det.d2.config import load_config
 from gradaug_det.d2.data import check_datasets, register_coco
 from gradaug_det.d2.preprocessing import check_preprocessing
@@ -74,7 +75,7 @@ def train_cell(name: str, cell: dict[str, Any], data: Path, out: Path, results: 
         command = "python -m studies.real_photos train --data DATA --only"
         record = {
             "settings": cell,
-            **measure_widths(trainer, cell),
+            "ap": measure_widths(trainer, cell),
             **trainer.steps.cost,
             **{"commit": environment["git_commit"], "machine": environment["cpu"]},
             **{"torch": torch.__version__, "command": f"{command} '^{name}$'"},
@@ -154,9 +155,9 @@ class StepCost(HookBase):
 
 
 def measure_widths(trainer: CellTrainer, cell: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Returns a trained detector's AP by task and width: ``plain`` with the full network's
-    statistics, cut; ``matched`` with the norms' moments matched on training images."""
-    cfg, model, found = trainer.cfg, trainer.model.eval(), {"plain": {}, "matched": {}}
+    """Returns a trained detector's AP by what is cut, ``backbone`` or ``detector``, with the norms'
+    moments matched or not, and by task and width. Others than controls are cut as in training."""
+    cfg, model = trainer.cfg, trainer.model.eval()
     backbone = slimmable_part(model.backbone)
     loader = islice(trainer.build_train_loader(cfg), cell["match"])
     batches = [model.preprocess_image(batch).tensor for batch in loader]
@@ -167,10 +168,13 @@ def measure_widths(trainer: CellTrainer, cell: dict[str, Any]) -> dict[str, dict
         aps = {f"{TASKS[task]} {width:g}": metrics["AP"] for task, metrics in tested}
         return {key: 0.0 if math.isnan(ap) else round(ap, 3) for key, ap in aps.items()}
 
-    for width in cell["widths"]:
-        with at_width(backbone, width, norm="frozen", divisor=cell["divisor"]):
-            found["plain"] |= test(width)
-            if batches and width < 1:
-                recalibrate(backbone, batches, moments)
-                found["matched"] |= test(width)
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for cut in ("backbone", "detector") if batches else (cfg.GRADAUG.SLIM,):
+        slimmed = slimmed_part(model, cut)
+        for width in cell["widths"]:
+            with at_width(slimmed, width, norm="frozen", divisor=cell["divisor"]):
+                found[cut] |= test(width)
+                if batches and width < 1:
+                    recalibrate(backbone, batches, moments)
+                    found[f"{cut}, matched"] |= test(width)
     return found

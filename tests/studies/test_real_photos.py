@@ -106,9 +106,11 @@ def test_a_stopped_cell_goes_on_and_has_the_same_result(data, tmp_path):
     weights = [torch.load(folder / "model.pth")["model"] for folder in folders]
     torch.testing.assert_close(*weights, rtol=0, atol=0)
     one, other = (json.loads(path.read_text()) for path in (whole, stopped))
-    assert one["plain"] == other["plain"] and one["matched"] == other["matched"]
-    assert [*one["plain"]] == ["box 1", "mask 1", "box 0.5", "mask 0.5"]
-    assert [*one["matched"]] == ["box 0.5", "mask 0.5"]
+    assert one["ap"] == other["ap"]
+    cuts = [f"{cut}{how}" for cut in ("backbone", "detector") for how in ("", ", matched")]
+    assert [*one["ap"]] == cuts
+    assert [*one["ap"]["detector"]] == ["box 1", "mask 1", "box 0.5", "mask 0.5"]
+    assert [*one["ap"]["detector, matched"]] == ["box 0.5", "mask 0.5"]
     assert one["steps"] == other["steps"] == 3 and other["processor_seconds"] > 0
     # Nothing of other settings is resumed.
     cfg = prepare_cell("stopped", tiny_cell(optimizer="SGD"), data / "tiny", tmp_path)
@@ -141,8 +143,8 @@ def result(arm, seed, fold, ap, seconds=2.0):
     settings |= {"arm": arm, "seed": seed, "fold": fold}
     aps = {"box 1": ap, "mask 1": 9.0, "box 0.5": ap / 2, "mask 0.5": 9.0}
     cost = {"steps": 10, "processor_seconds": 10 * seconds, "peak_mib": 900.0}
-    matched = {"box 0.5": 7.0} if arm.startswith("adamw") else {}
-    return {"settings": settings, "plain": aps, "matched": matched, **cost}
+    matched = {"backbone, matched": {"box 0.5": 7.0}} if arm.startswith("adamw") else {}
+    return {"settings": settings, "ap": {"backbone": aps, **matched}, **cost}
 
 
 def test_the_table_has_means_over_folds_and_spreads_over_seeds(tmp_path):
@@ -156,19 +158,20 @@ def test_the_table_has_means_over_folds_and_spreads_over_seeds(tmp_path):
     random.Random(1).shuffle(results)
     write_table(results, tmp_path)
     lines = [line.strip("| \n").split(" | ") for line in (tmp_path / "table.md").open()]
-    rows = {(row[1], row[3]): row for row in lines[2:]}
-    assert lines[0][5:9] == ["box 1", "box 0.5", "mask 1", "mask 0.5"]
-    assert rows[plain, "all"][4:7] == ["3", "23.0 ± 10.0", "11.5 ± 5.0"]
-    assert rows[plain, "0"][5] == "20.0 ± 10.0"
-    assert rows[f"{plain}, matched", "all"][6] == "7.0 ± 0.0"
+    rows = {(row[1], row[2], row[4]): row for row in lines[2:]}
+    assert lines[0][6:10] == ["box 1", "box 0.5", "mask 1", "mask 0.5"]
+    assert rows[plain, "backbone", "all"][5:8] == ["3", "23.0 ± 10.0", "11.5 ± 5.0"]
+    assert rows[plain, "backbone", "0"][6] == "20.0 ± 10.0"
+    assert rows[plain, "backbone, matched", "all"][7] == "7.0 ± 0.0"
     # Welch, 4 degrees of freedom: 5 +- 2.776 * sqrt(200 / 3)
-    assert rows[other, "all"][9:12] == [
+    assert rows[other, "backbone", "all"][10:13] == [
         "+5.0 [\N{MINUS SIGN}17.7, +27.7]",
         "0.0 [0.0, 0.0]",
         "1.50",
     ]
-    assert (other, "0") not in rows
-    assert rows[tuned, "0"][4:6] == ["1", "12.0"] and rows[tuned, "0"][9] == "\N{MINUS SIGN}8.0"
+    assert (other, "backbone", "0") not in rows
+    assert rows[tuned, "backbone", "0"][5:7] == ["1", "12.0"]
+    assert rows[tuned, "backbone", "0"][10] == "\N{MINUS SIGN}8.0"
     assert len(make_rows(results)) == len(rows) == 6
 
 
