@@ -78,8 +78,8 @@ def make_environment(name: str, cell: Cell) -> Path:
     _run(
         python,
         *("uv", "pip", "compile", "--quiet", "--python", str(python), *overrides, "setup.py"),
-        *("--extra", "detectron2", "--extra", "pretrain", "--resolution", cell.resolution),
-        *("--output-file", str(pins)),
+        *(f"--extra={extra}" for extra in ("detectron2", "gdrive", "pretrain")),
+        *("--resolution", cell.resolution, "--output-file", str(pins)),
     )
     _run(python, *install, *overrides, "--requirements", str(pins), *TOOLS, *cell.packages)
     if cell.mmcv:
