@@ -59,6 +59,7 @@ setup(
         # Detectron2 itself is installed from its repository, or by tools/install_detectron2.py.
         "detectron2": [
             *COCO,
+            "black",  # formats the dumped LazyConfigs
             "fvcore>=0.1.5.post20221221",
             "iopath>=0.1.9",
             "omegaconf>=2.3",
@@ -79,7 +80,7 @@ setup(
             "packaging",
         ],
         "pretrain": ["lightning-fabric>=2.2", "omegaconf>=2.3", "pyyaml>=6", "tensorboard>=2.14"],
-        "corruptions": ["imagecorruptions-imaug", "numba>=0.58"],  # of `gradaug-det benchmark`
+        "corruptions": ["imagecorruptions-imaug", "numba"],  # of `gradaug-det benchmark`
         "gdrive": ["gdown>=6.5"],  # the authors' published weights
         "onnx": ["onnx>=1.15", "onnxruntime>=1.16"],
         "docs": ["mkdocs-material", "mkdocstrings-python"],
