@@ -28,7 +28,7 @@ from gradaug_det.core.slimming import no_traces
 from gradaug_det.d2.backbone import slimmed_part
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.checks import check_detector, check_device
-from gradaug_det.d2.config import gradaug_options, load_config, load_lazy_config
+from gradaug_det.d2.config import load_config, load_lazy_config, trained_options
 from gradaug_det.d2.data import register_coco
 from gradaug_det.d2.evaluation import read_scoring
 from gradaug_det.d2.preprocessing import check_preprocessing
@@ -119,8 +119,7 @@ def _load_yaml(files: DetectorFiles, device: str) -> _Loaded:
     check_preprocessing(cfg)
     model = build_model(cfg)
     SafeCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    trained = gradaug_options(cfg) if cfg.GRADAUG.ENABLED else GradAugOptions()
-    return cfg, model, DatasetMapper(cfg, is_train=False), trained, cfg.dump()
+    return cfg, model, DatasetMapper(cfg, is_train=False), trained_options(cfg), cfg.dump()
 
 
 def _load_lazy(files: DetectorFiles, device: str) -> _Loaded:

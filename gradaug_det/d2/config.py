@@ -56,6 +56,12 @@ def gradaug_options(cfg: CN) -> GradAugOptions:
         return GradAugOptions.from_mapping(values)
 
 
+def trained_options(cfg: CN) -> GradAugOptions:
+    """Returns the settings with which a config's detector was trained; the default ones if without
+    GradAug."""
+    return gradaug_options(cfg) if cfg.GRADAUG.ENABLED else GradAugOptions()
+
+
 @contextmanager
 def name_config_keys() -> Iterator[None]:
     """Within the block, errors about GradAug's settings name the keys of a yaml config."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gradaug_det.d2.backbone import slimmed_part
 from gradaug_det.d2.checkpoint import SafeCheckpointer
-from gradaug_det.d2.config import load_config
+from gradaug_det.d2.config import load_config, trained_options
 from gradaug_det.d2.export_config import lazy_config
 from gradaug_det.errors import ConfigError, ZooError
 from gradaug_det.export.calibration import split_evenly
@@ -52,6 +52,7 @@ class Detectron2Exporter:
                 "yaml config of the same detector",
             )
         self.cfg = load_config(files.config, list(files.overrides))
+        self.slim = trained_options(self.cfg).slim
         self.cfg.MODEL.DEVICE = "cpu"
         if self.cfg.MODEL.BACKBONE.NAME not in _BUILDERS:
             raise ConfigError(

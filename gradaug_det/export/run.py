@@ -39,6 +39,7 @@ class Exporter(Protocol):
     framework: str  # for readers
     files: DetectorFiles  # config and weights as they were trained
     model: nn.Module  # the detector, in evaluation mode, on the CPU
+    slim: str  # what of it was narrow in training; see gradaug_det.core.options.GradAugOptions
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
         """Returns the part of a detector that is slimmed."""
@@ -106,6 +107,12 @@ def export_detector(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ConfigError("--out", f"must be a folder, and {str(out)!r} is a file")
+    if exporter.slim == "detector" and width != 1:
+        raise ConfigError(
+            "--width",
+            f"{width:g} cannot be exported of a detector that was trained with slim 'detector': "
+            "its neck and heads are narrow too; set_width runs it at that width",
+        )
     model, files = exporter.model, exporter.files
     backbone = exporter.backbone_of(model)
     plan = slim_plan(backbone)

@@ -52,7 +52,7 @@ class MMDetectionDetector:
         self.model = MODELS.build(self.config.model).to(device)
         load_checkpoint(self.model, str(weights), map_location=device)
         self.model.eval()
-        self._options = _options(self.config)
+        self._options = trained_options(self.config)
         self.divisor = self._options.divisor
         self.scoring = _scoring(self.config)
         self._ids = _category_ids(self.config, data)
@@ -164,7 +164,8 @@ def _loading(pipeline: list[dict]) -> int:
     )
 
 
-def _options(config: Config) -> GradAugOptions:
+def trained_options(config: Config) -> GradAugOptions:
+    """Returns which sub-networks a config's detector was trained with; the default without."""
     for hook in config.get("custom_hooks") or []:
         # The type is a name, or in new-style configs the class itself.
         if getattr(hook["type"], "__name__", hook["type"]) == "GradAugHook":

@@ -24,7 +24,7 @@ from gradaug_det.errors import ZooError
 from gradaug_det.export.calibration import split_evenly
 from gradaug_det.export.programs import Traceable
 from gradaug_det.mmdet.backbone import slimmed_part
-from gradaug_det.mmdet.benchmark import options
+from gradaug_det.mmdet.benchmark import options, trained_options
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.export_config import plain_config
@@ -40,6 +40,7 @@ class MMDetectionExporter:
     def __init__(self, files: DetectorFiles) -> None:
         self.files = files
         self.config_file = load_config(files.config, options(files.overrides))
+        self.slim = trained_options(self.config_file).slim
         init_default_scope("mmdet")
         load_files_safely()
         self.model = _build(self.config_file)

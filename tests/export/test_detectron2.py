@@ -241,6 +241,9 @@ def test_the_traced_program_finds_the_same(program, checkpoints, tmp_path):
     assert len(set(counts)) == 2, counts
 
 
+NARROW_HEADS = ("GRADAUG.ENABLED", "True", "GRADAUG.SLIM", "detector")
+
+
 @pytest.mark.parametrize(
     "opts, width, error, message",
     [
@@ -248,6 +251,7 @@ def test_the_traced_program_finds_the_same(program, checkpoints, tmp_path):
         ((), 0.0, ConfigError, r"--width must be a number in \(0, 1\], got 0.0"),
         (("MODEL.BACKBONE.NAME", "build_resnet_backbone"), 1.0, ConfigError, "BACKBONE.NAME is"),
         (("MODEL.ROI_BOX_HEAD.FC_DIM", "128"), 1.0, ZooError, "'roi_heads.box_head.fc1"),
+        (NARROW_HEADS, 0.5, ConfigError, "--width 0.5 cannot be exported of a .* slim 'detector'"),
         (SMALL_R50, 1.0, ZooError, "tensors of backbone.bottom_up were taken from"),
     ],
 )
