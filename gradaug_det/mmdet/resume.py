@@ -187,10 +187,14 @@ def _continue_loader(
     # A training begun without a seed goes on with the one that it drew. MMEngine's runner takes it
     # from the checkpoint after samplers are made.
     sampler = getattr(batches, "sampler", batches)
-    if getattr(sampler, "seed", seed) != seed:
+    if hasattr(sampler, "seed"):
         sampler.seed = seed
-        if hasattr(sampler, "indices"):  # of an InfiniteSampler, begun when it was made
-            sampler.indices = sampler._indices_of_rank()
+    # OpenMMLab's MMEngine has workers draw ahead when the loop is made: all begins anew.
+    if hasattr(sampler, "indices"):  # of an InfiniteSampler
+        sampler.indices = sampler._indices_of_rank()
+    for name in ("_aspect_ratio_buckets", "_buckets"):  # of batch samplers of MMDetection
+        for bucket in getattr(batches, name, ()):
+            bucket.clear()
     continued = copy.copy(loader)  # of its kind, with all that it was given
     # A loader refuses other ways to set these.
     vars(continued).update(
