@@ -99,7 +99,9 @@ def run_tests(python: Path, tests: Sequence[str], report: Path) -> dict[str, Any
     """
     start = time.perf_counter()
     command = (str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}")
-    subprocess.run((*command, *tests), cwd=ROOT, env=_variables(python))
+    # OpenMMLab's MMEngine goes on to write into the folder of a process' first training.
+    options = ("-o", "tmp_path_retention_policy=all")
+    subprocess.run((*command, *options, *tests), cwd=ROOT, env=_variables(python))
     seconds = time.perf_counter() - start
     outcomes: dict[str, list[str]] = {"passed": [], "skipped": [], "failed": []}
     for case in ElementTree.parse(report).iter("testcase"):

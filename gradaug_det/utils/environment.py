@@ -40,9 +40,9 @@ def describe_environment() -> dict[str, Any]:
         "cores": usable_cores(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": {
-            package: metadata.version(distributions[package][0])
+            package: version
             for package in _PACKAGES
-            if package in distributions
+            if (version := _version(distributions.get(package, [package])[0]))
         },
         "git_commit": commit,
         "git_dirty": dirty,
@@ -65,6 +65,14 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _version(distribution: str) -> str | None:
+    # Python 3.10 does not know the modules of a distribution without top_level.txt.
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:
