@@ -101,7 +101,9 @@ def run_tests(python: Path, tests: Sequence[str], report: Path) -> dict[str, Any
     command = (str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}")
     # OpenMMLab's MMEngine goes on to write into the folder of a process' first training.
     options = ("-o", "tmp_path_retention_policy=all")
-    subprocess.run((*command, *options, *tests), cwd=ROOT, env=_variables(python))
+    run = subprocess.run((*command, *options, *tests), cwd=ROOT, env=_variables(python))
+    if run.returncode > 1:  # not "all passed" or "some failed"
+        sys.exit(f"pytest was not run to its end (exit status {run.returncode}): no row is written")
     seconds = time.perf_counter() - start
     outcomes: dict[str, list[str]] = {"passed": [], "skipped": [], "failed": []}
     for case in ElementTree.parse(report).iter("testcase"):
