@@ -9,18 +9,16 @@ import torch
 from lightning_fabric import Fabric
 
 from benchmarks.training.authors import authors_passes, make_slimmable
-from benchmarks.training.workload import Variant, Workload
-from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
+from benchmarks.training.workload import ALTERNATING, Variant, Workload, sample_passes
+from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.errors import ConfigError
 from gradaug_det.pretrain.data import normalize
 from gradaug_det.pretrain.engine import Pretraining
 from gradaug_det.pretrain.recipe import load_recipe
 
-_RECIPE = "pretrain/resnet50_in1k_gradaug.yaml"
-
 
 class ClassificationTraining:
-    """The authors' recipe on random images; the classes are the embedded garments'.
+    """The authors' recipe, or the any-width one, on random images; the classes are the garments'.
 
     The variant ``authors`` keeps the loop's network, optimizer and batch, and takes
     :func:`benchmarks.training.authors.authors_passes` in place of its passes, in the memory format
@@ -28,7 +26,9 @@ class ClassificationTraining:
     """
 
     def __init__(self, workload: Workload, variant: Variant) -> None:
-        recipe = load_recipe(workload.configs / _RECIPE, _overrides(workload, variant))
+        kind = "anywidth" if variant == ALTERNATING else "gradaug"
+        file = workload.configs / f"pretrain/resnet50_in1k_{kind}.yaml"
+        recipe = load_recipe(file, _overrides(workload, variant))
         if variant.kind == "authors":
             _check_plain_passes(recipe.gradaug.rotations, recipe.gradaug.block_survival)
         self._options = recipe.options
@@ -53,7 +53,7 @@ class ClassificationTraining:
         self._images, self._labels = fabric.to_device((images, labels))
 
     def sub_networks(self, iteration: int) -> list[SubNetwork]:
-        return sample_sub_networks(self._options, iteration)
+        return sample_passes(self._options, iteration)
 
     def step(self, iteration: int) -> None:
         if not self._by_authors:

@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.v2 import functional
 
 from benchmarks.training.scenes import Scene, polygons, random_scenes
-from benchmarks.training.workload import Variant, Workload
-from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
+from benchmarks.training.workload import Variant, Workload, sample_passes
+from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.d2.batch import Batch
 from gradaug_det.d2.config import load_config
 from gradaug_det.d2.hook import GradAugHook
@@ -66,7 +66,7 @@ class Detectron2Training:
         self._trainer.before_train()
 
     def sub_networks(self, iteration: int) -> list[SubNetwork]:
-        return sample_sub_networks(self._options, iteration)
+        return sample_passes(self._options, iteration)
 
     def step(self, iteration: int) -> None:
         trainer = self._trainer

@@ -119,14 +119,15 @@ class _Measured:
         return per_pass(lambda: self.step(iteration), read, self.variant.num_subnets + 1)
 
     def peak_bytes(self) -> int | None:
-        """Most memory of tensors, of the network and the optimizer too, in the round that has the
-        most FLOPs.
+        """Most memory of tensors, of the network and the optimizer too, in the rounds that have the
+        most and the fewest FLOPs.
 
-        Two steps: the second one starts, as in a training, with gradients that the first one left.
+        Steps but the first one start, as in a training, with gradients that another one left.
         """
-        iteration = max(self.rounds, key=lambda entry: sum(entry["flops"]))["iteration"]
+        ordered = sorted(self.rounds, key=lambda entry: sum(entry["flops"]))
+        fewest, most = (ordered[place]["iteration"] for place in (0, -1))
         self.training.optimizer.zero_grad()
-        growth = peak_growth(lambda: [self.step(iteration) for _ in range(2)], self.device)
+        growth = peak_growth(lambda: [self.step(i) for i in (most, fewest, most)], self.device)
         return None if growth is None else growth + _held_bytes(self.training)
 
 

@@ -21,8 +21,8 @@ from mmengine.structures import InstanceData
 from torch.utils.data import DataLoader
 
 from benchmarks.training.scenes import Scene, polygons, random_scenes
-from benchmarks.training.workload import Variant, Workload
-from gradaug_det.core.sampling import SubNetwork, sample_sub_networks
+from benchmarks.training.workload import Variant, Workload, sample_passes
+from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.export.calibration import recalibrate
 from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.hook import GradAugHook
@@ -58,7 +58,7 @@ class MMDetTraining:
         self._runner.call_hook("before_train")
 
     def sub_networks(self, iteration: int) -> list[SubNetwork]:
-        return sample_sub_networks(self._options, iteration)
+        return sample_passes(self._options, iteration)
 
     def step(self, iteration: int) -> None:
         loop = self._runner.train_loop

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.training.workload import TASKS
+from benchmarks.training.workload import ALTERNATING, TASKS
 from gradaug_det.errors import DataError
 from gradaug_det.reports.rendering import format_json, load_templates, write_files
 from gradaug_det.utils.environment import machine_line
@@ -25,20 +26,26 @@ def summarise(measured: dict[str, Any], clock: str = "cpu") -> dict[str, dict[st
         clock: ``cpu`` or ``wall``: the one whose ratio is compared with the bound.
 
     Returns:
-        Variant -> ``wall``, ``cpu`` (medians of the ratios within a round), ``bound`` (mean of the
+        Variant -> ``wall``, ``cpu`` (medians of the ratios within a round; of alternating passes,
+        whose steps differ by design, means), ``bound`` (mean of the
         ratios of FLOPs), ``overhead`` (median over the rounds of time ratio / bound), ``memory``
         (None where nobody can tell) and ``passes``: for the full pass, each sub-network's and the
         rest ``time`` (median of the share of the plain step's) and ``flops`` (mean).
     """
     plain = measured["plain"]
     return {
-        name: _ratios(variant, plain, clock)
+        name: _ratios(variant, plain, clock, fmean if name == ALTERNATING.name else median)
         for name, variant in measured.items()
         if name != "plain"
     }
 
 
-def _ratios(variant: dict[str, Any], plain: dict[str, Any], clock: str) -> dict[str, Any]:
+def _ratios(
+    variant: dict[str, Any],
+    plain: dict[str, Any],
+    clock: str,
+    middle: Callable[[list[float]], float],
+) -> dict[str, Any]:
     pairs = list(zip(variant["rounds"], plain["rounds"], strict=True))
     ratios = {
         meter: [sum(own[meter]) / sum(one[meter]) for own, one in pairs]
@@ -53,13 +60,13 @@ def _ratios(variant: dict[str, Any], plain: dict[str, Any], clock: str) -> dict[
     overheads = [t / f for t, f in zip(ratios[clock], ratios["flops"], strict=True)]
     peaks = variant["peak_bytes"], plain["peak_bytes"]
     return {
-        "wall": median(ratios["wall"]),
-        "cpu": median(ratios["cpu"]),
+        "wall": middle(ratios["wall"]),
+        "cpu": middle(ratios["cpu"]),
         "bound": fmean(ratios["flops"]),
         "overhead": median(overheads),
         "memory": None if None in peaks else peaks[0] / peaks[1],
         "passes": [
-            {"time": median(times), "flops": fmean(flops)}
+            {"time": middle(times), "flops": fmean(flops)}
             for times, flops in zip(shares[clock], shares["flops"], strict=True)
         ],
     }

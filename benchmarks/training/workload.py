@@ -12,7 +12,7 @@ from torch import nn
 
 from gradaug_det.core.checks import check_integer
 from gradaug_det.core.options import GradAugOptions
-from gradaug_det.core.sampling import SubNetwork
+from gradaug_det.core.sampling import SubNetwork, sample_own_pass, sample_sub_networks
 from gradaug_det.errors import ConfigError
 
 SUBNETS = (1, 2, 3)
@@ -24,7 +24,7 @@ class Task:
 
     Attributes:
         title: for readers.
-        kinds: of its variants, beside the plain step.
+        kinds: of its variants with added passes.
         size: (height, width) of its images in pixels, by default.
         batch_size: by default.
     """
@@ -49,8 +49,9 @@ class Variant:
 
     Args:
         kind: ``plain``; ``soft``, ``labels``, ``both``: GradAug with that supervision; ``authors``:
-            their loop (:mod:`benchmarks.training.authors`).
-        num_subnets: sub-networks a step; 0 for the plain one.
+            their loop (:mod:`benchmarks.training.authors`); ``alternating``: one pass a step, full
+            or narrow.
+        num_subnets: sub-networks a step whose passes are added.
     """
 
     kind: str = "plain"
@@ -67,7 +68,11 @@ class Variant:
             ConfigError: one of them is unknown or not allowed.
         """
         own = {"supervision": self.kind} if self.num_subnets else {}
-        return GradAugOptions.from_mapping({**options, **own, "num_subnets": self.num_subnets})
+        own |= {"passes": self.kind} if self == ALTERNATING else {"num_subnets": self.num_subnets}
+        return GradAugOptions.from_mapping({**options, **own})
+
+
+ALTERNATING = Variant("alternating")
 
 
 def variants_of(task: str, only: Sequence[str] = ()) -> list[Variant]:
@@ -78,7 +83,12 @@ def variants_of(task: str, only: Sequence[str] = ()) -> list[Variant]:
         only: names of those to keep; the plain step, which the others are compared with, always is.
     """
     gradaug = [Variant(kind, n) for kind in TASKS[task].kinds for n in SUBNETS]
-    return [Variant(), *(v for v in gradaug if not only or v.name in only)]
+    return [Variant(), *(v for v in [*gradaug, ALTERNATING] if not only or v.name in only)]
+
+
+def sample_passes(options: GradAugOptions, iteration: int) -> list[SubNetwork]:
+    """Returns the added passes of a step; where there are none, its own."""
+    return sample_sub_networks(options, iteration) or [sample_own_pass(options, iteration)]
 
 
 def check_variants(key: str, names: Sequence[str], tasks: Sequence[str]) -> None:
@@ -149,7 +159,7 @@ class Training(Protocol):
     optimizer: torch.optim.Optimizer
 
     def sub_networks(self, iteration: int) -> list[SubNetwork]:
-        """Returns the sub-networks of the step."""
+        """Returns :func:`sample_passes` of the step."""
 
     def step(self, iteration: int) -> None:
         """One whole step: from the batch to the optimizer's step."""

@@ -79,8 +79,8 @@ def test_a_pass_ends_with_its_backward():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("speed")
-    command = "--tasks classification --depth 18 --size 32 --batch 2 --rounds 3 --only soft-2"
-    command += " authors-1 --profile soft-2 --options min_width=0.8 --channels-last"
+    command = "--tasks classification --depth 18 --size 32 --batch 2 --rounds 9 --only soft-2"
+    command += " authors-1 alternating --profile soft-2 --options divisor=8 --channels-last"
     assert main([*command.split(), "--out", str(folder)]) == 0
     return folder
 
@@ -89,7 +89,7 @@ def test_the_table_says_what_was_measured(report):
     (task,) = json.loads((report / "training.json").read_text())["sections"]
     text = (report / "training.md").read_text()
     plain = task["measured"]["plain"]
-    assert list(task["summary"]) == ["soft-2", "authors-1"]
+    assert list(task["summary"]) == ["soft-2", "authors-1", "alternating"]
     for name, row in task["summary"].items():
         own = task["measured"][name]
         ratio = {
@@ -100,18 +100,22 @@ def test_the_table_says_what_was_measured(report):
             for meter in ("wall", "cpu", "flops")
         }
         over = [t / f for t, f in zip(ratio["cpu"], ratio["flops"], strict=True)]
+        middle = fmean if name == "alternating" else median
         numbers = (
-            f"{median(ratio['wall']):.2f} | {median(ratio['cpu']):.2f} | "
+            f"{middle(ratio['wall']):.2f} | {middle(ratio['cpu']):.2f} | "
             f"{fmean(ratio['flops']):.2f} | {median(over):.3f} | "
             f"{own['peak_bytes'] / plain['peak_bytes']:.3f} |"
         )
         assert f"| {name} | {numbers}" in text
-        assert f"({row['passes'][1]['flops']:.3f})" in text
-    assert "## Classification, 32x32, channels last, min_width 0.8" in text
-    assert "--only soft-2 authors-1 --profile soft-2" in text
+        assert f"({row['passes'][0]['flops']:.3f})" in text
+    assert "## Classification, 32x32, channels last, divisor 8" in text
+    assert "--only soft-2 authors-1 alternating --profile soft-2" in text
     iterations = [entry["iteration"] for entry in plain["rounds"]]
-    assert iterations == [entry["iteration"] for entry in own["rounds"]] == [1, 2, 3]
-    assert [s["width"] for s in own["rounds"][0]["sub_networks"]] == [0.8]
+    assert iterations == [entry["iteration"] for entry in own["rounds"]] == [*range(1, 10)]
+    widths = [s["width"] for entry in own["rounds"] for s in entry["sub_networks"]]
+    assert widths == [*8 * [1.0], 0.5]  # of the first window's
+    last = task["measured"]["authors-1"]["rounds"][0]["sub_networks"]
+    assert [s["width"] for s in last] == [0.9]
 
 
 def test_profile_and_report_name_no_folder(report):

@@ -161,7 +161,7 @@ def test_shipped_configs_load_and_build(file):
     from detectron2.modeling import build_model
 
     cfg = load_config(file, ["MODEL.DEVICE", "cpu"])
-    assert cfg.GRADAUG.ENABLED is ("gradaug" in file.name)
+    assert cfg.GRADAUG.ENABLED is ("gradaug" in file.name or "anywidth" in file.name)
     assert cfg.MODEL.BACKBONE.NAME.startswith("build_slimmable_")
     if "1x" in file.name:
         assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((600,), 1000)
@@ -170,8 +170,9 @@ def test_shipped_configs_load_and_build(file):
 
 
 def test_twins_differ_in_gradaug_alone():
-    for stem in ("mask_rcnn_R_50_FPN_1x", "mini_mask_rcnn_R_18_FPN"):
-        plain, gradaug = (load_config(CONFIGS / f"{stem}_{k}.yaml") for k in ("plain", "gradaug"))
+    stems = ("mask_rcnn_R_50_FPN_1x", "mini_mask_rcnn_R_18_FPN", "mask_rcnn_R_50_FPN_1x")
+    for stem, kind in zip(stems, ("gradaug", "gradaug", "anywidth"), strict=True):
+        plain, gradaug = (load_config(CONFIGS / f"{stem}_{k}.yaml") for k in ("plain", kind))
         for cfg in (plain, gradaug):
             cfg.pop("GRADAUG")
             cfg.pop("OUTPUT_DIR")

@@ -26,6 +26,9 @@ from tests.amp import cpu_scaler, needs_bfloat16_nms
 from .helpers import KINDS, batches, make_trainer, storage, tiny_batch, tiny_model, train
 
 SUBS = {"num_subnets": 2, "min_width": 0.8, "scales": [1.0, 0.75], "flip_prob": 0.5, "seed": 3}
+# The first step is narrow, the second one is not.
+ALTERNATING = {"passes": "alternating", "widths": [0.5], "full_share": 0.5, "seed": 1}
+BOTH_KINDS = pytest.mark.parametrize("options", [SUBS, ALTERNATING], ids=["added", "alternating"])
 
 
 def weights(model):
@@ -294,21 +297,22 @@ class OwnLoop(SimpleTrainer):
         self.optimizer.step()
 
 
-def run_with(engine_class, **attributes):
+def run_with(engine_class, options=SUBS, **attributes):
     model = tiny_model()
     engine = engine_class(model, batches(), torch.optim.SGD(model.parameters(), lr=0.01))
     vars(engine).update(attributes)
-    engine.register_hooks([GradAugHook(**SUBS)])
+    engine.register_hooks([GradAugHook(**options)])
     torch.manual_seed(1)
     engine.train(0, 2)
     return weights(model)
 
 
-def test_the_same_step_wherever_the_engine_lets_the_hook_in():
-    expected = run_with(SimpleTrainer)
-    assert_equal(run_with(MainBranchTrainer), expected)
-    assert_equal(run_with(AsyncTrainer), expected)
-    assert_equal(run_with(OwnLoop, tell=True), expected)
+@BOTH_KINDS
+def test_the_same_step_wherever_the_engine_lets_the_hook_in(options):
+    expected = run_with(SimpleTrainer, options)
+    assert_equal(run_with(MainBranchTrainer, options), expected)
+    assert_equal(run_with(AsyncTrainer, options), expected)
+    assert_equal(run_with(OwnLoop, options, tell=True), expected)
 
 
 def test_hooks_see_the_sum_of_all_passes_after_backward():
@@ -416,8 +420,9 @@ class ScaledTrainer(SimpleTrainer):
         self.grad_scaler.update()
 
 
-def test_losses_are_scaled_as_the_engine_scales_them():
-    plain, scaled = run_with(SimpleTrainer), run_with(ScaledTrainer)
+@BOTH_KINDS
+def test_losses_are_scaled_as_the_engine_scales_them(options):
+    plain, scaled = run_with(SimpleTrainer, options), run_with(ScaledTrainer, options)
     for name, value in plain.items():
         assert torch.allclose(scaled[name], value, rtol=1e-4, atol=1e-6), name
 

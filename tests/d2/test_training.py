@@ -107,18 +107,25 @@ def test_train_resume_evaluate(coco, tmp_path):
 
 @pytest.mark.integration
 def test_two_processes_of_torchrun_and_their_exact_resume(coco, tmp_path):
+    """Of alternating passes: the steps before the break and after it are full and narrow."""
+    opts = {"GRADAUG.PASSES": "alternating", "GRADAUG.NUM_SUBNETS": 3, "GRADAUG.FULL_SHARE": 0.5}
+    opts |= {"GRADAUG.WIDTHS": "[0.5]", "GRADAUG.SEED": 1}
+
     def torchrun(out, *extra):
         command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc_per_node=2", "-m", "tests.d2.torchrun_worker"]
         config = "mini_mask_rcnn_R_18_FPN_gradaug"
         result = subprocess.run(
-            [*command, *flags(config, coco, out, *extra)], capture_output=True, text=True, cwd=ROOT
+            [*command, *flags(config, coco, out, *extra, **opts)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
         )
         assert result.returncode == 0, result.stderr[-3000:]
         return torch.load(out / "model_final.pth", weights_only=True)["model"]
 
     whole = torchrun(tmp_path / "whole")
-    assert {"bbox/AP", "gradaug/sub1/loss"} <= set(scalars(tmp_path / "whole"))
+    assert {"bbox/AP", "gradaug/w1/loss", "gradaug/w0.5/loss"} <= set(scalars(tmp_path / "whole"))
     half = tmp_path / "half"
     half.mkdir()
     shutil.copy(tmp_path / "whole" / "model_0000001.pth", half)

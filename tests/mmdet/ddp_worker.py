@@ -7,29 +7,36 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from tests.mmdet.helpers import make_runner, parameters, tiny_model
+from tests.mmdet.helpers import ALTERNATING, make_runner, parameters, tiny_model
 
 HOOK = dict(num_subnets=2, min_width=0.7, flip_prob=0.5, seed=5, supervision="both")
 ITERATIONS = 4
 
 
-KINDS = {1: "mask_rcnn", 2: "retinanet"}  # accumulated iterations -> detector
+# Name -> detector, accumulated iterations, hook. RetinaNet is in float64, which MMCV's NMS for the
+# CPU cannot do. Of the alternating passes the last accumulated one is once full, once narrow.
+TRAININGS = {
+    "added": ("mask_rcnn", 1, HOOK),
+    "accumulated": ("retinanet", 2, HOOK),
+    "alternating": ("retinanet", 2, ALTERNATING | dict(seed=5)),
+}
 
 
-def build(counts):
-    """The detector; RetinaNet in float64, which MMCV's NMS for the CPU cannot do."""
-    return tiny_model(KINDS[counts], double=counts == 2)
+def build(kind):
+    return tiny_model(kind, double=kind == "retinanet")
 
 
-def train(folder, counts):
+def train(folder, name):
     """Trains on this rank's share of the data and saves what came out."""
     rank = dist.get_rank()
-    model = build(counts)
+    kind, counts, hook = TRAININGS[name]
+    model = build(kind)
     runner = make_runner(
         model,
-        folder,
-        HOOK,
+        folder / name,
+        hook,
         optim=dict(accumulative_counts=counts),
         loop=dict(type="IterBasedTrainLoop", max_iters=ITERATIONS),
         launcher="pytorch",
@@ -47,7 +54,12 @@ def train(folder, counts):
         ),
     )
     reductions = []
-    runner.model.register_comm_hook(None, lambda _state, bucket: reductions.append(bucket))
+
+    def note(state, bucket):
+        reductions.append(bucket.index())
+        return allreduce_hook(state, bucket)
+
+    runner.model.register_comm_hook(None, note)
     with torch.no_grad():  # what DDP broadcasts before each forward pass
         model.backbone.bn1.running_mean += rank
     runner.train()
@@ -63,12 +75,12 @@ def train(folder, counts):
         reductions=len(reductions),
         require_forward_param_sync=runner.model.require_forward_param_sync,
     )
-    torch.save(state, folder / f"counts{counts}_rank{rank}.pth")
+    torch.save(state, folder / f"{name}_rank{rank}.pth")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    for accumulative_counts in KINDS:
-        train(Path(sys.argv[1]), accumulative_counts)
+    for training in TRAININGS:
+        train(Path(sys.argv[1]), training)
     dist.destroy_process_group()

@@ -37,6 +37,8 @@ BASES = {
 NUM_CLASSES = 3
 FPN_CHANNELS = 16
 HOOK = dict(num_subnets=2, min_width=0.7, flip_prob=0.5, seed=5, supervision="soft")
+ALTERNATING = dict(passes="alternating", widths=[0.5], full_share=0.5, seed=1)
+"""Narrow, full, narrow, full."""
 PLAIN_SGD = dict(optimizer=dict(type="SGD", lr=1.0))
 
 

@@ -11,7 +11,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 
 from gradaug_det.core import losses as soft
 from tests.amp import cpu_scaler
-from tests.mmdet.helpers import make_runner, parameters, tiny_model
+from tests.mmdet.helpers import ALTERNATING, make_runner, parameters, tiny_model
 
 amp = import_module("mmengine.optim.optimizer.amp_optimizer_wrapper")
 HOOK = dict(num_subnets=2, min_width=0.7, flip_prob=0.5, seed=5, supervision="both")
@@ -63,13 +63,13 @@ def test_bfloat16_trains_near_float32_and_sub_networks_use_it(kind, tmp_path, mo
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
 
 
-def test_scaled_losses_give_the_same_step(tmp_path):
+@pytest.mark.parametrize("hook", [HOOK, ALTERNATING])
+def test_scaled_losses_give_the_same_step(hook, tmp_path):
     """A scale that is a power of two changes no bit of what it is divided out of again."""
     clip = dict(clip_grad=dict(max_norm=0.5), accumulative_counts=2)
-    plain = train(tmp_path / "a", type="CpuAmpOptimWrapper", **clip)
-    scaled = train(
-        tmp_path / "b", type="CpuAmpOptimWrapper", scaler=dict(init_scale=2.0**8), **clip
-    )
+    clip |= dict(type="CpuAmpOptimWrapper")
+    plain = train(tmp_path / "a", hook=hook, **clip)
+    scaled = train(tmp_path / "b", hook=hook, scaler=dict(init_scale=2.0**8), **clip)
     assert scaled.optim_wrapper.loss_scaler.get_scale() == 2.0**8
     a, b = parameters(plain.model), parameters(scaled.model)
     for name in a:

@@ -23,7 +23,7 @@ from tests.mmdet.helpers import TinyDataset, tiny_model_cfg
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "mmdet"
-PAIRS = sorted(path.name.removesuffix("_plain.py") for path in FOLDER.glob("*_plain.py"))
+OURS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.endswith("_plain"))
 MMDET_TRAIN = Path(mmdet.__file__).parent / ".mim" / "tools" / "train.py"
 
 
@@ -32,10 +32,10 @@ def mini_coco(tmp_path_factory):
     return build_mini_coco(tmp_path_factory.mktemp("data") / "mini_coco", train=8, val=4)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", OURS)
 def test_a_pair_differs_in_gradaug_alone(name):
-    plain = load_config(FOLDER / f"{name}_plain.py").to_dict()
-    ours = load_config(FOLDER / f"{name}_gradaug.py").to_dict()
+    plain = load_config(FOLDER / f"{name.rpartition('_')[0]}_plain.py").to_dict()
+    ours = load_config(FOLDER / f"{name}.py").to_dict()
     assert ours.pop("custom_imports")["imports"] == ["gradaug_det.mmdet"]
     imported = plain.pop("custom_imports", None)  # for a backbone of the zoo
     assert (imported is not None) == ("gradaug://" in str(plain["model"]["backbone"]))
@@ -47,9 +47,9 @@ def test_a_pair_differs_in_gradaug_alone(name):
     assert ours == plain
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", OURS)
 def test_the_detector_can_be_trained_with_gradaug(name):
-    config = load_config(FOLDER / f"{name}_gradaug.py")
+    config = load_config(FOLDER / f"{name}.py")
     model = MODELS.build(config.model)
     GradAugDetector(model, HOOKS.build(config.custom_hooks[0]).options)
     depth = 18 if "r18" in name else 50

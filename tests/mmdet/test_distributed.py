@@ -14,10 +14,10 @@ import torch
 
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import gradaug_step
-from gradaug_det.core.sampling import sample_sub_networks
+from gradaug_det.core.sampling import sample_own_pass, sample_sub_networks
 from gradaug_det.mmdet.batch import make_batch
 from gradaug_det.mmdet.detector import GradAugDetector
-from tests.mmdet.ddp_worker import HOOK, ITERATIONS, KINDS, build
+from tests.mmdet.ddp_worker import ITERATIONS, TRAININGS, build
 from tests.mmdet.helpers import TinyDataset, assert_same, collated, parameters
 
 ROOT = Path(__file__).parents[2]
@@ -51,15 +51,15 @@ def results(tmp_path_factory):
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
     return {
-        counts: [torch.load(folder / f"counts{counts}_rank{rank}.pth") for rank in range(WORLD)]
-        for counts in KINDS
+        name: [torch.load(folder / f"{name}_rank{rank}.pth") for rank in range(WORLD)]
+        for name in TRAININGS
     }
 
 
-def expected(counts):
+def expected(kind, counts, hook):
     """The same training by hand: mean over ranks of each rank's sum of all passes."""
-    model, data = build(counts), TinyDataset(length=8)
-    network = GradAugDetector(model, GradAugOptions(**HOOK))
+    model, data = build(kind), TinyDataset(length=8)
+    network = GradAugDetector(model, GradAugOptions(**hook))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     for iteration in range(ITERATIONS):
         for rank in range(WORLD):
@@ -73,6 +73,7 @@ def expected(counts):
                 make_batch(items["inputs"], items["data_samples"]),
                 subs,
                 lambda loss: (loss / (WORLD * counts)).backward(),
+                own=sample_own_pass(network.options, iteration),
             )
         if (iteration + 1) % counts == 0:
             optimizer.step()
@@ -80,18 +81,21 @@ def expected(counts):
     return parameters(model)
 
 
-@pytest.mark.parametrize("counts", KINDS)
-def test_two_processes_equal_one(counts, results):
-    first, second = results[counts]
+@pytest.mark.parametrize("name", TRAININGS)
+def test_two_processes_equal_one(name, results):
+    first, second = results[name]
     assert_same(first["parameters"], second["parameters"])
     assert first["losses"] != second["losses"]
-    assert first["losses"].keys() >= {"train/loss", "train/gradaug/sub0/loss"}
-    # DDP itself reduced nothing: gradients crossed the network once, after all the passes.
-    assert first["reductions"] == second["reductions"] == 0
+    one_pass = "w1" if name == "alternating" else "sub0"
+    assert first["losses"].keys() >= {"train/loss", f"train/gradaug/{one_pass}/loss"}
+    # DDP itself reduced nothing: gradients crossed the network once, after all the passes; but for
+    # the full pass that ends a step of alternating ones.
+    assert first["reductions"] == second["reductions"]
+    assert bool(first["reductions"]) == (name == "alternating")
     # Buffers are still broadcast, if asked to.
     assert first["require_forward_param_sync"]
     assert_same(first["buffers"], second["buffers"])
-    for name, value in expected(counts).items():
-        ours, double = first["parameters"][name], value.dtype == torch.float64
+    for key, value in expected(*TRAININGS[name]).items():
+        ours, double = first["parameters"][key], value.dtype == torch.float64
         error = (ours - value).abs().max().item()
-        assert error < (1e-12 if double else 1e-6), (name, error)
+        assert error < (1e-12 if double else 1e-6), (key, error)

@@ -9,6 +9,7 @@ import torch
 from mmengine.hooks import Hook
 
 from tests.mmdet.helpers import (
+    ALTERNATING,
     HOOK,
     PLAIN_SGD,
     assert_same,
@@ -19,7 +20,8 @@ from tests.mmdet.helpers import (
 )
 
 
-def test_accumulated_gradients_are_the_mean_of_the_steps(tmp_path):
+@pytest.mark.parametrize("hook", [HOOK | dict(supervision="both"), ALTERNATING])
+def test_accumulated_gradients_are_the_mean_of_the_steps(hook, tmp_path):
     """Two iterations of one step; each iteration counts once, sub-networks included."""
     steps = []
     for iteration in (0, 1):
@@ -28,7 +30,7 @@ def test_accumulated_gradients_are_the_mean_of_the_steps(tmp_path):
         runner = make_runner(
             model,
             tmp_path / str(iteration),
-            HOOK | dict(supervision="both"),
+            hook,
             optim=PLAIN_SGD,
             loop=dict(type="IterBasedTrainLoop", max_iters=2),
         )
@@ -42,7 +44,7 @@ def test_accumulated_gradients_are_the_mean_of_the_steps(tmp_path):
     runner = train(
         model,
         tmp_path / "both",
-        HOOK | dict(supervision="both"),
+        hook,
         optim=PLAIN_SGD | dict(accumulative_counts=2),
         loop=dict(type="IterBasedTrainLoop", max_iters=2),
     )
@@ -114,7 +116,7 @@ def test_ema_averages_the_trained_weights(tmp_path):
     runner = make_runner(
         model,
         tmp_path,
-        HOOK,
+        ALTERNATING,
         hooks=[dict(type="EMAHook", momentum=0.25), History()],
         loop=dict(type="IterBasedTrainLoop", max_iters=3),
     )
@@ -129,8 +131,10 @@ def test_ema_averages_the_trained_weights(tmp_path):
         assert torch.allclose(averaged[name], expected, atol=1e-6), name
 
 
-@pytest.mark.parametrize("by_epoch", [True, False])
-def test_resumed_training_is_the_uninterrupted_one_bitwise(by_epoch, tmp_path):
+@pytest.mark.parametrize(
+    ("by_epoch", "hook"), [(True, HOOK | dict(supervision="both")), (False, ALTERNATING)]
+)
+def test_resumed_training_is_the_uninterrupted_one_bitwise(by_epoch, hook, tmp_path):
     def run(folder, length, **kwargs):
         model = tiny_model()
         loop = (
@@ -142,7 +146,7 @@ def test_resumed_training_is_the_uninterrupted_one_bitwise(by_epoch, tmp_path):
         train(
             model,
             tmp_path / folder,
-            HOOK | dict(supervision="both"),
+            hook,
             loop=loop,
             default_hooks=dict(checkpoint=save),
             **kwargs,

@@ -1,0 +1,10 @@
+"""Mask R-CNN R50-FPN, 1x, for any width down to 0.5: one pass a step, full or narrow."""
+
+# ruff: noqa: C408  (dict(...) is how MMEngine's configs are written)
+
+_base_ = "./mask-rcnn_r50_fpn_1x_coco_gradaug.py"
+
+custom_hooks = [
+    dict(type="GradAugHook", passes="alternating", widths=[0.9, 0.75, 0.5]),
+    dict(type="ExactResumeHook"),
+]
