@@ -341,6 +341,10 @@ BAD_OPTIONS = {
     "scales": ([], [0], [-1.0], [5.0], [math.nan], ["1"], "1.0", 0.5, None),
     "flip_prob": (-0.1, 1.1, math.nan, "always", None),
     "block_survival": (-0.1, 1.1, math.nan, "no", None),
+    "passes": ("one", None),
+    "widths": ([0], [1.0], 0.5),
+    "full_share": (-0.1, 1.1, math.nan),
+    "smallest_share": (-0.1, 1.1, math.nan),
     "divisor": (0, 1.5, "eight", None),
     "supervision": ("hard", "", None, 1, ["soft"]),
     "soft_weight": (-1, math.nan, math.inf, "1", None),
@@ -352,6 +356,8 @@ BAD_OPTIONS = {
     "channels_last": ("yes", None, 1),
     "nonfinite": ("ignore", "", None, True),
     "not_in_pixels": ("gt_depth", [1]),
+    "slim": ("neck", None),
+    "keep_whole": ("neck", [1]),
 }
 # The same for a pretraining's recipe, as overrides.
 BAD_RECIPE = {
@@ -377,6 +383,11 @@ BAD_RECIPE = {
     "gradaug.rotations": ("[]", "[400]", "[nan]", "[inf]", "90"),
     "gradaug.block_survival": ("-1", "2"),
     "gradaug.divisor": ("0", "x"),
+    "gradaug.passes": ("one",),
+    "gradaug.widths": ("[0]", "[1]"),
+    "gradaug.full_share": ("-1", "2"),
+    "gradaug.smallest_share": ("-1", "2"),
+    "eval_epochs": ("-1", "x"),
     "mix": ("blend",),
     "mix_alpha": ("0", "-1", "inf", "nan"),
     "stochastic_depth": ("-1", "2", "nan"),

@@ -133,7 +133,8 @@ def test_keys_of_the_recipe_are_what_the_tool_takes():
         for key in (value if isinstance(value, dict) else (None,))
     }
     # Not written at their defaults.
-    assert set(keys) == known | {"gradaug.divisor", "channels_last", "eval_epochs"}
+    passes = {f"gradaug.{key}" for key in ("passes", "widths", "full_share", "smallest_share")}
+    assert set(keys) == known | passes | {"gradaug.divisor", "channels_last", "eval_epochs"}
     for key in keys:
         attrgetter(key)(recipe)
 
