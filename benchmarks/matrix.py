@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from gradaug_det.utils.files import atomic_path
+from gradaug_det.reports.rendering import write_files
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = ROOT / "output" / "matrix"
@@ -123,8 +123,6 @@ def run_tests(python: Path, tests: Sequence[str], report: Path) -> dict[str, Any
 
 def write_matrix(content: dict[str, Any], out: Path) -> Path:
     """Writes ``matrix.json`` and ``matrix.md`` into a folder; returns the second."""
-    with atomic_path(out / "matrix.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
     lines = [
         "# Tests with the oldest and the newest packages\n",
         "`make test-matrix` runs these folders' tests in environments of their own, with the lowest"
@@ -142,8 +140,8 @@ def write_matrix(content: dict[str, Any], out: Path) -> Path:
     for name, cell in content.items():
         lines.append(f"\n{name}: `pytest {' '.join(cell['tests'])}`")
         lines += [f"- failed: {test}" for test in cell["failed"]]
-    with atomic_path(out / "matrix.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+    texts = {"matrix.json": json.dumps(content, indent=1), "matrix.md": "\n".join(lines)}
+    write_files(out, {name: f"{text}\n" for name, text in texts.items()})
     return out / "matrix.md"
 
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from gradaug_det.benchmark.cost import at_detector_width, count_gflops, count_parameters
-from gradaug_det.utils.files import atomic_path
+from gradaug_det.reports.rendering import write_files
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 800, 1333
@@ -132,9 +132,6 @@ def _costs(built: Built, width: float) -> list[float]:
 
 def write_widths(content: dict[str, Any], out: Path) -> Path:
     """Writes ``widths.json`` and ``widths.md`` into a folder; returns the second."""
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out / "widths.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
     columns = [f"{slim} {width}" for slim in ("backbone", "detector") for width in WIDTHS]
     rows = [
         "# Multiply-adds at widths",
@@ -157,8 +154,8 @@ def write_widths(content: dict[str, Any], out: Path) -> Path:
             ]
             first = f"{full[0]:.0f} ({full[1]:.1f})"
             rows.append(f"| {framework} | {kind} | {first} | {' | '.join(shares)} |")
-    with atomic_path(out / "widths.md") as temporary:
-        temporary.write_text("\n".join(rows) + "\n")
+    texts = {"widths.json": json.dumps(content, indent=1), "widths.md": "\n".join(rows)}
+    write_files(out, {name: f"{text}\n" for name, text in texts.items()})
     return out / "widths.md"
 
 

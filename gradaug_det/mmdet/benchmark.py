@@ -23,14 +23,13 @@ from torch.utils.data import Dataset, Subset
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
 from gradaug_det.benchmark.detector import category_id, check_num_classes, training_losses
 from gradaug_det.check_data.agreement import check_same_classes
-from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.slimming import Overrides, no_traces
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.evaluation.coco_data import CocoData
 from gradaug_det.mmdet.backbone import slimmed_part
 from gradaug_det.mmdet.checkpoint import load_files_safely
-from gradaug_det.mmdet.config import load_config
+from gradaug_det.mmdet.config import load_config, trained_options
 from gradaug_det.mmdet.data import find_leaves, find_metrics, read_part
 from gradaug_det.utils.detector_files import DetectorFiles
 
@@ -162,15 +161,6 @@ def _loading(pipeline: list[dict]) -> int:
     raise ConfigError(
         "test_dataloader.dataset.pipeline", "has no LoadImageFromFile, after which images change"
     )
-
-
-def trained_options(config: Config) -> GradAugOptions:
-    """Returns which sub-networks a config's detector was trained with; the default without."""
-    for hook in config.get("custom_hooks") or []:
-        # The type is a name, or in new-style configs the class itself.
-        if getattr(hook["type"], "__name__", hook["type"]) == "GradAugHook":
-            return GradAugOptions.widths_of(hook)
-    return GradAugOptions()
 
 
 def _category_ids(config: Config, data: CocoData) -> list[int] | None:

@@ -1,4 +1,4 @@
-"""How an MMEngine config file is read."""
+"""How an MMEngine config file is read, and what it says of GradAug."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.errors import ConfigError
 
 
@@ -35,3 +36,12 @@ def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) ->
         message = error.args[0] if error.args else error
         raise ConfigError("overrides", f"cannot be used with {file}: {message}") from None
     return config
+
+
+def trained_options(config: Config) -> GradAugOptions:
+    """Returns which sub-networks a config's detector was trained with; the default without."""
+    for hook in config.get("custom_hooks") or []:
+        # The type is a name, or in new-style configs the class itself.
+        if getattr(hook["type"], "__name__", hook["type"]) == "GradAugHook":
+            return GradAugOptions.widths_of(hook)
+    return GradAugOptions()

@@ -24,9 +24,9 @@ from gradaug_det.errors import ZooError
 from gradaug_det.export.calibration import split_evenly
 from gradaug_det.export.programs import Traceable
 from gradaug_det.mmdet.backbone import slimmed_part
-from gradaug_det.mmdet.benchmark import options, trained_options
+from gradaug_det.mmdet.benchmark import options
 from gradaug_det.mmdet.checkpoint import load_files_safely
-from gradaug_det.mmdet.config import load_config
+from gradaug_det.mmdet.config import load_config, trained_options
 from gradaug_det.mmdet.export_config import plain_config
 from gradaug_det.utils.detector_files import DetectorFiles
 

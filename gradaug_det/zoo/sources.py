@@ -90,8 +90,7 @@ def _load_remote(place: str) -> Index | None:
     if not is_base_url(base):
         raise ZooError(
             f"{URL_VARIABLE} must name folders and http(s)://... without a ?, with commas between "
-            f"them, got "
-            f"{without_secrets(place)!r}; correct or unset it"
+            f"them, got {without_secrets(place)!r}; correct or unset it"
         )
     key = hashlib.sha256(without_secrets(base).encode()).hexdigest()[:16]
     return _load_remote_once(base, cache_dir() / "indexes" / f"{key}.json", is_offline())
