@@ -29,7 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "they are the full network's, cut"
     )
     add("--calibrate", type=Path, metavar="IMAGES", help=text)
-    add("--images", type=int, metavar="N", help=f"the first N of --calibrate; default {IMAGES}")
+    count = parser.add_mutually_exclusive_group()
+    text = f"the first N of --calibrate; default {IMAGES}"
+    count.add_argument("--images", type=int, metavar="N", help=text)
+    text = (
+        "instead, give the norms' outputs the full network's moments on the first N of "
+        "--calibrate: for a detector that was not trained at that width"
+    )
+    count.add_argument("--match", type=int, metavar="N", help=text)
     formats = parser.add_mutually_exclusive_group()
     for name, text in (("torchscript", "a traced program"), ("onnx", "the same as ONNX")):
         formats.add_argument(
@@ -41,19 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.images is not None and args.calibrate is None:
-        raise ConfigError("--images", "says how many of --calibrate are used, which is missing")
+    count = args.images if args.match is None else args.match
+    if count is not None and args.calibrate is None:
+        option = "--images" if args.match is None else "--match"
+        raise ConfigError(option, "says how many of --calibrate are used, which is missing")
     # What is wrong with other arguments is found before a detector is built.
     if args.program is not None:
         check_format(args.program)
     images = []
     if args.calibrate is not None:
-        images = find_images(args.calibrate, IMAGES if args.images is None else args.images)
+        images = find_images(args.calibrate, IMAGES if count is None else count)
     files = DetectorFiles(
         args.config, args.weights, args.config.stem, args.framework, tuple(args.opts)
     )
     exported = export_detector(
-        load_exporter(files), args.width, args.out, images=images, program=args.program
+        load_exporter(files),
+        args.width,
+        args.out,
+        images=images,
+        match=args.match is not None,
+        program=args.program,
     )
     record = exported.record
     channels, parameters = record["channels"], record["parameters"]

@@ -12,10 +12,11 @@ from typing import Any
 
 import detectron2
 import torch
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetMapper
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.backbone import FPN, ResNet
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from gradaug_det.d2.backbone import slimmed_part
@@ -29,6 +30,16 @@ from gradaug_det.export.widths import scale_channels
 from gradaug_det.utils.detector_files import DetectorFiles
 
 _NAME = "MODEL.BACKBONE.NAME"
+# Channels of what follows the ResNet; not positive where they are those that a layer reads.
+_HEADS = (
+    ("FPN", "OUT_CHANNELS"),
+    ("RPN", "CONV_DIMS"),
+    ("ROI_BOX_HEAD", "CONV_DIM"),
+    ("ROI_BOX_HEAD", "FC_DIM"),
+    ("ROI_MASK_HEAD", "CONV_DIM"),
+    ("ROI_KEYPOINT_HEAD", "CONV_DIMS"),
+    ("SEM_SEG_HEAD", "CONVS_DIM"),
+)
 # The registered builders of a ResNet under an FPN -> Detectron2's own.
 _BUILDERS = {
     name.replace("build_", prefix): name
@@ -52,7 +63,6 @@ class Detectron2Exporter:
                 "yaml config of the same detector",
             )
         self.cfg = load_config(files.config, list(files.overrides))
-        self.slim = trained_options(self.cfg).slim
         self.cfg.MODEL.DEVICE = "cpu"
         if self.cfg.MODEL.BACKBONE.NAME not in _BUILDERS:
             raise ConfigError(
@@ -64,6 +74,9 @@ class Detectron2Exporter:
         if type(self.model.backbone) is not FPN or type(self.backbone_of(self.model)) is not ResNet:
             raise ConfigError(_NAME, "must make Detectron2's own FPN over its own ResNet")
         _StrictCheckpointer(self.model).load(str(files.weights))
+        self._options = trained_options(self.cfg)
+        self.slimmed = slimmed_part(self.model, self._options.slim, self._options.keep_whole)
+        self.divisor = self._options.divisor
 
     def config(self, share: Fraction, weights: str) -> tuple[str, str]:
         cfg = self.cfg.clone()
@@ -82,6 +95,8 @@ class Detectron2Exporter:
         keys = ["STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"]
         keys.append("NUM_GROUPS" if resnets.NUM_GROUPS > 1 else "WIDTH_PER_GROUP")
         narrow = {key: scale_channels(f"MODEL.RESNETS.{key}", resnets[key], share) for key in keys}
+        if self._options.slim == "detector":
+            _narrow_heads(cfg, share)
         if resnets.DEPTH in (18, 34) and share != 1:
             # Detectron2 builds these from a yaml config with 64 channels only.
             return "config.py", lazy_config(cfg, narrow["RES2_OUT_CHANNELS"])
@@ -96,9 +111,20 @@ class Detectron2Exporter:
         return build_model(cfg).eval()
 
     @torch.no_grad()
-    def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:
-        model([{"image": images[0]}])
-        return list(model.backbone(images).values())
+    def run(self, model: nn.Module, image: Tensor) -> None:
+        item = {"image": 128 + 64 * image[0]}
+        if isinstance(model, GeneralizedRCNN):
+            images = model.preprocess_image([item])
+            features = model.backbone(images.tensor)
+            box = Boxes(image.new_tensor([[0.0, 0.0, 48.0, 48.0]]))
+            # Masks and keypoints before boxes, from which come as many as are found.
+            found = Instances(images.image_sizes[0], pred_boxes=box)
+            found.pred_classes = torch.zeros(1, dtype=torch.long)
+            model.roi_heads.forward_with_given_boxes(features, [found])
+            proposal = Instances(images.image_sizes[0], proposal_boxes=box)
+            proposal.objectness_logits = image.new_zeros(1)
+            model.roi_heads(images, features, [proposal])
+        model([item])
 
     def checkpoint(self, state: dict[str, Tensor], config: str) -> dict[str, Any]:
         return {"model": state}
@@ -130,6 +156,15 @@ class Detectron2Exporter:
             f"config's channel order -> {', '.join(names)}, in pixels of that image"
             + ("; masks are of their boxes, not pasted" if "pred_masks" in names else ""),
         )
+
+
+def _narrow_heads(cfg: CfgNode, share: Fraction) -> None:
+    for node, key in _HEADS:
+        given = cfg.MODEL[node][key]
+        counts = [given] if isinstance(given, int) else given
+        name = f"MODEL.{node}.{key}"
+        narrow = [scale_channels(name, count, share) if count > 0 else count for count in counts]
+        cfg.MODEL[node][key] = narrow[0] if isinstance(given, int) else type(given)(narrow)
 
 
 def _detect(model: nn.Module, inputs: list[dict]) -> list[dict]:

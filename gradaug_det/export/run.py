@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.errors import ConfigError
-from gradaug_det.export.calibration import find_norms, recalibrate
+from gradaug_det.export.calibration import find_norms, measure_moments, recalibrate
 from gradaug_det.export.programs import Traceable, make_program
-from gradaug_det.export.slicing import largest_difference, narrow_state
+from gradaug_det.export.slicing import largest_difference, layer_outputs, narrow_state
 from gradaug_det.export.widths import share_of_channels
 from gradaug_det.utils.detector_files import DetectorFiles
 from gradaug_det.utils.environment import describe_environment
@@ -39,10 +39,11 @@ class Exporter(Protocol):
     framework: str  # for readers
     files: DetectorFiles  # config and weights as they were trained
     model: nn.Module  # the detector, in evaluation mode, on the CPU
-    slim: str  # what of it was narrow in training; see gradaug_det.core.options.GradAugOptions
+    slimmed: nn.Module  # what of it was narrow in training, with its plan
+    divisor: int  # of the channels of its sub-networks
 
     def backbone_of(self, model: nn.Module) -> nn.Module:
-        """Returns the part of a detector that is slimmed."""
+        """Returns the backbone of a detector, whose norms are calibrated."""
 
     def config(self, share: Fraction, weights: str) -> tuple[str, str]:
         """Returns name and content of the narrow detector's config, which needs no gradaug_det.
@@ -55,10 +56,10 @@ class Exporter(Protocol):
     def build(self, config: Path) -> nn.Module:
         """Builds the detector of such a config, in evaluation mode, without weights."""
 
-    def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:
-        """Returns what the heads read, of prepared images (N, 3, H, W).
+    def run(self, model: nn.Module, image: Tensor) -> None:
+        """Runs all layers on an image (1, 3, H, W) of noise, of mean 0 and deviation 1.
 
-        Runs the heads too: one that reads the backbone past the neck fails in a narrow detector.
+        The heads first see one box, whatever the detector finds; then it detects.
         """
 
     def checkpoint(self, state: dict[str, Tensor], config: str) -> dict[str, Any]:
@@ -86,6 +87,7 @@ def export_detector(
     out: str | Path,
     *,
     images: Sequence[Path] = (),
+    match: bool = False,
     program: str | None = None,
 ) -> Exported:
     """Writes the sub-network of that width as a detector of its own.
@@ -99,6 +101,8 @@ def export_detector(
         out: folder; files of these names in it are replaced.
         images: on which BatchNorm statistics are measured; without them, they are the full
             network's, cut.
+        match: gives the norms' outputs the full network's moments on the images in place of
+            measured statistics: for a detector that was never trained at that width.
         program: also write one of :data:`gradaug_det.export.programs.FORMATS`.
 
     Raises:
@@ -107,42 +111,40 @@ def export_detector(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ConfigError("--out", f"must be a folder, and {str(out)!r} is a file")
-    if exporter.slim == "detector" and width != 1:
-        raise ConfigError(
-            "--width",
-            f"{width:g} cannot be exported of a detector that was trained with slim 'detector': "
-            "its neck and heads are narrow too; set_width runs it at that width",
-        )
-    model, files = exporter.model, exporter.files
-    backbone = exporter.backbone_of(model)
-    plan = slim_plan(backbone)
-    name, config = exporter.config(share_of_channels(plan, width), str(out / WEIGHTS))
+    model, files, slimmed = exporter.model, exporter.files, exporter.slimmed
+    share = share_of_channels(slim_plan(slimmed), width, exporter.divisor)
+    name, config = exporter.config(share, str(out / WEIGHTS))
     # From a file, as whoever uses the export will build it.
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(config, "utf-8")
         narrow = exporter.build(path)
-    narrow.load_state_dict(narrow_state(model, backbone, narrow, width))
+    narrow.load_state_dict(narrow_state(model, slimmed, narrow, width, exporter.divisor))
 
     # No image: in noise every channel matters, so that a wrong slice cannot go unnoticed.
     noise = torch.randn(1, 3, 256, 384, generator=torch.Generator().manual_seed(0))
-    with at_width(backbone, width, norm="frozen"):
-        sliced = exporter.features(model, noise)
-    difference = largest_difference(lambda: exporter.features(narrow, noise), sliced)
+    with at_width(slimmed, width, norm="frozen", divisor=exporter.divisor):
+        sliced = layer_outputs(model, lambda: exporter.run(model, noise))
+    difference = largest_difference(
+        lambda: layer_outputs(narrow, lambda: exporter.run(narrow, noise)), sliced
+    )
+    backbone = exporter.backbone_of(model)
     if images:
-        recalibrate(exporter.backbone_of(narrow), exporter.batches(narrow, images))
+        moments = measure_moments(backbone, exporter.batches(model, images)) if match else None
+        recalibrate(exporter.backbone_of(narrow), exporter.batches(narrow, images), moments)
     elif find_norms(backbone):
         logger.info("BatchNorm statistics are the full network's, cut; --calibrate measures them")
     made = make_program(program, lambda: exporter.traceable(narrow)) if program else None
 
     weights = Path(str(files.weights))
+    plan = slim_plan(backbone)
     groups = [plan.groups[group] for group in plan.outputs if group is not None]
     record = {
         "framework": exporter.framework,
         "width": width,
         "channels": {
             "full": [group.channels for group in groups],
-            "exported": [group.at(width) for group in groups],
+            "exported": [group.at(width, exporter.divisor) for group in groups],
         },
         "parameters": {"full": _count(model), "exported": _count(narrow)},
         "largest_difference_to_sub_network": difference,
@@ -153,7 +155,9 @@ def export_detector(
             # A URL is no file of this machine.
             "weights_sha256": pooch.file_hash(str(weights)) if weights.is_file() else None,
         },
-        "calibration": {"source": images[0].parent.name, "images": len(images)} if images else None,
+        "calibration": None
+        if not images
+        else {"source": images[0].parent.name, "images": len(images), "matched": match},
         "program": {"file": made.name, "note": made.note} if made else None,
         "environment": describe_environment(),
     }

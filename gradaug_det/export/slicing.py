@@ -1,8 +1,9 @@
-"""The tensors of a detector whose backbone is as narrow as its sub-network."""
+"""The tensors of a detector that is as narrow as its sub-network, and what its layers find."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -11,15 +12,15 @@ from gradaug_det.errors import UnslimmableError
 
 
 def narrow_state(
-    model: nn.Module, backbone: nn.Module, narrow: nn.Module, width: float
+    model: nn.Module, slimmed: nn.Module, narrow: nn.Module, width: float, divisor: int = 1
 ) -> dict[str, Tensor]:
     """Cuts the tensors of a detector to the shapes of the narrow one: the first of its channels.
 
     Args:
         model: the detector.
-        backbone: the part of it that is slimmed.
+        slimmed: the part of it that is slimmed, or all of it.
         narrow: what the framework builds from the exported config.
-        width: of the sub-network.
+        width, divisor: of the sub-network.
 
     Returns:
         Tensors of their own memory, by the names of ``narrow.state_dict()``.
@@ -27,10 +28,11 @@ def narrow_state(
     Raises:
         UnslimmableError: the two detectors differ in something else: names the first tensor.
     """
-    plan = slim_plan(backbone)
+    plan = slim_plan(slimmed)
     outputs = [plan.groups[group] for group in plan.outputs if group is not None]
-    read = {group.channels: group.at(width) for group in outputs}
-    prefix = next(name for name, module in model.named_modules() if module is backbone) + "."
+    read = {group.channels: group.at(width, divisor) for group in outputs}
+    name = next(name for name, module in model.named_modules() if module is slimmed)
+    prefix = f"{name}." if name else ""
     full = model.state_dict()
     built = {name: tuple(tensor.shape) for name, tensor in narrow.state_dict().items()}
     state = {}
@@ -38,17 +40,18 @@ def narrow_state(
         given = tuple(full[name].shape) if name in full else None
         fitting = [given]
         if name.startswith(prefix) and given is not None:
-            fitting = [plan.tensor_shape(name.removeprefix(prefix), full[name].shape, width)]
+            part = name.removeprefix(prefix)
+            fitting = [plan.tensor_shape(part, full[name].shape, width, divisor)]
         elif given is not None and len(given) > 1 and name.startswith(("backbone.", "neck.")):
             # Or fewer input channels, where the layer reads the backbone's outputs. That these
-            # are the first ones, in that order, is what largest_difference finds out: of what the
-            # heads read, so that a head which reads the backbone itself cannot be cut.
+            # are the first ones, in that order, is what largest_difference finds out.
             fitting.append((given[0], read.get(given[1]), *given[2:]))
         if name not in built or built[name] not in fitting:
             raise UnslimmableError(
                 f"this detector cannot be exported: '{name}' is {_to_text(fitting[0])} in the "
                 f"sub-network and {_to_text(built.get(name))} in what the framework builds from "
-                "the narrow config; take another --width (1 always fits) or tell us the config"
+                "the narrow config; take another --width (1 always fits), train without keep_whole, "
+                "or tell us the config"
             )
         # A slice shares the full tensor's memory, all of which torch.save would write.
         state[name] = full[name][tuple(map(slice, built[name]))].clone()
@@ -59,37 +62,69 @@ def _to_text(shape: tuple[int, ...] | None) -> str:
     return "missing" if shape is None else "x".join(map(str, shape)) or "a number"
 
 
-def largest_difference(narrow: Callable[[], list[Tensor]], sliced: list[Tensor]) -> float:
-    """Compares the narrow network's feature maps (N, C, H, W) with the sub-network's.
+def layer_outputs(model: nn.Module, run: Callable[[], None]) -> dict[str, Tensor]:
+    """Returns what each layer with parameters finds when it is first called, by the layer's name.
 
-    It tells whether what reads the backbone's outputs could be cut: an ordinary convolution (an
-    FPN's, for instance) finds the same, most other layers do not.
+    Args:
+        run: runs the model.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, _: nn.Module, __: tuple, output: Tensor) -> None:
+        found.setdefault(name, output)
+
+    handles = [
+        layer.register_forward_hook(partial(keep, name))
+        for name, layer in model.named_modules()
+        if any(True for _ in layer.parameters(recurse=False))
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def largest_difference(narrow: Callable[[], dict[str, Tensor]], sliced: dict[str, Tensor]) -> float:
+    """Compares what the narrow network's layers find with what the sub-network's do.
+
+    It tells whether all that reads narrow maps could be cut: an ordinary convolution (an FPN's,
+    for instance) finds the same, most other layers do not.
 
     Args:
         narrow: runs the narrow network.
         sliced: of the full detector at the sub-network's width.
 
     Returns:
-        The largest difference, as a share of a map's largest value.
+        The largest difference, as a share of an output's largest value.
 
     Raises:
-        UnslimmableError: they differ by more than rounding.
+        UnslimmableError: they differ by more than rounding: names the first layer that does.
     """
+    largest = 0.0
     try:
-        maps = narrow()
-        found = "other shapes than"
-        if [tuple(one.shape) for one in maps] == [tuple(other.shape) for other in sliced]:
-            difference = max(
-                float((one - other).abs().max() / other.abs().max().clamp(min=1e-12))
-                for one, other in zip(maps, sliced, strict=True)
-            )
-            if difference < 1e-3:
-                return difference
-            found = f"differences of up to {difference:.1e} of their largest value from"
+        outputs = narrow()
     except RuntimeError as error:
-        found = f"an error ({error}) in place of"
-    raise UnslimmableError(
-        f"the narrow network's feature maps have {found} the sub-network's; nothing was written. "
-        "What reads the backbone's outputs must be ordinary convolutions, as an FPN's are; if it "
-        "is, please report this"
-    )
+        raise UnslimmableError(_REFUSED.format(f"stops with an error ({error})")) from None
+    for name, expected in sliced.items():
+        found = outputs.get(name)
+        if found is None or found.shape != expected.shape:
+            shapes = [_to_text(None if x is None else tuple(x.shape)) for x in (found, expected)]
+            finds = f"finds {shapes[0]} at '{name}' where the sub-network finds {shapes[1]}"
+            raise UnslimmableError(_REFUSED.format(finds))
+        if not expected.numel():
+            continue
+        scale = expected.abs().max().clamp(min=1e-12)
+        difference = float((found - expected).abs().max() / scale)
+        if not difference < 1e-3:
+            finds = f"differs at '{name}' by up to {difference:.1e} of the largest value"
+            raise UnslimmableError(_REFUSED.format(finds))
+        largest = max(largest, difference)
+    return largest
+
+
+_REFUSED = (
+    "the narrow network {}; nothing was written. What reads narrow maps must be ordinary "
+    "convolutions and linear layers, as an FPN's are; if it is, please report this"
+)

@@ -12,7 +12,7 @@ from mmdet.models.roi_heads.roi_extractors import BaseRoIExtractor
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
-from torch import nn
+from torch import Tensor, nn
 
 from gradaug_det.core import slimming as core
 from gradaug_det.errors import UnslimmableError
@@ -74,9 +74,14 @@ def slimmed_part(
 
 
 def _run_blank(detector: nn.Module) -> None:
-    image = next(detector.parameters()).new_zeros(1, 3, 64, 64)
-    shape = {"img_shape": (64, 64), "ori_shape": (64, 64), "scale_factor": (1.0, 1.0)}
-    sample = DetDataSample(metainfo=dict(shape, batch_input_shape=(64, 64), flip=False))
+    run_layers(detector, next(detector.parameters()).new_zeros(1, 3, 64, 64))
+
+
+def run_layers(detector: nn.Module, image: Tensor) -> None:
+    """Runs a detector up to its predictions of a prepared image (1, 3, H, W), and of one box."""
+    size = tuple(image.shape[2:])
+    shape = {"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)}
+    sample = DetDataSample(metainfo=dict(shape, batch_input_shape=size, flip=False))
     if not isinstance(detector, TwoStageDetector):
         detector(image, [sample], mode="tensor")
         return

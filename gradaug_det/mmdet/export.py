@@ -23,7 +23,7 @@ from gradaug_det.core.dump import to_plain
 from gradaug_det.errors import ZooError
 from gradaug_det.export.calibration import split_evenly
 from gradaug_det.export.programs import Traceable
-from gradaug_det.mmdet.backbone import slimmed_part
+from gradaug_det.mmdet.backbone import run_layers, slimmed_part
 from gradaug_det.mmdet.benchmark import options
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.config import load_config, trained_options
@@ -40,7 +40,6 @@ class MMDetectionExporter:
     def __init__(self, files: DetectorFiles) -> None:
         self.files = files
         self.config_file = load_config(files.config, options(files.overrides))
-        self.slim = trained_options(self.config_file).slim
         init_default_scope("mmdet")
         load_files_safely()
         self.model = _build(self.config_file)
@@ -52,11 +51,15 @@ class MMDetectionExporter:
                 f"--weights: the checkpoint does not fit {files.config.name} (give the weights of "
                 f"this --config, with its --opts): {reason}"
             ) from None
+        self._options = trained_options(self.config_file)
+        self.slimmed = slimmed_part(self.model, self._options.slim, self._options.keep_whole)
+        self.divisor = self._options.divisor
         # Without the arrays that torch.load(weights_only=True) would refuse.
         self.dataset_meta = to_plain((checkpoint.get("meta") or {}).get("dataset_meta"))
 
     def config(self, share: Fraction, weights: str) -> tuple[str, str]:
-        config = plain_config(self.config_file, share)
+        heads = share if self._options.slim == "detector" else Fraction(1)
+        config = plain_config(self.config_file, share, heads)
         config.load_from = weights
         return "config.py", config.pretty_text
 
@@ -64,11 +67,11 @@ class MMDetectionExporter:
         return _build(Config.fromfile(config))
 
     @torch.no_grad()
-    def features(self, model: nn.Module, images: Tensor) -> list[Tensor]:
-        size = dict.fromkeys(("img_shape", "ori_shape"), tuple(images.shape[-2:]))
+    def run(self, model: nn.Module, image: Tensor) -> None:
+        run_layers(model, image)
+        size = dict.fromkeys(("img_shape", "ori_shape"), tuple(image.shape[-2:]))
         sample = DetDataSample(metainfo={"img_id": 0, "scale_factor": (1.0, 1.0), **size})
-        model.test_step({"inputs": [images[0]], "data_samples": [sample]})
-        return list(model.extract_feat(images))
+        model.test_step({"inputs": [image[0]], "data_samples": [sample]})
 
     def checkpoint(self, state: dict[str, Tensor], config: str) -> dict[str, Any]:
         meta = {"dataset_meta": self.dataset_meta} if self.dataset_meta else {}

@@ -1,4 +1,4 @@
-"""An MMDetection config without gradaug_det, and with the channels of a narrow backbone."""
+"""An MMDetection config without gradaug_det, and with the channels of a narrow detector."""
 
 from __future__ import annotations
 
@@ -21,14 +21,21 @@ _PLAIN_NAMES = {
 }
 _HOOKS = ("GradAugHook", "ExactResumeHook")
 _NARROWED = ("ResNet", "ResNetV1d", "ResNeXt")
+# What follows a backbone, and its settings that count channels, or groups of them.
+_HEADS = ("neck", "rpn_head", "bbox_head", "roi_head")
+_CHANNELS = (
+    *("in_channels", "out_channels", "feat_channels", "conv_out_channels", "fc_out_channels"),
+    "num_groups",
+)
 
 
-def plain_config(config: Config, share: Fraction) -> Config:
+def plain_config(config: Config, share: Fraction, heads: Fraction) -> Config:
     """Returns the config of the same detector for plain MMDetection.
 
     Args:
         config: of the detector as it was trained; not changed.
         share: of the backbone's channels that are kept.
+        heads: of those of the neck and the heads.
 
     Raises:
         ConfigError: names the key that cannot be narrowed, or needs gradaug_det.
@@ -40,7 +47,11 @@ def plain_config(config: Config, share: Fraction) -> Config:
     _remove_hooks_and_imports(config)
     if share != 1:
         _narrow_backbone(config.model.backbone, share)
-        _narrow_neck(config.model.get("neck"), share)
+        if heads == 1:
+            _narrow_neck(config.model.get("neck"), share)
+    if heads != 1:
+        for part in filter(config.model.get, _HEADS):
+            config.model[part] = _narrowed(config.model[part], heads, f"model.{part}")
     # All weights come from the checkpoint.
     config.model.backbone.init_cfg = None
     config.model.backbone.pop("pretrained", None)
@@ -93,6 +104,18 @@ def _narrow_neck(neck: Any, share: Fraction) -> None:
         if isinstance(given, int)
         else [scale_channels(f"{key}[{i}]", value, share) for i, value in enumerate(given)]
     )
+
+
+def _narrowed(value: Any, share: Fraction, key: str, counts: bool = False) -> Any:
+    """Returns a part of a config anew: parts may share a norm_cfg, which changes once in each."""
+    if isinstance(value, dict):
+        return {
+            name: _narrowed(item, share, f"{key}.{name}", name in _CHANNELS)
+            for name, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return type(value)(_narrowed(v, share, f"{key}[{i}]", counts) for i, v in enumerate(value))
+    return scale_channels(key, value, share) if counts and isinstance(value, int) else value
 
 
 def _check_plain(config: Config) -> None:

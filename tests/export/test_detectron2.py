@@ -16,7 +16,7 @@ from gradaug_det.core.slimming import at_width
 from gradaug_det.d2.backbone import slimmable_part
 from gradaug_det.d2.config import load_config
 from gradaug_det.d2.export import Detectron2Exporter
-from gradaug_det.errors import ConfigError, ZooError
+from gradaug_det.errors import ConfigError, UnslimmableError, ZooError
 from gradaug_det.export.calibration import find_images
 from gradaug_det.export.programs import FORMATS
 from gradaug_det.frameworks import load_detector
@@ -69,6 +69,17 @@ RETINA = (
     *("MODEL.RETINANET.NUM_CONVS", "1", "MODEL.FPN.IN_FEATURES", "['res3','res4','res5']"),
     *("MODEL.RETINANET.SCORE_THRESH_TEST", "0.005"),
 )
+CASCADE = (
+    *(
+        "MODEL.ROI_HEADS.NAME",
+        "CascadeROIHeads",
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+        "True",
+    ),
+    *("MODEL.ROI_BOX_HEAD.NUM_CONV", "1", "MODEL.RPN.CONV_DIMS", "[32,32]"),
+)
+NARROW_HEADS = ("GRADAUG.ENABLED", "True", "GRADAUG.SLIM", "detector")
+WHOLE_MASKS = (*NARROW_HEADS, "GRADAUG.KEEP_WHOLE", "['roi_heads.mask_head']")
 MINI = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "30")
 
 
@@ -143,8 +154,11 @@ def test_plain_detectron2_loads_them(mini, tmp_path):
         ((*SMALL_R50, *RETINA), [56, 112, 224, 448]),
         (RETINA, [56, 112, 224, 448]),
         (("MODEL.RESNETS.NORM", "BN"), [56, 112, 224, 448]),
+        (NARROW_HEADS, [56, 112, 224, 448]),
+        ((*SMALL_R50, *NARROW_HEADS, *RETINA), [56, 112, 224, 448]),
+        ((*SMALL_R50, *NARROW_HEADS, *CASCADE), [56, 112, 224, 448]),
     ],
-    ids=["resnext50", "retinanet50", "retinanet18", "batchnorm18"],
+    ids=["resnext50", "retinanet50", "retinanet18", "batchnorm18", "all18", "all-r", "all-c"],
 )
 def test_other_detectors(opts, channels, tmp_path):
     """The export itself compares feature maps; what it says of them is in the record."""
@@ -158,6 +172,10 @@ def test_other_detectors(opts, channels, tmp_path):
         "backbone.top_block.p6.weight" if "RetinaNet" in opts else "backbone.fpn_lateral5.weight"
     )
     assert weights[reader].shape[1] == 448
+    heads = 0.875 if "detector" in opts else 1
+    for name, tensor in model.state_dict().items():
+        if re.search(r"fpn_output5.weight|fc1.weight|mask_fcn1.weight|cls_subnet.0.weight", name):
+            assert len(weights[name]) == heads * len(tensor), name
     assert exported.weights.stat().st_size < 0.95 * (tmp_path / "full.pth").stat().st_size
 
 
@@ -186,7 +204,7 @@ def test_calibrated_statistics_are_those_of_the_images(checkpoints, coco, tmp_pa
     changed = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
     assert changed == {name for name in states[0] if name.endswith(("running_mean", "running_var"))}
     assert all(torch.equal(states[1][name], states[2][name]) for name in states[1])
-    assert both[0].record["calibration"] == {"source": "val", "images": 4}
+    assert both[0].record["calibration"] == {"source": "val", "images": 4, "matched": False}
 
     exporter = Detectron2Exporter(source)
     model = exporter.build(both[0].config)
@@ -241,9 +259,6 @@ def test_the_traced_program_finds_the_same(program, checkpoints, tmp_path):
     assert len(set(counts)) == 2, counts
 
 
-NARROW_HEADS = ("GRADAUG.ENABLED", "True", "GRADAUG.SLIM", "detector")
-
-
 @pytest.mark.parametrize(
     "opts, width, error, message",
     [
@@ -251,7 +266,13 @@ NARROW_HEADS = ("GRADAUG.ENABLED", "True", "GRADAUG.SLIM", "detector")
         ((), 0.0, ConfigError, r"--width must be a number in \(0, 1\], got 0.0"),
         (("MODEL.BACKBONE.NAME", "build_resnet_backbone"), 1.0, ConfigError, "BACKBONE.NAME is"),
         (("MODEL.ROI_BOX_HEAD.FC_DIM", "128"), 1.0, ZooError, "'roi_heads.box_head.fc1"),
-        (NARROW_HEADS, 0.5, ConfigError, "--width 0.5 cannot be exported of a .* slim 'detector'"),
+        (("GRADAUG.ENABLED", "True", "GRADAUG.DIVISOR", "32"), 0.875, ConfigError, "are 0.5 or 1"),
+        (
+            WHOLE_MASKS,
+            0.875,
+            UnslimmableError,
+            "'backbone.fpn_output2.weight' is 64x56x3x3 in .* keep_whole",
+        ),
         (SMALL_R50, 1.0, ZooError, "tensors of backbone.bottom_up were taken from"),
     ],
 )

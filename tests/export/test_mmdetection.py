@@ -47,6 +47,8 @@ def detect(config, weights, image):
         )
     return found.pred_instances.bboxes, found.pred_instances.scores
 """
+NARROW_HEADS = ("custom_hooks.0.slim=detector",)
+FC = "roi_head.bbox_head.shared_fcs.0.weight"
 MINI = ("model.test_cfg.rcnn.score_thr=0.0", "model.test_cfg.rcnn.max_per_img=30")
 # A bottleneck ResNet with few channels: stem 16, stages 64, 128, 256, 512.
 SMALL = (
@@ -139,7 +141,7 @@ class ReadsBackbone(MaskRCNN):
 def test_a_head_that_reads_the_backbone_is_refused(tmp_path):
     opts = ("model.type=ReadsBackbone",)
     random_checkpoint(tmp_path / "full.pth", *opts)
-    with pytest.raises(UnslimmableError, match=r"have an error .* expected input"):
+    with pytest.raises(UnslimmableError, match=r"stops with an error .* expected input"):
         export(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
 
 
@@ -149,8 +151,8 @@ def test_traced_feature_maps(program, mini, tmp_path):
     run = load_program(export(source, WIDTH, tmp_path, program=program).program)
     exporter = MMDetectionExporter(source)
     images = torch.randn(2, 3, 96, 64)
-    with torch.no_grad(), at_width(exporter.backbone_of(exporter.model), WIDTH, norm="frozen"):
-        expected = exporter.features(exporter.model, images)
+    with torch.no_grad(), at_width(exporter.slimmed, WIDTH, norm="frozen"):
+        expected = list(exporter.model.extract_feat(images))
         torch.testing.assert_close(list(run(images)), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -172,13 +174,17 @@ def test_traced_feature_maps(program, mini, tmp_path):
             *SMALL,
             *("model.neck.start_level=1", "model.neck.add_extra_convs=on_input"),
         ),
+        NARROW_HEADS,
+        (*SMALL, *NARROW_HEADS, "model.neck.norm_cfg.type=GN", "model.neck.norm_cfg.num_groups=8"),
     ],
-    ids=["resnext", "v1d", "groupnorm-pafpn", "extra-convs-on-input"],
+    ids=["resnext", "v1d", "groupnorm-pafpn", "extra-convs-on-input", "all", "all-groupnorm-fpn"],
 )
 def test_other_backbones_and_necks(opts, tmp_path):
     """The export itself compares feature maps; what it says of them is in the record."""
-    random_checkpoint(tmp_path / "full.pth", *opts)
+    model = random_checkpoint(tmp_path / "full.pth", *opts)
     exported = export(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
+    heads = len(torch.load(exported.weights, weights_only=True)["state_dict"][FC])
+    assert heads == (0.875 if NARROW_HEADS[0] in opts else 1) * len(model.state_dict()[FC])
     assert exported.record["channels"]["exported"] == [56, 112, 224, 448]
     assert exported.record["largest_difference_to_sub_network"] < 1e-5
 

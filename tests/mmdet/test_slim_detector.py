@@ -1,31 +1,16 @@
 """Sub-networks whose neck and heads are narrow, too."""
 
+from fractions import Fraction
+
 import pytest
 from mmdet.models.dense_heads import rpn_head
+from mmengine.config import Config
 
 from gradaug_det.mmdet.backbone import slimmed_part
+from gradaug_det.mmdet.export_config import plain_config
 from tests.core.narrow import check_against_narrow
 
 from .helpers import KINDS, collated, tiny_items, tiny_model, tiny_model_cfg
-
-
-def narrow_cfg(kind):
-    """Half the channels of ``tiny_model_cfg``."""
-    cfg = tiny_model_cfg(kind)
-    cfg.backbone.base_channels = 32
-    cfg.neck.in_channels = [channels // 2 for channels in cfg.neck.in_channels]
-    parts = [cfg.neck, cfg.get("rpn_head"), cfg.get("bbox_head")]
-    for part in (cfg.get("roi_head") or {}).values():
-        parts += part if isinstance(part, list) else [part]
-    for part in filter(lambda part: isinstance(part, dict), parts):
-        for key in ("in_channels", "out_channels", "feat_channels", "conv_out_channels"):
-            if isinstance(part.get(key), int):
-                part[key] //= 2
-        if "fc_out_channels" in part:
-            part.fc_out_channels //= 2
-        if "norm_cfg" in part and "num_groups" in (part.norm_cfg or {}):
-            part.norm_cfg.num_groups //= 2
-    return cfg
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -35,7 +20,9 @@ def test_gradients_are_those_of_a_narrow_detector(kind, monkeypatch):
     in_float32 = lambda boxes, scores, *rest: nms(boxes.float(), scores.float(), *rest)  # noqa: E731
     monkeypatch.setattr(rpn_head, "batched_nms", in_float32)
     model = slimmed_part(tiny_model(kind, double=True), "detector")
-    narrow = tiny_model(cfg=narrow_cfg(kind), double=True)
+    # As the export writes it.
+    half = plain_config(Config({"model": tiny_model_cfg(kind)}), Fraction(1, 2), Fraction(1, 2))
+    narrow = tiny_model(cfg=half.model, double=True)
     data = model.data_preprocessor(collated(tiny_items()), True)
     data["inputs"] = data["inputs"].double()
 
