@@ -72,6 +72,7 @@ class Built:
     run: Callable[[], int]  # returns how much it found
     slimmed: nn.Module | None = None
     divisor: int = 1
+    statistics: tuple = ()
 
 
 def build_detectron2(config: str, image: Tensor) -> tuple[Built, Callable]:

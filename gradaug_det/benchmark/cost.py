@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import product
+from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
@@ -18,13 +19,38 @@ from torch.utils.flop_counter import FlopCounterMode
 from gradaug_det.benchmark.detector import Detector
 from gradaug_det.benchmark.records import Cost
 from gradaug_det.core.slimming import at_width, slim_plan
+from gradaug_det.export.calibration import (
+    measure_moments,
+    recalibrate,
+    statistics_of,
+    use_statistics,
+)
 
 
-def at_detector_width(detector: Detector, width: float) -> AbstractContextManager:
-    """Within the block, the detector has that width, with its own statistics sliced."""
-    if width == 1:
-        return nullcontext()
-    return at_width(detector.slimmed, width, norm="frozen", divisor=detector.divisor)
+@contextmanager
+def at_detector_width(detector: Detector, width: float) -> Iterator[None]:
+    """Within the block, the detector has that width, with its own statistics sliced or matched."""
+    with ExitStack() as stack:
+        if width < 1:
+            network = at_width(detector.slimmed, width, "frozen", detector.divisor)
+            stack.enter_context(network)
+        if width in detector.statistics:
+            use_statistics(detector.backbone, detector.statistics[width])
+        yield
+
+
+def match_statistics(detector: Detector, widths: Sequence[float], images: Sequence[Path]) -> None:
+    """Gives norms, at widths below 1, the full network's moments: without any training.
+
+    Args:
+        images: on which they are measured; no labels are needed.
+    """
+    moments = measure_moments(detector.backbone, detector.batches(images))
+    for width in widths:
+        if width < 1:
+            with at_detector_width(detector, width):
+                recalibrate(detector.backbone, detector.batches(images), moments)
+                detector.statistics[width] = statistics_of(detector.backbone)
 
 
 def count_parameters(detector: Detector, width: float) -> int:

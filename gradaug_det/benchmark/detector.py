@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from gradaug_det.benchmark.changes import Change
@@ -33,6 +33,8 @@ class Detector(Protocol):
         slimmed: what of it is narrow in a sub-network, as its config trains them; an error of
             :func:`gradaug_det.core.slimming.slim_plan` if it cannot be.
         divisor: of the channels of its sub-networks, likewise.
+        backbone: what has the norms that can be matched.
+        statistics: of these norms at widths, where they are not the full network's, cut.
         scoring: the config's own settings of its evaluation.
         description: all of the config: detections of another one are not taken for this one's.
     """
@@ -42,6 +44,8 @@ class Detector(Protocol):
     model: nn.Module
     slimmed: nn.Module
     divisor: int
+    backbone: nn.Module
+    statistics: dict[float, list[tuple[Tensor, Tensor]]]
     scoring: Scoring
     description: str
 
@@ -50,6 +54,9 @@ class Detector(Protocol):
 
         With a corruption, samples are corrupted; for an attack, they carry the ground truth.
         """
+
+    def batches(self, images: Sequence[Path]) -> Iterator[Tensor]:
+        """Images (N, 3, H, W) as the backbone sees them, by the config's test pipeline."""
 
     def attack(self, sample: Any, change: Any) -> Any:
         """A sample of ``dataset``, moved by FGSM against the model as it is now."""

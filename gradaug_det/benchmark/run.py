@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from gradaug_det.benchmark.changes import FGSM, Change, Clean, Corruption
-from gradaug_det.benchmark.cost import at_detector_width, measure_costs
+from gradaug_det.benchmark.cost import at_detector_width, match_statistics, measure_costs
 from gradaug_det.benchmark.detector import Detector
 from gradaug_det.benchmark.processes import rank, wait_for_all, world_size
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, Metrics, WidthResult
@@ -41,6 +41,8 @@ class BenchmarkSettings:
         corruptions: kinds; evaluated, like attacks, at the largest width.
         severities: of the corruptions, 1 to 5.
         epsilons: of FGSM, on the 0-255 scale.
+        match: images on which, at widths below 1, norms get the full network's moments: for
+            detectors that were not trained at these widths.
         limit: evaluate only that many images, in the order of their ids.
         cost_images: images on which costs are measured.
         repeats: how often each of them is timed.
@@ -55,6 +57,7 @@ class BenchmarkSettings:
     corruptions: Sequence[str] = ()
     severities: Sequence[int] = SEVERITIES
     epsilons: Sequence[float] = ()
+    match: Sequence[Path] = ()
     limit: int | None = None
     cost_images: int = 5
     repeats: int = 3
@@ -163,6 +166,8 @@ def _detect_and_score(
     # All processes detect; scores, and records to be used, are in the first one alone.
     files, scoring = detector.files, detector.scoring
     logger.info("%s (%s)", files.label, detector.framework)
+    if settings.match:
+        match_statistics(detector, settings.widths, settings.match)
     folder = store / _folder_name(detector, data)
 
     def detect(width: float, change: Change) -> list[dict]:
@@ -264,6 +269,9 @@ def _folder_name(detector: Detector, data: CocoData) -> str:
     for name, tensor in sorted(detector.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for statistics in detector.statistics.values():
+        for mean, var in statistics:
+            digest.update(torch.cat([mean, var]).cpu().numpy().tobytes())
     digest.update(data.path.read_bytes())
     digest.update(str(data.folder.resolve()).encode())
     slug = re.sub(r"[^A-Za-z0-9]+", "-", detector.files.label).strip("-").lower()

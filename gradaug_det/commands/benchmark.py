@@ -17,6 +17,7 @@ from gradaug_det.benchmark.report import write_benchmark
 from gradaug_det.benchmark.run import BenchmarkSettings, load_data, run_benchmark
 from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.corruptions import SEVERITIES, corruption_names
+from gradaug_det.export.calibration import find_images
 from gradaug_det.frameworks import FRAMEWORKS, load_detector
 from gradaug_det.utils.detector_files import DetectorFiles
 
@@ -55,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--fgsm", dest="epsilons", type=float, nargs="+", default=(), metavar="EPS", help=text
     )
+    text = (
+        "at widths below 1, give norms the full network's moments on the first N images of "
+        "--calibrate: for detectors that were not trained at these widths"
+    )
+    what.add_argument("--match", type=int, metavar="N", help=text)
+    text = "a folder of images or a COCO-format json, of training images"
+    what.add_argument("--calibrate", type=Path, metavar="IMAGES", help=text)
     what.add_argument("--cost-images", type=int, default=5, metavar="N", help="for time and FLOPs")
     what.add_argument("--repeats", type=int, default=3, help="timings of each; 0: no timing")
     run = parser.add_argument_group("how")
@@ -73,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     data = load_data(*_dataset(args))
     if args.corruptions == []:  # the option without names
         args.corruptions = corruption_names()
+    args.match = _images_to_match(args)
     settings = BenchmarkSettings(
         **{field.name: getattr(args, field.name) for field in fields(BenchmarkSettings)}
     )
@@ -98,6 +107,17 @@ def _dataset(args: argparse.Namespace) -> tuple[Path, Path, str]:
         "FOLDER (with annotations/instances_SPLIT.json and SPLIT/ in it), or else both "
         "--annotations FILE and --images FOLDER must be given",
     )
+
+
+def _images_to_match(args: argparse.Namespace) -> list[Path]:
+    if args.match is None and args.calibrate is None:
+        return []
+    if args.match is None or args.calibrate is None:
+        raise ConfigError(
+            "--match" if args.calibrate is None else "--calibrate",
+            "is one of two that need each other: --match N --calibrate IMAGES",
+        )
+    return find_images(args.calibrate, args.match, "--match")
 
 
 def detector_files(args: argparse.Namespace) -> list[DetectorFiles]:

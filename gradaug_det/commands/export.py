@@ -49,15 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     count = args.images if args.match is None else args.match
+    option = "--images" if args.match is None else "--match"
     if count is not None and args.calibrate is None:
-        option = "--images" if args.match is None else "--match"
         raise ConfigError(option, "says how many of --calibrate are used, which is missing")
     # What is wrong with other arguments is found before a detector is built.
     if args.program is not None:
         check_format(args.program)
     images = []
     if args.calibrate is not None:
-        images = find_images(args.calibrate, IMAGES if count is None else count)
+        images = find_images(args.calibrate, IMAGES if count is None else count, option)
     files = DetectorFiles(
         args.config, args.weights, args.config.stem, args.framework, tuple(args.opts)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from detectron2.data.common import MapDataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
@@ -34,6 +34,7 @@ from gradaug_det.d2.evaluation import read_scoring
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.coco_data import CocoData
+from gradaug_det.export.calibration import split_evenly
 from gradaug_det.utils.detector_files import DetectorFiles
 
 # Config, detector, mapper, what its sub-networks are, and the config as text.
@@ -55,11 +56,16 @@ class Detectron2Detector:
         check_detector(self.model, [name for _, name in data.classes], scored=True)
         self.model.eval()
         self.divisor = self._options.divisor
+        self.statistics = {}
         self.scoring = read_scoring(cfg, self.model)
         # Detectron2's catalog wants a name for each dataset.
         name = f"gradaug_{zlib.crc32(f'{data.path}:{data.folder}'.encode()):08x}"
         register_coco(name, data.path, data.folder)
         self._records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
+
+    @property
+    def backbone(self) -> nn.Module:
+        return slimmed_part(self.model)
 
     @cached_property
     def slimmed(self) -> nn.Module:
@@ -71,6 +77,9 @@ class Detectron2Detector:
         if isinstance(change, Corruption):
             mapper = _CorruptingMapper(mapper, change)
         return MapDataset([self._records[image_id] for image_id in image_ids], mapper)
+
+    def batches(self, images: Sequence[Path]) -> Iterator[Tensor]:
+        return prepared_batches(self.model, self.mapper, images)
 
     def attack(self, sample: dict, change: FGSM) -> dict:
         pixels = sample["image"].to(torch.float32).requires_grad_()
@@ -87,6 +96,15 @@ class Detectron2Detector:
         for result in results:
             result["category_id"] = category_id(result["category_id"], self.data)
         return results
+
+
+def prepared_batches(
+    model: nn.Module, mapper: DatasetMapper, images: Sequence[Path]
+) -> Iterator[Tensor]:
+    """Yields images (N, 3, H, W) as a backbone sees them."""
+    for files in split_evenly(images):
+        samples = [mapper({"file_name": str(file)}) for file in files]
+        yield model.preprocess_image(samples).tensor
 
 
 class _CorruptingMapper:

@@ -20,11 +20,11 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from gradaug_det.d2.backbone import slimmed_part
+from gradaug_det.d2.benchmark import prepared_batches
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.config import load_config, trained_options
 from gradaug_det.d2.export_config import lazy_config
 from gradaug_det.errors import ConfigError, ZooError
-from gradaug_det.export.calibration import split_evenly
 from gradaug_det.export.programs import Traceable
 from gradaug_det.export.widths import scale_channels
 from gradaug_det.utils.detector_files import DetectorFiles
@@ -130,10 +130,7 @@ class Detectron2Exporter:
         return {"model": state}
 
     def batches(self, model: nn.Module, images: Sequence[Path]) -> Iterator[Tensor]:
-        mapper = DatasetMapper(self.cfg, is_train=False)
-        for files in split_evenly(images):
-            samples = [mapper({"file_name": str(file)}) for file in files]
-            yield model.preprocess_image(samples).tensor
+        return prepared_batches(model, DatasetMapper(self.cfg, is_train=False), images)
 
     def traceable(self, model: nn.Module) -> Traceable:
         """Returns the detector as a function of one image of any size, without mask pasting."""

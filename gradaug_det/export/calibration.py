@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 BATCH_SIZE = 8
 
 
-def find_images(source: str | Path, count: int) -> list[Path]:
+def find_images(source: str | Path, count: int, key: str = "--images") -> list[Path]:
     """Returns the first images of a folder (by name) or of a COCO-format json (by id).
 
     Args:
         source: a folder of images; or a json whose images lie beside it, or, where it is
             ``annotations/instances_SPLIT.json``, in ``SPLIT/`` beside ``annotations/``.
-        count: how many.
+        count: how many; given by the argument ``key``.
 
     Raises:
         ConfigError: the count is below 1.
@@ -37,7 +37,7 @@ def find_images(source: str | Path, count: int) -> list[Path]:
     """
     source = Path(source)
     if count < 1:
-        raise ConfigError("--images", f"must be 1 or more, got {count}")
+        raise ConfigError(key, f"must be 1 or more, got {count}")
     if not source.exists():
         raise DataError(
             f"--calibrate: {str(source)!r} does not exist; give images or a COCO-format json"
@@ -50,7 +50,7 @@ def find_images(source: str | Path, count: int) -> list[Path]:
         known = ", ".join(IMG_EXTENSIONS)
         raise DataError(f"--calibrate: there is no image in {str(source)!r} (looked for {known})")
     if len(found) < count:
-        logger.warning("--images is %d, but %s has %d", count, source.name, len(found))
+        logger.warning("%s is %d, but %s has %d", key, count, source.name, len(found))
     return found[:count]
 
 
@@ -118,6 +118,18 @@ def measure_moments(backbone: nn.Module, batches: Iterable[Tensor]) -> list[Mome
     return found
 
 
+def statistics_of(backbone: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Returns the running mean and variance (C,) of each of a backbone's norms."""
+    return [(norm.running_mean, norm.running_var) for norm in find_norms(backbone)]
+
+
+def use_statistics(backbone: nn.Module, statistics: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Replaces the running statistics of a backbone's norms, as :func:`recalibrate` does."""
+    for norm, (mean, var) in zip(find_norms(backbone), statistics, strict=True):
+        # Not copied into the tensors: those of a sub-network are views of the full network's.
+        norm.running_mean, norm.running_var = mean, var
+
+
 @torch.no_grad()
 def recalibrate(
     backbone: nn.Module, batches: Iterable[Tensor], moments: Sequence[Moments] | None = None
@@ -147,13 +159,14 @@ def recalibrate(
             Moments(mean[:count], std[:count])
             for count, (mean, std) in zip(counts, moments, strict=True)
         ]
+    statistics = []
     for index, meter in enumerate(_measure(backbone, norms, batches, wanted, replace=True)):
         mean, var = meter.running_mean, meter.running_var
         if wanted is not None:
             scale = (var + meter.eps).sqrt() / wanted[index].std
             mean, var = mean - wanted[index].mean * scale, (scale**2 - meter.eps).clamp(min=0)
-        # Not copied into the tensors: those of a sub-network are views of the full network's.
-        norms[index].running_mean, norms[index].running_var = mean, var
+        statistics.append((mean, var))
+    use_statistics(backbone, statistics)
 
 
 def _measure(

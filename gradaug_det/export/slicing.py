@@ -50,8 +50,8 @@ def narrow_state(
             raise UnslimmableError(
                 f"this detector cannot be exported: '{name}' is {_to_text(fitting[0])} in the "
                 f"sub-network and {_to_text(built.get(name))} in what the framework builds from "
-                "the narrow config; take another --width (1 always fits), train without keep_whole, "
-                "or tell us the config"
+                "the narrow config; take another --width (1 always fits), train without "
+                "keep_whole, or tell us the config"
             )
         # A slice shares the full tensor's memory, all of which torch.save would write.
         state[name] = full[name][tuple(map(slice, built[name]))].clone()

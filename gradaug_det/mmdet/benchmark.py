@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmcv.transforms import BaseTransform
+from mmcv.transforms import BaseTransform, Compose
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmdet.structures.mask import encode_mask_results
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config, DictAction
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from gradaug_det.benchmark.changes import FGSM, Change, Corruption
@@ -27,6 +28,7 @@ from gradaug_det.core.slimming import Overrides, no_traces
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.evaluation.coco_data import CocoData
+from gradaug_det.export.calibration import split_evenly
 from gradaug_det.mmdet.backbone import slimmed_part
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.config import load_config, trained_options
@@ -53,11 +55,16 @@ class MMDetectionDetector:
         self.model.eval()
         self._options = trained_options(self.config)
         self.divisor = self._options.divisor
+        self.statistics = {}
         self.scoring = _scoring(self.config)
         self._ids = _category_ids(self.config, data)
         head = getattr(getattr(self.model, "roi_head", self.model), "bbox_head", None)
         head = head[-1] if isinstance(head, nn.ModuleList) else head
         check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
+
+    @property
+    def backbone(self) -> nn.Module:
+        return slimmed_part(self.model)
 
     @cached_property
     def slimmed(self) -> nn.Module:
@@ -84,6 +91,9 @@ class MMDetectionDetector:
         # The order of images is MMDetection's own; the ids say which is which.
         index = {dataset.get_data_info(i)["img_id"]: i for i in range(len(dataset))}
         return Subset(dataset, [index[image_id] for image_id in image_ids])
+
+    def batches(self, images: Sequence[Path]) -> Iterator[Tensor]:
+        return prepared_batches(self.model, self.config, images)
 
     def attack(self, sample: dict, change: FGSM) -> dict:
         pixels = sample["inputs"].to(torch.float32).requires_grad_()
@@ -129,6 +139,19 @@ class MMDetectionDetector:
         return results
 
 
+def prepared_batches(model: nn.Module, config: Config, images: Sequence[Path]) -> Iterator[Tensor]:
+    """Yields images (N, 3, H, W) as a backbone sees them."""
+    steps = get_test_pipeline_cfg(config)
+    pipeline = Compose([step for step in steps if not _loads_annotations(step)])
+    for files in split_evenly(images):
+        samples = [pipeline({"img_path": str(file), "img_id": 0}) for file in files]
+        yield model.data_preprocessor(pseudo_collate(samples), False)["inputs"]
+
+
+def _loads_annotations(step: dict) -> bool:
+    return str(step["type"]).rpartition(".")[2] == "LoadAnnotations"
+
+
 @TRANSFORMS.register_module()
 class GradAugCorruption(BaseTransform):
     """A corruption of the image just read (BGR, as MMCV reads it).
@@ -148,7 +171,7 @@ class GradAugCorruption(BaseTransform):
 
 def _with_ground_truth(pipeline: list[dict], masks: bool) -> list[dict]:
     # The test pipeline loads the ground truth after it resizes, where it would keep its old size.
-    kept = [step for step in pipeline if step["type"].rpartition(".")[2] != "LoadAnnotations"]
+    kept = [step for step in pipeline if not _loads_annotations(step)]
     load = {"type": "LoadAnnotations", "with_bbox": True, "with_mask": masks}
     place = _loading(kept) + 1
     return [*kept[:place], load, *kept[place:]]

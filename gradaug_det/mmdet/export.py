@@ -9,22 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmcv.transforms import Compose
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from gradaug_det.core.dump import to_plain
 from gradaug_det.errors import ZooError
-from gradaug_det.export.calibration import split_evenly
 from gradaug_det.export.programs import Traceable
 from gradaug_det.mmdet.backbone import run_layers, slimmed_part
-from gradaug_det.mmdet.benchmark import options
+from gradaug_det.mmdet.benchmark import options, prepared_batches
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.config import load_config, trained_options
 from gradaug_det.mmdet.export_config import plain_config
@@ -78,15 +74,7 @@ class MMDetectionExporter:
         return {"state_dict": state, "meta": {**meta, "cfg": config}}
 
     def batches(self, model: nn.Module, images: Sequence[Path]) -> Iterator[Tensor]:
-        steps = [
-            step
-            for step in get_test_pipeline_cfg(self.config_file)
-            if str(step["type"]).rpartition(".")[2] != "LoadAnnotations"
-        ]
-        pipeline = Compose(steps)
-        for files in split_evenly(images):
-            samples = [pipeline({"img_path": str(file), "img_id": 0}) for file in files]
-            yield model.data_preprocessor(pseudo_collate(samples), False)["inputs"]
+        return prepared_batches(model, self.config_file, images)
 
     def traceable(self, model: nn.Module) -> Traceable:
         """Backbone and neck: MMCV's own operations, which the heads use, cannot be traced."""

@@ -11,6 +11,7 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 from torchvision.models import resnet18, resnet50, resnext50_32x4d
 
+from gradaug_det.benchmark.cost import at_detector_width, match_statistics
 from gradaug_det.commands.cli import main
 from gradaug_det.core.slimming import at_width, slim_plan
 from gradaug_det.errors import ConfigError, DataError, UnslimmableError
@@ -19,11 +20,15 @@ from gradaug_det.export.calibration import (
     measure_moments,
     recalibrate,
     split_evenly,
+    statistics_of,
 )
 from gradaug_det.export.programs import FORMATS, Traceable, make_program
 from gradaug_det.export.slicing import largest_difference, layer_outputs, narrow_state
 from gradaug_det.export.widths import expressible_widths, scale_channels, share_of_channels
+from gradaug_det.frameworks import load_detector
+from gradaug_det.utils.detector_files import DetectorFiles
 from tests.export.conftest import CONFIGS
+from tests.export.helpers import WIDTH, export, exported_files
 
 
 @pytest.mark.parametrize("model, units", [(resnet18, 64), (resnet50, 64), (resnext50_32x4d, 32)])
@@ -39,7 +44,7 @@ def test_widths_at_which_all_layers_keep_the_same_share(model, units):
 def test_widths_of_a_divisor():
     plan = slim_plan(resnet18(num_classes=2))
     assert expressible_widths(plan, 32) == [Fraction(1, 2), 1]
-    with pytest.raises(ConfigError, match=r"--width 0.875 .* 64 channels keep 64 and .* 0.5 or 1$"):
+    with pytest.raises(ConfigError, match=r"--width 0.875 .* 128 channels keep 128 .* 0.5 or 1$"):
         share_of_channels(plan, 0.875, 32)
 
 
@@ -168,6 +173,26 @@ def test_a_narrow_network_gets_the_full_ones_moments():
         torch.testing.assert_close(list(outputs()), full, rtol=1e-3, atol=1e-3)
         assert not torch.allclose(cut[1], full[1], rtol=0.1)
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("framework", CONFIGS)
+def test_a_benchmark_matches_as_an_export_does(framework, checkpoints, coco, data, tmp_path):
+    source = DetectorFiles(CONFIGS[framework], str(checkpoints[framework]), "d")
+    images = find_images(coco / "val", 3)
+    exported = export(source, WIDTH, tmp_path, images=images, match=True)
+    assert exported.record["calibration"]["matched"]
+    detector = load_detector(source, data, "cpu")
+    match_statistics(detector, [1.0, WIDTH], images)
+    assert detector.statistics.keys() == {WIDTH}
+    narrow = load_detector(exported_files(exported), data, "cpu").backbone
+    before = statistics_of(detector.backbone)
+    with at_detector_width(detector, WIDTH):
+        used = statistics_of(detector.backbone)
+        torch.testing.assert_close(used, statistics_of(narrow), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(statistics_of(detector.backbone), before, rtol=0, atol=0)
+    cut = [(m[: len(s)], v[: len(s)]) for (m, v), (s, _) in zip(before, used, strict=True)]
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(used, cut, rtol=1e-2, atol=1e-2)
 
 
 def test_batches_are_of_about_the_same_size():
