@@ -5,6 +5,6 @@
 _base_ = "./mask-rcnn_r50_fpn_1x_coco_gradaug.py"
 
 custom_hooks = [
-    dict(type="GradAugHook", passes="alternating", widths=[0.9, 0.75, 0.5]),
+    dict(type="GradAugHook", passes="alternating", widths=[0.875, 0.75, 0.5]),
     dict(type="ExactResumeHook"),
 ]

@@ -11,7 +11,7 @@ from gradaug_det.core.checks import check_bool, check_integer, check_number, che
 from gradaug_det.core.plan import NORM_POLICIES
 from gradaug_det.errors import ConfigError
 
-DEFAULT_WIDTHS = (0.9, 0.75, 0.5)
+DEFAULT_WIDTHS = (0.875, 0.75, 0.5)
 _CHOICES = {
     "passes": ("added", "alternating"),
     "supervision": ("soft", "labels", "both"),
