@@ -35,6 +35,7 @@ THEIRS = {  # box AP | mask AP | seconds a step | GB; the document names the sou
     "mask-rcnn_r50": "38.2 | 34.7 | | 4.4",
     "retinanet_r50": "36.5 | | | 3.8",
 }
+VARIANTS = {"plain": "plain", "gradaug": "labels-3", "anywidth": "alternating"}
 IMAGES = 1_281_167  # of ImageNet's training split
 
 
@@ -95,10 +96,9 @@ def coco_rows() -> Iterator[str]:
         task, name = config.split("/")
         theirs = next(numbers for start, numbers in THEIRS.items() if name.startswith(start))
         cost = "| "
-        variant = re.search("plain|gradaug", name)
-        if name.startswith("mask") and variant:
-            steps = find_steps(task, "labels-2")
-            variant = {"plain": "plain", "gradaug": "labels-2"}[variant[0]]
+        if name.startswith("mask"):
+            variant = VARIANTS[re.search("|".join(VARIANTS), name)[0]]
+            steps = find_steps(task, "labels-3")
             ratio = 1 if variant == "plain" else steps["summary"][variant]["cpu"]
             cost = f"{ratio:.1f} | {steps['measured'][variant]['peak_bytes'] / 1e6:.0f} MB"
         yield f"[{name}](configs/{config}) | not trained here | {cost} | {theirs}"
@@ -126,10 +126,12 @@ def imagenet_rows() -> Iterator[str]:
 
 
 def curve_rows() -> Iterator[str]:
-    log = (ROOT / "studies/mini_zoo/curve_baseline.log").read_text()
-    columns = [re.findall(pattern, log) for pattern in (r"loss (\S+\d)", r"(\S+) % top-1")]
-    for epoch, (loss, top1) in enumerate(zip(*columns, strict=True), start=1):
-        yield f"{epoch} | {loss} | {top1}"
+    columns = []
+    for name in ("baseline", "gradaug", "anywidth"):
+        log = (ROOT / f"studies/mini_zoo/curve_{name}.log").read_text()
+        columns += [re.findall(pattern, log) for pattern in (r"loss (\S+\d)", r"(\S+) % top-1")]
+    for epoch, cells in enumerate(zip(*columns, strict=True), start=1):
+        yield f"{epoch} | {' | '.join(cells)}"
 
 
 def updated(text: str) -> str:

@@ -112,6 +112,20 @@ def test_data_that_are_not_there(tmp_path, capsys):
         load_data(tmp_path / "test.json", tmp_path, "test")
 
 
+def test_images_to_match(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    config = ("--config", "c.yaml")
+    found = command._images_to_match(parsed(*config, "--match", "3", "--calibrate", str(tmp_path)))
+    assert found == [tmp_path / "a.jpg"] and command._images_to_match(parsed(*config)) == []
+    for given, message in (
+        (("--match", "3"), "--match is one of two that need each other"),
+        (("--calibrate", "x"), "--calibrate is one of two that need each other"),
+        (("--match", "0", "--calibrate", str(tmp_path)), "--match must be 1 or more, got 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            command._images_to_match(parsed(*config, *given))
+
+
 def test_the_reports_command_names_no_local_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = parsed(
