@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
                 sys.stderr.flush()
         except ModuleNotFoundError as error:
+            if (error.name or "").startswith("gradaug_det"):
+                raise  # of a broken install, which no extra mends
             return _end(GradAugError(f"{error.name} is not installed; {_EXTRAS}"))
         except (GradAugError, OSError, KeyboardInterrupt) as error:
             return _end(error)

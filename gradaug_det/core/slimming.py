@@ -12,8 +12,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -137,34 +139,29 @@ def at_width(
     plan.check_norm(norm)
     if module.__dict__.get("_gradaug_width") is not None:
         raise UnslimmableError("at_width cannot be nested: the module is already a sub-network")
-    layers = dict(module.named_modules(remove_duplicate=False))
     kept = plan.channels(width, divisor)
+    layers = _layers_of(module, plan)
     with Overrides() as overrides:
         override = overrides.set
         override(module.__dict__, "_gradaug_width", width)
-        for name in plan.batch_norms:
-            layer = layers[name]
-            use_batch = norm == "batch" or (norm == "auto" and layer.training)
-            override(layer.__dict__, "training", use_batch)
+        for layer in layers.norms:
+            use_batch = norm == "batch" or (norm == "auto" and layer["training"])
+            override(layer, "training", use_batch)
             if use_batch:  # BatchNorm then reads and writes no running statistics
-                override(layer.__dict__, "track_running_stats", False)
-        for (name, attribute), (group, size) in plan.counts.items():
-            override(layers[name].__dict__, attribute, kept[group] // size)
-        done = set()
-        for name, dims in plan.tensors.items():
-            owner, _, key = name.rpartition(".")
-            layer = layers[owner]
-            trained = layer._parameters.get(key)
-            whole = layer._buffers.get(key) if trained is None else trained
-            if whole is None or (id(layer), key) in done:
+                override(layer, "track_running_stats", False)
+        for layer, attribute, group, size in layers.counts:
+            override(layer, attribute, kept[group] // size)
+        slices = layers.slices_at(kept)
+        for index, (table, key, dims, is_written) in enumerate(layers.tensors):
+            whole = table.get(key)
+            if whole is None:
                 continue
-            done.add((id(layer), key))  # a layer that is called in two places has two names
-            first = tuple([slice(None if group is None else kept[group]) for group in dims])
-            if trained is not None:
-                override(layer._parameters, key, _slice(trained, first))
-            else:
-                part = whole[first]
-                override(layer._buffers, key, part if _is_frozen_norm(layer) else part.clone())
+            known, part = slices[index]
+            if known is not whole or not _share_memory(whole, part):
+                first = tuple([slice(None if group is None else kept[group]) for group in dims])
+                part = _slice(whole, first)
+                slices[index] = (whole, part)
+            override(table, key, part.clone() if is_written else part)
         if plan.outputs:
             pad = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan))
             overrides.enter_context(pad)
@@ -243,6 +240,68 @@ class Overrides(ExitStack):
                 table.pop(key, None)
             else:
                 table[key] = value
+
+
+@dataclass
+class _Layers:
+    """The layers of a plan, as dictionaries of theirs; and the slices of the widths used last.
+
+    To find a ResNet-50's layers and to slice its tensors takes milliseconds, in every pass.
+    """
+
+    plan: SlimPlan
+    modules: list[nn.Module]  # a layer may be replaced, by a synchronized norm, say
+    norms: list[dict[str, Any]]
+    counts: list[tuple[dict[str, Any], str, int, int]]
+    # Table of parameters or buffers, key, groups, and whether the layer may write it.
+    tensors: list[tuple[dict[str, Any], str, tuple[int | None, ...], bool]]
+    slices: dict[tuple[int, ...], list[tuple[Tensor | None, Tensor | None]]]
+
+    def slices_at(self, kept: tuple[int, ...]) -> list[tuple[Tensor | None, Tensor | None]]:
+        """Returns each tensor with its slice, as far as they are known; to be filled."""
+        if torch.is_inference_mode_enabled():  # whose tensors no training may use
+            return [(None, None)] * len(self.tensors)
+        slices = self.slices.pop(kept, None) or [(None, None)] * len(self.tensors)
+        if len(self.slices) == _WIDTHS_KEPT:
+            del self.slices[next(iter(self.slices))]
+        self.slices[kept] = slices
+        return slices
+
+
+# Beside the modules, not in them: slices are not copied and saved with a module.
+_LAYERS: WeakKeyDictionary[nn.Module, _Layers] = WeakKeyDictionary()
+_WIDTHS_KEPT = 8
+
+
+def _layers_of(module: nn.Module, plan: SlimPlan) -> _Layers:
+    modules = [*filter(None, module._modules.values())]
+    for layer in modules:  # which grows; module.modules() makes names, and takes ten times as long
+        modules += filter(None, layer._modules.values())
+    found = _LAYERS.get(module)
+    if found is None or found.plan is not plan or found.modules != modules:
+        named = dict(module.named_modules(remove_duplicate=False))
+        tensors = {}  # a layer that is called in two places has two names
+        for name, dims in plan.tensors.items():
+            owner, _, key = name.rpartition(".")
+            layer = named[owner]
+            table = layer._parameters if key in layer._parameters else layer._buffers
+            is_written = table is layer._buffers and not _is_frozen_norm(layer)
+            tensors.setdefault((id(layer), key), (table, key, dims, is_written))
+        counts = plan.counts.items()
+        found = _LAYERS[module] = _Layers(
+            plan,
+            modules,
+            [vars(named[name]) for name in plan.batch_norms],
+            [(vars(named[name]), key, group, size) for (name, key), (group, size) in counts],
+            [*tensors.values()],
+            {},
+        )
+    return found
+
+
+def _share_memory(whole: Tensor, part: Tensor) -> bool:
+    # Not once weights are swapped by their `data`, or have moved, or are frozen meanwhile.
+    return whole.data_ptr() == part.data_ptr() and whole.requires_grad == part.requires_grad
 
 
 def _slice(tensor: Tensor, first: tuple[slice, ...]) -> Tensor:

@@ -302,6 +302,41 @@ def test_a_width_that_is_set_stays_until_the_next_one(resnet18):
     assert resnet18.conv1.weight is whole and not resnet18._forward_hooks
 
 
+def test_slices_that_are_kept_follow_their_network(resnet18):
+    """Of a width used before, after whatever may have happened to the network meanwhile."""
+
+    def swap_data():
+        resnet18.conv1.weight.data = torch.randn_like(resnet18.conv1.weight)
+
+    def replace_parameter():
+        resnet18.fc.weight = nn.Parameter(torch.randn_like(resnet18.fc.weight))
+
+    def replace_layer():
+        resnet18.bn1 = nn.SyncBatchNorm(64)
+        nn.init.uniform_(resnet18.bn1.weight)
+
+    changes = [swap_data, replace_parameter, replace_layer, resnet18.double, resnet18.float]
+    changes += [lambda: resnet18.layer1.requires_grad_(False), resnet18.layer1.requires_grad_]
+    changes += [lambda: resnet18.bn1.running_var.mul_(2), lambda: resnet18.load_state_dict(state)]
+    state = torchvision.models.resnet18(num_classes=5).state_dict()
+    resnet18.eval()
+    with torch.inference_mode(), at_width(resnet18, 0.5):
+        resnet18(torch.randn(1, 3, 32, 32))
+    for change in [lambda: None, lambda: None, *changes]:
+        change()
+        fresh = copy.deepcopy(resnet18)
+        images = torch.randn(2, 3, 32, 32, dtype=resnet18.fc.weight.dtype)
+        outputs = []
+        for network in (resnet18, fresh):
+            network.zero_grad()
+            with at_width(network, 0.5):
+                outputs.append(network(images))
+                outputs[-1].sum().backward()
+        assert torch.equal(*outputs)
+        for one, other in zip(resnet18.parameters(), fresh.parameters(), strict=True):
+            assert one.grad is other.grad is None or torch.equal(one.grad, other.grad)
+
+
 class OwnNorm(nn.Module):
     """A norm that records whatever it is told, as Detectron2's and MMCV's synchronized ones do."""
 
