@@ -56,6 +56,11 @@ class SlimmableDetector(ABC):
     def batch_of(self, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Returns the batch of a call of the detector, if it is a training pass; else None."""
 
+    def on_device(self, batch: Any) -> Any:
+        """Returns the batch on the detector's device: there it is moved once a step, and
+        transformed."""
+        return batch
+
     @abstractmethod
     def losses(self, batch: Any) -> Losses:
         """Returns the detector's own losses."""

@@ -221,7 +221,7 @@ class SubNetworkHook:
         scaled = scaler is not None and scaler.is_enabled()
         subs = sub_network_passes(
             self.network,
-            step.batch,
+            self.network.on_device(step.batch) if step.subs else step.batch,
             step.recorder.stop(),
             step.subs,
             backward,

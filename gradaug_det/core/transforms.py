@@ -44,6 +44,8 @@ class BatchTransform:
         """(R, H, W) label or binary masks -> (R, H', W'), nearest pixel, dtype kept."""
         if masks.shape[0] == 0:
             return masks.new_zeros((0, *self.output_size(tuple(masks.shape[-2:]))))
+        if masks.dtype == torch.bool:  # which torchvision would resize as floats
+            return self.masks(masks.view(torch.uint8)).view(torch.bool)
         return self._resize(masks, InterpolationMode.NEAREST)
 
     def _ratio(self, size: Size) -> tuple[float, float]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage, get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
 from gradaug_det.core.detector import SlimmableDetector
 from gradaug_det.core.regularizer import Losses
@@ -25,6 +26,14 @@ class GradAugDetector(SlimmableDetector):
 
     def batch_of(self, args: tuple, kwargs: dict[str, Any]) -> Batch | None:
         return next(iter((*args, *kwargs.values())), None) if self.module.training else None
+
+    def on_device(self, batch: Batch) -> Batch:
+        device = next(self.module.parameters()).device
+
+        def move(value: Any) -> Any:  # polygons stay where they are
+            return value.to(device) if isinstance(value, (Tensor, Instances)) else value
+
+        return [{key: move(value) for key, value in item.items()} for item in batch]
 
     def losses(self, batch: Batch) -> Losses:
         return self.module(batch)

@@ -9,9 +9,10 @@ from PIL import Image
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.d2.batch import transform_batch, transform_instances
+from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.errors import GradAugError
 
-from .helpers import instances, tiny_batch
+from .helpers import instances, tiny_batch, tiny_model
 
 HALF = BatchTransform(0.5, True)
 SIZE = (40, 60)
@@ -29,6 +30,20 @@ def test_the_batch_itself_is_not_changed():
             assert item["image"].shape[-2:] == tuple(n // 2 for n in old["image"].shape[-2:])
             assert item["instances"].image_size == tuple(item["image"].shape[-2:])
             assert item["height"] == old["height"]
+
+
+def test_a_batch_moves_to_the_detectors_device():
+    detector = GradAugDetector(tiny_model(), GradAugOptions())
+    detector.module.to("meta")
+    polygons, bits = (
+        detector.on_device(tiny_batch(1, masks))[0] for masks in ("polygon", "bitmask")
+    )
+    assert {polygons["image"].device.type, polygons["instances"].gt_boxes.device.type} == {"meta"}
+    assert bits["instances"].gt_masks.tensor.device.type == "meta"
+    assert isinstance(polygons["instances"].gt_masks.polygons[0][0], np.ndarray)
+    assert polygons["height"] == tiny_batch(1)[0]["height"]
+    # And is transformed there.
+    assert transform_batch([bits], HALF)[0]["instances"].gt_masks.tensor.device.type == "meta"
 
 
 @pytest.mark.parametrize("masks", ["polygon", "bitmask"])

@@ -1,0 +1,13 @@
+"""What one test leaves in a process, and the next one must not find."""
+
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def forget_visualizers():
+    """MMEngine's visualizer is global: it would write into the folder of a test that has ended."""
+    yield
+    if (visualization := sys.modules.get("mmengine.visualization")) is not None:
+        visualization.Visualizer._instance_dict.clear()
