@@ -112,7 +112,7 @@ def replay(
                 name = f"sub-network {sub.index} (width {sub.width:.4f}, {sub.transform})"
                 with _watch(module, found, name) as narrow:
                     # Not raised, because losses that are not finite are what there is to show.
-                    (one,) = sub_network_passes(network, batch, soft, [sub], skip_nonfinite=True)
+                    (one,) = sub_network_passes(network, batch, soft, [sub], nonfinite="skip")
                     narrow.losses = {name: loss.item() for name, loss in one.losses.items()}
                     if not one.losses:
                         narrow.stopped = "stopped at a number that is not finite"

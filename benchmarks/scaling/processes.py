@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from benchmarks.training.trainings import training_class
 from benchmarks.training.workload import Variant, Workload
 from gradaug_det.core.gradients import average_gradients
+from gradaug_det.core.processes import Meeting
 
 MODES = ("alone", "side by side", "together")
 
@@ -71,9 +72,9 @@ def _process(
             torch.manual_seed(iteration)
             times[name].append(_time_run(lambda t=training, i=iteration: t.step(i), meeting))
     if joined:
-        model = trainings[variants[0].name].model
+        model, host = trainings[variants[0].name].model, Meeting()
         times["all_reduce"] = [
-            _time_run(lambda: average_gradients(model), meeting) for _ in range(steps)
+            _time_run(lambda: average_gradients(model, host), meeting) for _ in range(steps)
         ]
     # The first step of each allocates, and prepares kernels.
     torch.save({name: own[1:] for name, own in times.items()}, Path(folder) / f"{rank}.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,12 +11,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.processes import Meeting
-from gradaug_det.errors import NonFiniteLossError
+from gradaug_det.errors import ConfigError, NonFiniteLossError
 
 BUCKET_BYTES = 25 * 2**20
+# DDP's communication hooks, and what they send gradients in.
+_SENT = {
+    default_hooks.allreduce_hook: None,
+    default_hooks.fp16_compress_hook: torch.float16,
+    default_hooks.bf16_compress_hook: torch.bfloat16,
+}
 
 
 def current_autocast(device_type: str) -> AbstractContextManager:
@@ -31,31 +39,65 @@ def current_autocast(device_type: str) -> AbstractContextManager:
 
 
 @torch.no_grad()
-def average_gradients(module: nn.Module) -> None:
+def average_gradients(
+    module: nn.Module, meeting: Meeting, dtype: torch.dtype | None = None
+) -> None:
     """Averages ``.grad`` over all processes, once for all the passes of a step.
 
     A parameter that has a gradient on some processes counts as zero on the others; one that has
     none anywhere keeps none, so that the optimizer leaves it alone.
+
+    Args:
+        dtype: that gradients are sent in; see :func:`sent_dtype`.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         return
-    # Which heads ran can differ between processes, but all must reduce the same tensors.
-    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
-    used = used.to(parameters[0].device)
-    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    # Which heads ran can differ between processes, but all must reduce the same tensors. Asked on
+    # the host: nobody waits for a device.
+    used = meeting.largest([p.grad is not None for p in parameters])
     gradients = []
-    for parameter, is_used in zip(parameters, used.tolist(), strict=True):
+    for parameter, is_used in zip(parameters, used, strict=True):
         if is_used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    for bucket in _buckets(gradients):
-        flat = torch.cat([g.reshape(-1) for g in bucket])
-        dist.all_reduce(flat)
-        flat /= dist.get_world_size()
+    sent: deque[tuple[list[Tensor], Tensor, dist.Work]] = deque()
+
+    def receive() -> None:
+        bucket, flat, work = sent.popleft()
+        work.wait()
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+    for bucket in _buckets(gradients):
+        # Divided first, as DDP does: a sum can be too large for 16 bits.
+        flat = torch.cat([g.reshape(-1) for g in bucket]).div_(dist.get_world_size())
+        flat = flat if dtype is None else flat.to(dtype)
+        sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        if len(sent) == 2:  # one is copied while the other is on its way
+            receive()
+    while sent:
+        receive()
+
+
+def sent_dtype(model: DistributedDataParallel) -> torch.dtype | None:
+    """Returns the precision in which a DDP's communication hook sends gradients; None for theirs.
+
+    Raises:
+        ConfigError: the hook does something else, which would be left out.
+    """
+    dtype = None
+    for hook, _ in getattr(model, "_comm_hooks", ()):
+        if hook not in _SENT:
+            raise ConfigError(
+                "register_comm_hook",
+                f"of DistributedDataParallel was called with {getattr(hook, '__name__', hook)}, "
+                "which gradients of sub-networks would not pass; allowed are "
+                f"{', '.join(known.__name__ for known in _SENT)}",
+            )
+        dtype = _SENT[hook]
+    return dtype
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
@@ -72,10 +114,10 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def synchronize(model: nn.Module) -> None:
+def synchronize(model: nn.Module, meeting: Meeting) -> None:
     """Does what DDP does in a backward pass outside ``no_sync``; nothing without DDP."""
     if isinstance(model, DistributedDataParallel):
-        average_gradients(model)
+        average_gradients(model, meeting, sent_dtype(model))
         # no_sync also held back the buffers that a DDP with broadcast_buffers sends out before
         # the next forward pass.
         model.require_forward_param_sync = True

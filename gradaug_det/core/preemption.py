@@ -7,18 +7,20 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, ClassVar
 
-import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader
+
+from gradaug_det.core.processes import Meeting
 
 logger = logging.getLogger(__name__)
 
+_SECONDS = 2  # between two times that processes agree; torchrun kills after 30
 # Of a training that has saved itself and wants to be resumed: EX_TEMPFAIL of sysexits.h, "try again
 # later". 143 would be that of a training that saved nothing, too.
 EXIT_CODE = 75
@@ -37,10 +39,13 @@ class TerminationNotice:
         self._noted = False
         self._cleanup = ExitStack()
         self._process = 0
+        self._meeting: Meeting | None = None
+        self._steps, self._period, self._asked = 0, 1, time.monotonic()
 
     def listen(self) -> None:
         """Begins, in a process' main thread; elsewhere this does nothing. All processes of a
         training should call it at about the same time."""
+        self._meeting = Meeting()
         if threading.current_thread() is not threading.main_thread():
             return  # Python refuses other threads' handlers
         if TerminationNotice._listening is not None:
@@ -55,6 +60,8 @@ class TerminationNotice:
 
     def close(self) -> None:
         self._cleanup.close()
+        if self._meeting is not None:
+            self._meeting.close()
         if TerminationNotice._listening is self:
             TerminationNotice._listening = None
 
@@ -71,20 +78,22 @@ class TerminationNotice:
             logger.warning("SIGTERM: this step is the last; a checkpoint follows")
         self._noted = True
 
-    def received(self, device: torch.device) -> bool:
+    def received(self) -> bool:
         """Returns whether any process was told to go: the same in all, which must all ask, once a
-        step.
-
-        Args:
-            device: that the process group can reduce on.
-        """
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            noted = torch.tensor([self._noted], dtype=torch.int32, device=device)
-            dist.all_reduce(noted, op=dist.ReduceOp.MAX)
-            if not noted.item():
-                return False  # one that came meanwhile is the next step's
-            self._noted = True
-        return self._noted
+        step. Several processes agree every other second, on the host."""
+        if self._meeting is None or not self._meeting.several:
+            return self._noted
+        self._steps += 1
+        if self._steps < self._period:
+            return False
+        now = time.monotonic()
+        steps = int(self._steps * _SECONDS / max(now - self._asked, 1e-6))
+        noted, steps = self._meeting.largest([int(self._noted), -min(max(steps, 1), 1000)])
+        self._steps, self._period, self._asked = 0, -steps, now
+        if not noted:
+            return False  # one that came meanwhile is for the next time
+        self._noted = True
+        return True
 
 
 @contextmanager

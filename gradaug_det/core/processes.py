@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -38,18 +39,23 @@ class Meeting:
         if self._group is None:  # would be the model's own group
             raise GradAugError("this process has left the training's other processes")
         texts: list[Any] = [None] * dist.get_world_size()
-        # Texts are rarely there to be exchanged: one number says so.
-        flag = torch.tensor([bool(own)], dtype=torch.int32)
-        try:
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group)
-            if flag.item():
+        with _said_of_others():
+            # Texts are rarely there to be exchanged: one number says so.
+            if self.largest([bool(own)])[0]:
                 dist.all_gather_object(texts, own, group=self._group)
-        except (RuntimeError, ValueError) as error:
-            raise GradAugError(
-                "another process of this training has stopped, or does not answer; its own output "
-                f"says why ({error})"
-            ) from error
         return {rank: text for rank, text in enumerate(texts) if text}
+
+    def largest(self, own: Sequence[int]) -> list[int]:
+        """The largest of each of the numbers in any process. All processes call it.
+
+        Raises:
+            GradAugError: a process has left.
+        """
+        numbers = torch.tensor(own, dtype=torch.int32)
+        if self.several:
+            with _said_of_others():
+                dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._group)
+        return numbers.tolist()
 
     def first_problem(
         self, own: NonFiniteLossError | None, sub: object = None
@@ -75,6 +81,17 @@ class Meeting:
         group, self._group = self._group, None
         if group is not None and dist.is_initialized():
             dist.destroy_process_group(group)
+
+
+@contextmanager
+def _said_of_others() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise GradAugError(
+            "another process of this training has stopped, or does not answer; its own output "
+            f"says why ({error})"
+        ) from error
 
 
 def _time_limit() -> timedelta | None:

@@ -4,7 +4,8 @@ one pass, at full width or narrow."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,13 +41,14 @@ class Trainable(Protocol):
         """Returns the sub-network's losses on the batch transformed by ``sub.transform``."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SubNetworkLosses:
     """The losses of one pass, weighted and detached."""
 
     sub: SubNetwork
     losses: Losses
-    problem: NonFiniteLossError | None = None  # why it left no gradient; None if it did
+    problem: NonFiniteLossError | None = None  # that a loss is not finite, here or elsewhere
+    values: list[float] | None = None  # of the losses, once they are read from the device
 
     @property
     def total(self) -> Tensor:
@@ -64,10 +66,15 @@ class SubNetworkLosses:
         )
 
 
-def values_of(results: Iterable[SubNetworkLosses]) -> list[float]:
-    """Returns all of the losses in order, read from the device at once."""
-    losses = [loss.float() for result in results for loss in result.losses.values()]
-    return torch.stack([loss.to(losses[0].device) for loss in losses]).tolist() if losses else []
+def values_of(results: Sequence[SubNetworkLosses]) -> list[float]:
+    """Returns all of the losses in order, read from the device at once, and once only."""
+    unread = [result for result in results if result.values is None]
+    losses = [loss.float() for result in unread for loss in result.losses.values()]
+    losses = [loss.to(losses[0].device) for loss in losses]
+    values = iter(torch.stack(losses).tolist() if losses else ())
+    for result in unread:
+        result.values = [next(values) for _ in result.losses]
+    return [value for result in results for value in result.values]
 
 
 def gradaug_step(
@@ -133,20 +140,21 @@ def sub_network_passes(
     sub_networks: Iterable[SubNetwork],
     backward: Callable[[Tensor], Any] = Tensor.backward,
     *,
-    skip_nonfinite: bool = False,
+    nonfinite: str = "raise",
     meeting: Meeting | None = None,
 ) -> list[SubNetworkLosses]:
     """The second half of :func:`gradaug_step`, for engines that run their own pass themselves.
 
-    All processes send a sub-network's losses backward, or none does.
-
     Args:
-        skip_nonfinite: leave out a sub-network whose loss is not finite, instead of raising.
+        nonfinite: what is done about a loss that is not finite. ``raise``: an error, once all
+            passes are done: nothing waits for the device between them. ``note``: the same, but
+            the caller finds it as the result's ``problem``. ``skip``: that sub-network is left
+            out, in all processes, for which each pass waits for its losses.
 
     Raises:
         NonFiniteLossError: a sub-network's loss is not finite, here or in another process.
     """
-    results = []
+    results: list[SubNetworkLosses] = []
     for sub in sub_networks:
         with (
             no_traces(network.module),
@@ -155,18 +163,47 @@ def sub_network_passes(
             isolated_rng(sub.seed + process_rank(), next(network.module.parameters()).device),
         ):
             losses, problem = _pass(network, batch, soft_target, sub, meeting)
-            if meeting:
+            detached = {name: loss.detach() for name, loss in losses.items()}
+            results.append(SubNetworkLosses(sub, detached, problem))
+            if nonfinite == "skip":
                 # What one process leaves out would be missing in the others' collectives.
-                problem = meeting.first_problem(problem, sub)
-            if problem and not skip_nonfinite:
-                raise problem
-            if losses and not problem:
+                _find_problem(results[-1:], meeting)
+            if losses and not results[-1].problem:
                 # At the sub-network's width too: activation checkpointing runs the forward pass
                 # again in it.
                 backward(sum(losses.values()))
-        detached = {name: loss.detach() for name, loss in losses.items()}
-        results.append(SubNetworkLosses(sub, detached, problem))
+        if problem and nonfinite == "raise":
+            break
+    if nonfinite != "skip":
+        problem = _find_problem(results, meeting)
+        if problem and nonfinite == "raise":
+            raise problem
     return results
+
+
+def _find_problem(
+    results: Sequence[SubNetworkLosses], meeting: Meeting | None
+) -> NonFiniteLossError | None:
+    """Reads losses, and notes the first problem of this process, else that of another one."""
+    values_of(results)
+    for result in results:
+        total = sum(result.values)  # a loss is added up in float32, and so can be too large
+        if not result.problem and not abs(total) <= torch.finfo(torch.float32).max:
+            named = zip(result.losses, result.values, strict=True)
+            bad = {name: value for name, value in named if not math.isfinite(value)}
+            bad = bad or {"their sum": total}
+            message = f"{_name(result.sub)} has the losses {bad}; the optimizer has not stepped"
+            result.problem = NonFiniteLossError(message, result.sub, bad)
+    first = next((result.problem for result in results if result.problem), None)
+    if meeting and results:
+        first = meeting.first_problem(first, results[-1].sub)
+        results[-1].problem = results[-1].problem or first
+    return first
+
+
+def _name(sub: SubNetwork) -> str:
+    where = f"iteration {sub.iteration}: sub-network {sub.index}"
+    return f"{where} (width {sub.width:.4f}, {sub.transform})"
 
 
 def process_rank() -> int:
@@ -177,14 +214,12 @@ def process_rank() -> int:
 def _pass(
     network: Trainable, batch: Any, soft_target: Any, sub: SubNetwork, meeting: Meeting | None
 ) -> tuple[Losses, NonFiniteLossError | None]:
-    """Returns a sub-network's losses, and what is wrong with them; none at all if its forward pass
-    stopped at a number that is not finite, as Detectron2's choice of proposals does."""
-    where = f"iteration {sub.iteration}: sub-network {sub.index}"
-    where += f" (width {sub.width:.4f}, {sub.transform})"
+    """Returns a sub-network's losses; none at all, and why, if its forward pass stopped at a number
+    that is not finite, as Detectron2's choice of proposals does."""
     try:
-        losses = network.sub_network_pass(batch, soft_target, sub)
+        return network.sub_network_pass(batch, soft_target, sub), None
     except FloatingPointError as error:
-        message = f"{where} stopped: {error}; the optimizer has not stepped"
+        message = f"{_name(sub)} stopped: {error}; the optimizer has not stepped"
         if meeting and meeting.several:
             waiting = synchronized_norms(network.module, network.backbone)
             if waiting:
@@ -197,11 +232,3 @@ def _pass(
             # head, which nothing here knows of.
             logger.error("%s; waiting for the other processes", message)
         return {}, NonFiniteLossError(message, sub)
-    # One look at the sum: it waits for the device once, and a loss may be a zero on the CPU.
-    total = sum(loss.detach() for loss in losses.values())
-    if not losses or total.isfinite().all():
-        return losses, None
-    bad = {name: loss.item() for name, loss in losses.items() if not loss.detach().isfinite()}
-    bad = bad or {"their sum": total.item()}
-    message = f"{where} has the losses {bad}; the optimizer has not stepped"
-    return losses, NonFiniteLossError(message, sub, bad)

@@ -15,7 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.detector import SlimmableDetector
 from gradaug_det.core.dump import Dump, with_replay_hint
-from gradaug_det.core.gradients import check_gradients, current_autocast, overflow, synchronize
+from gradaug_det.core.gradients import (
+    check_gradients,
+    current_autocast,
+    overflow,
+    sent_dtype,
+    synchronize,
+)
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.processes import Meeting
 from gradaug_det.core.regularizer import (
@@ -109,6 +115,8 @@ class SubNetworkHook:
                 "are averaged once, after all passes, so that activation checkpointing works "
                 "without it",
             )
+        if wrapped:
+            sent_dtype(self.model)  # or an error now, and not in the first step
         if compiled := _compiled_part(model):
             logger.warning(
                 "GradAug: %s is compiled by torch.compile, and sub-networks have other shapes at "
@@ -225,7 +233,7 @@ class SubNetworkHook:
             step.recorder.stop(),
             step.subs,
             backward,
-            skip_nonfinite=skip or scaled,
+            nonfinite="skip" if skip else "note" if scaled else "raise",
             meeting=self.meeting,
         )
         own = [SubNetworkLosses(step.own, step.losses)] if step.losses else []
@@ -233,7 +241,7 @@ class SubNetworkHook:
         problems = [r.problem for r in self.results if r.problem]
         skipped = [f"sub-network {r.sub.index}" for r in self.results if r.problem]
         if last and step.averages:
-            synchronize(self.model)
+            synchronize(self.model, self.meeting)
         if problems and not skip:
             # A scaler looks at the gradients of the losses that went backward, and those are
             # finite: it must be made to skip the step in every process.

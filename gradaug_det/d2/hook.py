@@ -127,7 +127,10 @@ class GradAugHook(SubNetworkHook, HookBase):
         self.record()
 
     def record(self) -> None:
-        """Puts the means over all processes into the storage."""
+        """Puts the means over all processes into the storage, in the steps in which the engine does
+        so with its own losses (``gather_metric_period`` in Detectron2's main branch)."""
+        if (self.iteration + 1) % getattr(_engine(self.trainer), "gather_metric_period", 1):
+            return
         scalars = [f"{r.sub.name}/{name}" for r in self.results for name in r.losses]
         own = dict(zip(scalars, values_of(self.results), strict=True))
         gathered = self.meeting.gather(own)

@@ -333,8 +333,7 @@ class SaveOnTermination(HookBase):
 
     def after_step(self) -> None:
         """Raises SystemExit once the checkpoint is written."""
-        device = next(self.checkpointer.model.parameters()).device
-        if not self._notice.received(device):
+        if not self._notice.received():
             if self.trainer.iter + 1 >= self.trainer.max_iter:
                 self._notice.close()  # all is saved: the last evaluation may be broken off
             return

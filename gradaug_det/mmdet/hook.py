@@ -155,7 +155,7 @@ class GradAugHook(SubNetworkHook, Hook):
             scalars = {f"{sub.name}/{name}": loss for name, loss in named.items()} | sub.scalars
             for name, value in scalars.items():
                 hub.update_scalar(f"train/gradaug/{name}", value)
-        self.log_step(float(result.total) for result in self.results)
+        self.log_step(sum(result.values or ()) for result in self.results)
 
     # ---- what the core asks for ---------------------------------------------------------------
 

@@ -133,7 +133,7 @@ class ExactResumeHook(Hook):
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         """Raises SystemExit once the checkpoint is written."""
-        if not self._notice.received(next(runner.model.parameters()).device):
+        if not self._notice.received():
             return
         name = f"iter_{runner.iter + 1}.pth"
         runner.save_checkpoint(runner.work_dir, name, by_epoch=False)

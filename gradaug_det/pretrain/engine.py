@@ -148,7 +148,7 @@ class Pretraining:
                 if step % 20 == 0:
                     self._log(step, losses, progress)
                 finished = step + 1
-                told_to_go = notice.received(self.fabric.device)
+                told_to_go = notice.received()
                 if told_to_go or finished % period == 0 or finished == self.batches.steps:
                     self._save(finished)
                 if told_to_go:
@@ -194,7 +194,7 @@ class Pretraining:
                 own,
             )
         if fabric.world_size > 1:
-            average_gradients(self.model)
+            average_gradients(self.model, self.meeting)
         loss = losses["loss_cls"].detach()
         if not loss.isfinite():
             raise GradAugError(

@@ -8,14 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from gradaug_det.core.preemption import TerminationNotice, workers_outlive_sigterm
 from tests.faults.killing import processes_with
-
-CPU = torch.device("cpu")
 
 
 class Groups(Dataset):
@@ -55,10 +51,10 @@ def notice():
 
 def test_it_notes_one_and_ignores_the_rest(notice):
     notice.listen()
-    assert not notice.received(CPU)
+    assert not notice.received()
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert notice.received(CPU)
+        assert notice.received()
     notice.close()
     os.kill(os.getpid(), signal.SIGTERM)  # while the process ends
 
@@ -92,7 +88,7 @@ def test_a_fork_of_the_training_dies_of_it(notice):
     os.read(ready, 1)
     os.kill(child, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
-    assert not notice.received(CPU)
+    assert not notice.received()
     notice.close()
 
 
@@ -123,7 +119,7 @@ TRAINING = """
 import sys
 from torch.utils.data import DataLoader
 from gradaug_det.core.preemption import TerminationNotice
-from tests.core.test_preemption import CPU, Large
+from tests.core.test_preemption import Large
 if __name__ == "__main__":
     notice = TerminationNotice()
     notice.listen()
@@ -131,7 +127,7 @@ if __name__ == "__main__":
     for step, batch in enumerate(loader):
         if step == 2:
             print("steps", flush=True)
-        if notice.received(CPU):
+        if notice.received():
             print("told", step, flush=True)
             sys.exit(75)
 """
@@ -181,18 +177,31 @@ def test_a_group_is_told_and_nobody_is_left(context, number, tmp_path):
         time.sleep(0.1)
 
 
-def test_a_signal_while_processes_agree_is_the_next_steps(notice, monkeypatch):
-    """It was lost when it came between the question and the answer."""
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    told = iter([True, False])
+class Others:
+    """Another process, which is told to go when this one is asked for the first time."""
 
-    def all_reduce(tensor, op):
-        if next(told):
+    several = True
+
+    def __init__(self):
+        self.periods = []
+
+    def largest(self, own):
+        if not self.periods:
             os.kill(os.getpid(), signal.SIGTERM)
+        self.periods.append(-own[1])
+        return own
 
-    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    def close(self):
+        pass
+
+
+def test_a_signal_while_processes_agree_is_for_the_next_time(notice):
+    """It was lost when it came between the question and the answer."""
     notice.listen()
-    assert not notice.received(CPU)
-    assert notice.received(CPU)
+    notice._meeting = others = Others()
+    assert not notice.received()
+    assert others.periods[0] > 100  # no step has taken any time here
+    asked = [notice.received() for _ in range(others.periods[0])]
+    assert asked == [False] * (others.periods[0] - 1) + [True]
+    assert len(others.periods) == 2
     notice.close()

@@ -5,9 +5,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet18
 
-from gradaug_det.core.gradients import average_gradients, check_gradients
+from gradaug_det.core.gradients import average_gradients, check_gradients, sent_dtype
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.processes import Meeting, synchronized_norms
 from gradaug_det.core.regularizer import sub_network_passes
@@ -46,7 +49,15 @@ def said(run):
         return type(error).__name__, str(error), getattr(error, "here", None)
 
 
-def averaged(rank):
+def said_of_hook(hook):
+    model = DistributedDataParallel(nn.Linear(2, 2))
+    if hook:
+        model.register_comm_hook(None, hook)
+    found = []
+    return said(lambda: found.append(str(sent_dtype(model)))) or found[0]
+
+
+def averaged(rank, meeting, dtype=None):
     torch.manual_seed(0)
     module = nn.ModuleDict(
         {
@@ -57,18 +68,21 @@ def averaged(rank):
         }
     )
     for parameter in module["both"].parameters():
-        parameter.grad = torch.full_like(parameter, rank + 1.0)
+        parameter.grad = torch.full_like(parameter, rank + 1.0 if dtype is None else 1 / 3)
     if rank == 1:
         for parameter in module["one"].parameters():
             parameter.grad = torch.full_like(parameter, 4.0)
-    average_gradients(module)
+    average_gradients(module, meeting, dtype)
     return gradients(module)
 
 
 def _work(rank, address, out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
-    meeting, seen = Meeting(), {"average": averaged(rank)}
+    meeting, seen = Meeting(), {}
+    seen["average"] = averaged(rank, meeting)
+    seen["hooks"] = [said_of_hook(hook) for hook in (None, fp16_compress_hook, powerSGD_hook)]
+    seen["in 16 bits"] = averaged(rank, meeting, torch.float16)
     seen["none"], seen["both"] = meeting.problems(), meeting.problems(f"problem of {rank}")
     seen["gathered"] = meeting.gather({"rank": rank})
     torch.manual_seed(0)
@@ -80,7 +94,7 @@ def _work(rank, address, out):
         network.how = how
         network.module.zero_grad()
         return sub_network_passes(
-            network, batch, target, subs, skip_nonfinite=skip, meeting=meeting
+            network, batch, target, subs, nonfinite="skip" if skip else "raise", meeting=meeting
         )
 
     passes(None, False, SUBS[1:])
@@ -159,6 +173,15 @@ def test_average_gradients(seen):
         assert (grads["one.weight"] == 2.0).all() and grads["one.weight"].dtype == torch.float64
         assert grads["none.weight"] is None  # an optimizer must not touch it
         assert grads["frozen.weight"] is None
+
+
+def test_gradients_are_sent_as_ddps_hook_sends_them(seen):
+    third = torch.tensor(1 / 6).half().float() * 2  # each process divides by their number first
+    for one in seen:
+        assert torch.equal(one["in 16 bits"]["both.bias"], third.expand(3000))
+        plain, half, (kind, text, _) = one["hooks"]
+        assert (plain, half, kind) == ("None", "torch.float16", "ConfigError")
+        assert "was called with powerSGD_hook, which gradients of sub-networks" in text
 
 
 def test_norms_over_all_processes():

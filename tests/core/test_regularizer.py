@@ -1,6 +1,7 @@
 """Algorithm 1: what it adds to the gradients, and what it leaves alone."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -99,22 +100,24 @@ def test_an_exception_leaves_the_full_network(network, batch):
     assert all(m.training for m in network.modules())
 
 
-def test_non_finite_losses_are_named_before_their_backward(network, batch):
+@pytest.mark.parametrize("nonfinite, calls", [("raise", 3), ("note", 3), ("skip", 0)])
+def test_non_finite_losses_are_named(network, batch, nonfinite, calls):
     class Infinite(Classifier):
         def sub_network_pass(self, batch, soft_target, sub):
             losses = super().sub_network_pass(batch, soft_target, sub)
             return {**losses, "loss_bad": losses["loss_kl"] * float("inf")}
 
-    calls = []
-    with pytest.raises(NonFiniteLossError, match=r"sub-network 0 \(width 0\.\d+.*'loss_bad': inf"):
-        sub_network_passes(
-            Infinite(network),
-            batch,
-            network(batch[0]).detach(),
-            sample_sub_networks(OPTIONS, 0),
-            calls.append,
-        )
-    assert calls == []
+    seen, subs = [], sample_sub_networks(OPTIONS, 0)
+    args = Infinite(network), batch, network(batch[0]).detach(), subs, seen.append
+    message = r"sub-network 0 \(width 0\.\d+.*'loss_bad': inf"
+    if nonfinite == "raise":
+        with pytest.raises(NonFiniteLossError, match=message):
+            sub_network_passes(*args)
+    else:
+        results = sub_network_passes(*args, nonfinite=nonfinite)
+        assert all(str(sub.index) in str(r.problem) for sub, r in zip(subs, results, strict=True))
+        assert re.search(message, str(results[0].problem))
+    assert len(seen) == calls
 
 
 def test_checkpointed_activations_give_the_same_gradients(network, batch):

@@ -467,6 +467,14 @@ def test_scalars_and_lines(caplog):
     assert shown == ["gradaug/sub0/loss", "gradaug/sub1/loss"]
 
 
+def test_scalars_are_gathered_when_the_engine_gathers_its_own():
+    trainer = make_trainer(tiny_model("retinanet"), GradAugHook(**SUBS))
+    trainer.gather_metric_period = 2  # an argument of Detectron2's main branch
+    trainer.train(0, 3)
+    history = trainer.storage.history("gradaug/sub0/loss").values()
+    assert [iteration for _, iteration in history] == [1]
+
+
 def test_supervision_that_a_detector_cannot_have():
     model = tiny_model()
     model.roi_heads.keypoint_on = True
