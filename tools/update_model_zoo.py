@@ -40,7 +40,8 @@ IMAGES = 1_281_167  # of ImageNet's training split
 
 
 def find_steps(task: str, variant: str) -> dict:
-    """The stored measurement of a variant's training steps, of that on the largest images."""
+    """The stored measurement of a variant's training steps, of that on the largest images;
+    empty without one."""
     sections = json.loads((ROOT / "benchmarks/results/training.json").read_text())["sections"]
     usual = {"small": False, "channels_last": False, "options": {}}
     found = [
@@ -50,7 +51,7 @@ def find_steps(task: str, variant: str) -> dict:
         and variant in section["measured"]
         and usual.items() <= section["workload"].items()
     ]
-    return max(found, key=lambda section: section["workload"]["size"])
+    return max(found, key=lambda section: section["workload"]["size"], default={})
 
 
 def read_mini_trainings() -> Iterator[tuple[str, str, str, int, dict]]:
@@ -96,11 +97,13 @@ def coco_rows() -> Iterator[str]:
         task, name = config.split("/")
         theirs = next(numbers for start, numbers in THEIRS.items() if name.startswith(start))
         cost = "| "
-        if name.startswith("mask"):
-            variant = VARIANTS[re.search("|".join(VARIANTS), name)[0]]
-            steps = find_steps(task, "labels-3")
+        variant = VARIANTS[re.search("|".join(VARIANTS), name)[0]]
+        steps = find_steps(task, "labels-3" if variant == "plain" else variant)
+        if name.startswith("mask") and steps:
             ratio = 1 if variant == "plain" else steps["summary"][variant]["cpu"]
-            cost = f"{ratio:.1f} | {steps['measured'][variant]['peak_bytes'] / 1e6:.0f} MB"
+            peaks = [steps["measured"][v]["peak_bytes"] for v in (variant, "plain")]
+            memory = peaks[0] / peaks[1]
+            cost = f"{ratio:.1f} | {memory:.2f}"
         yield f"[{name}](configs/{config}) | not trained here | {cost} | {theirs}"
 
 
@@ -127,7 +130,7 @@ def imagenet_rows() -> Iterator[str]:
 
 def curve_rows() -> Iterator[str]:
     columns = []
-    for name in ("baseline", "gradaug", "anywidth"):
+    for name in ("baseline", "gradaug"):
         log = (ROOT / f"studies/mini_zoo/curve_{name}.log").read_text()
         columns += [re.findall(pattern, log) for pattern in (r"loss (\S+\d)", r"(\S+) % top-1")]
     for epoch, cells in enumerate(zip(*columns, strict=True), start=1):

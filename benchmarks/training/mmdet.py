@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.dataset import pseudo_collate
+from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from torch.utils.data import DataLoader
@@ -53,6 +55,9 @@ class MMDetTraining:
         prepared = self.model.data_preprocessor(copy.deepcopy(self._batch))
         recalibrate(self.model.backbone, [prepared["inputs"]])
         self.model.train()
+        if dist.is_available() and dist.is_initialized():
+            # MMEngine's wrap_model wants a GPU for each process.
+            self._runner.model = MMDistributedDataParallel(self.model, broadcast_buffers=False)
         self._runner.optim_wrapper = self._runner.build_optim_wrapper(config.optim_wrapper)
         self.optimizer = self._runner.optim_wrapper.optimizer
         self._runner.call_hook("before_train")

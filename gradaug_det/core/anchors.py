@@ -76,9 +76,17 @@ class AnchorGrid:
         ratio = self.cells[0].new_tensor([new_width / size[1], new_height / size[0]])
         # The shapes of all levels' cell anchors, and where each level's anchors start.
         shapes = torch.cat([cell[:, 2:] - cell[:, :2] for cell in self.cells])  # (B, 2)
-        shape_of = [(level, a) for level, cell in enumerate(self.cells) for a in range(len(cell))]
         counts = [h * w * len(cell) for (h, w), cell in zip(full_shapes, self.cells, strict=True)]
         starts = [0, *itertools.accumulate(counts)]
+        # Of each shape, in tensors: a look at which is the nearest would wait for the device.
+        strides, last, steps = [], [], []
+        for level, (height, width) in enumerate(full_shapes):
+            for anchor in range(count := len(self.cells[level])):
+                strides.append(self.strides[level])
+                last.append((width - 1, height - 1))
+                steps.append((starts[level] + anchor, width * count, count))
+        strides, last = shapes.new_tensor(strides), shapes.new_tensor(last)
+        steps = torch.tensor(steps, device=shapes.device)
 
         indices, valids, first = [], [], 0
         for cell, centres in zip(self.cells, self._centres(sub_shapes), strict=True):
@@ -90,23 +98,14 @@ class AnchorGrid:
             # Centres in the padding of the batch are nobody's.
             inside = (centres < centres.new_tensor([new_width, new_height])).all(dim=1)
             original = transform.inverse_boxes(centres.repeat(1, 2), size)[:, :2]
-            index = torch.zeros(len(centres), len(cell), dtype=torch.long, device=centres.device)
-            valid = torch.zeros_like(index, dtype=torch.bool)
-            for column, (shape, iou) in enumerate(
-                zip(nearest.tolist(), best.tolist(), strict=True)
-            ):
-                # Then by position: the cell of that shape's level whose centre is nearest. Many
-                # anchors of the sub-network may share one of the full pass.
-                level, anchor = shape_of[shape]
-                height, width = full_shapes[level]
-                place = original / original.new_tensor(self.strides[level]) - self.offset
-                place = place.round().long().clamp(min=0)
-                place = place.minimum(place.new_tensor([width - 1, height - 1]))
-                flat = (place[:, 1] * width + place[:, 0]) * len(self.cells[level])
-                index[:, column] = starts[level] + flat + anchor
-                valid[:, column] = inside & (iou >= MIN_SHAPE_IOU)
+            # Then by position: the cell of that shape's level whose centre is nearest. Many
+            # anchors of the sub-network may share one of the full pass.
+            place = original[:, None] / strides[nearest] - self.offset  # (Hi * Wi, B, 2)
+            place = place.round().clamp(min=0).minimum(last[nearest]).long()
+            start, row, column = steps[nearest].unbind(-1)
+            index = start + place[..., 1] * row + place[..., 0] * column
             indices.append(index.reshape(-1))
-            valids.append(valid.reshape(-1))
+            valids.append((inside[:, None] & (best >= MIN_SHAPE_IOU)).reshape(-1))
         return torch.cat(indices), torch.cat(valids)
 
 

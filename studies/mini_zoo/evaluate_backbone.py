@@ -51,8 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         with atomic_path(args.out) as temporary:
             temporary.write_text(json.dumps(metrics, indent=1) + "\n")
         if args.describe:
-            shown = {name: round(metrics[name], 4) for name in METRICS}
             state, info = read_backbone(args.weights)
+            shown = {name: round(value, 4) for name, value in info.metrics.items()}
+            shown |= {name: round(metrics[name], 4) for name in METRICS}
             save_backbone(args.weights, state, replace(info, metrics=shown))
     except GradAugError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -700,7 +700,7 @@ EXPECTED = {
     "zoo: backbone: of another architecture: gradaug-det zoo": "ZooError: FOLDER/x.safetensors: metadata 'gradaug_det': architecture must be resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, resn",
     "zoo: backbone: mean of another scale: gradaug-det zoo": "ZooError: FOLDER/x.safetensors: metadata 'gradaug_det': pixel_mean must be on the 0-255 scale (multiply a mean of 0-1 by 255), got (0.4, 0.4, 0.4); wr",
     "zoo: backbone: header of 2**60 bytes: gradaug-det zoo": "ZooError: FOLDER/x.safetensors: not a safetensors file, or a damaged one",
-    "zoo: URL: no such backbone: gradaug-det zoo": "ZooError: the zoo has no backbone 'nothing': it has mini-resnet18-baseline, mini-resnet18-gradaug, resnet50-gradaug-authors, resnet50-gradaug-cutmix-a",
+    "zoo: URL: no such backbone: gradaug-det zoo": "ZooError: the zoo has no backbone 'nothing': it has mini-resnet18-anywidth, mini-resnet18-baseline, mini-resnet18-gradaug, resnet50-gradaug-authors, resnet50-gradaug-cutmix-a",
     "zoo: URL: no name: gradaug-det zoo": "ConfigError: gradaug:// has no name; write gradaug://NAME, see `gradaug-det zoo list`",
     "zoo: URL: unknown key: gradaug-det zoo": "ConfigError: gradaug://a?order=RGB has an unknown key 'order' after the ?; allowed is format=RGB or format=BGR",
     "zoo: URL: unknown order: gradaug-det zoo": "ConfigError: format in gradaug://a?format=GBR must be RGB or BGR, got 'GBR'",

@@ -1,0 +1,150 @@
+"""What a step makes its device and its processes wait for, counted on a CPU.
+
+A host read (`item`, `tolist`, `bool`, `nonzero`, a copy) ends when the device has computed all
+that was asked of it before. Counted are those of gradaug_det's own lines, in the second step of a
+small Mask R-CNN, alone and in two processes; there also its collectives, by the group that they
+cross: the host's, for which no device waits, or the training's. Writes host_reads.json and
+host_reads.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from benchmarks.training.trainings import training_class
+from benchmarks.training.workload import ALTERNATING, Variant, Workload
+from gradaug_det.reports.rendering import write_files
+from gradaug_det.utils.environment import describe_environment
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = (Variant(), Variant("labels", 3), Variant("both", 3), ALTERNATING)
+_READS = {
+    *(Tensor.item, Tensor.tolist, Tensor.nonzero, Tensor.numpy, Tensor.cpu, torch.nonzero),
+    *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__contains__),
+    *(torch.equal, torch.allclose, Tensor.equal, Tensor.allclose, Tensor.is_nonzero),
+}
+_COLLECTIVES = ("all_reduce", "gather_object", "all_gather_object", "broadcast", "barrier")
+
+
+class HostReads(TorchFunctionMode):
+    """Within the block, counts host reads by file and line of gradaug_det."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in _READS and (line := _own_line()):
+            self.found[line] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _own_line() -> str | None:
+    """Returns the line of gradaug_det that calls PyTorch; None if another's does, or if it reads
+    what processes have agreed on, which is on the host."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename:
+        frame = frame.f_back
+    _, package, file = frame.f_code.co_filename.rpartition("gradaug_det/")
+    own = package and "benchmarks" not in file and file != "core/processes.py"
+    return f"{file}:{frame.f_lineno}" if own else None
+
+
+def count_step(workload: Workload, variant: Variant) -> dict[str, Any]:
+    """Returns the host reads by line, and the collectives by group with their bytes."""
+    torch.manual_seed(0)
+    training = training_class(workload.task)(workload, variant)
+    training.step(0)
+    collectives: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+
+    def counting(original: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            group = "training's" if kwargs.get("group") is None else "host's"
+            collectives[group] += 1
+            sizes[group] += sum(x.nbytes for x in args if isinstance(x, Tensor))
+            return original(*args, **kwargs)
+
+        return call
+
+    with ExitStack() as stack, HostReads() as reads:
+        for name in _COLLECTIVES:
+            stack.enter_context(patch.object(dist, name, counting(getattr(dist, name))))
+        training.step(1)
+    return {"reads": dict(reads.found), "collectives": dict(collectives), "bytes": dict(sizes)}
+
+
+def _process(rank: int, folder: str, workload: Workload, names: tuple[Variant, ...]) -> None:
+    torch.set_num_threads(1)
+    where = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
+    found = {variant.name: count_step(workload, variant) for variant in names}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def count(task: str, variants: tuple[Variant, ...] = VARIANTS) -> dict[str, dict[str, Any]]:
+    """Returns what :func:`count_step` does, by variant, ``alone`` and in ``two`` processes."""
+    workload = Workload(task, ROOT / "configs", (96, 128), batch_size=1, small=True)
+    alone = {variant.name: count_step(workload, variant) for variant in variants}
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_process, (folder, workload, variants), nprocs=2)
+        two = json.loads(Path(folder, "0.json").read_text())
+    return {name: {"alone": alone[name], "two": two[name]} for name in alone}
+
+
+def write_counts(content: dict[str, Any], out: Path) -> Path:
+    """Writes ``host_reads.json`` and ``host_reads.md`` into a folder; returns the second."""
+    rows = [
+        "# What a step waits for",
+        "",
+        *" ".join(__doc__.split("\n\n")[1].rpartition("Writes")[0].split()).split("\n"),
+        "",
+        "| | training | reads, alone | reads, two processes | collectives, host's | training's |",
+        "|:--|:--|--:|--:|--:|--:|",
+    ]
+    for task, variants in content["tasks"].items():
+        for name, found in variants.items():
+            two = found["two"]
+            groups = [
+                f"{two['collectives'].get(group, 0)} ({two['bytes'].get(group, 0) / 1e3:.1f} kB)"
+                for group in ("host's", "training's")
+            ]
+            reads = [str(sum(found[how]["reads"].values())) for how in ("alone", "two")]
+            rows.append(f"| {task} | {name} | {' | '.join([*reads, *groups])} |")
+    commit = content["environment"]["git_commit"]
+    rows += ["", f"By `python -m benchmarks.host_reads`, commit {commit}."]
+    texts = {"host_reads.json": json.dumps(content, indent=1), "host_reads.md": "\n".join(rows)}
+    write_files(out, {name: f"{text}\n" for name, text in texts.items()})
+    return out / "host_reads.md"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.host_reads", description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    args = parser.parse_args(argv)
+    tasks = {task: count(task) for task in ("detectron2", "mmdet")}
+    content = {"tasks": tasks, "environment": describe_environment()}
+    print(write_counts(content, args.out).read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
