@@ -1,4 +1,4 @@
-"""Plots of a benchmark: a colour each detector, explained beside the plot and not in it."""
+"""Plots of a benchmark: a marker each detector, explained beside the plot and not in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from gradaug_det.reports.plots import METHOD_COLOURS, Plot, render_svg
 _STYLES = {"-": "Solid", "--": "Dashed", ":": "Dotted", "-.": "Dash-dotted"}
 _OF_TASK = {"bbox": "-", "segm": "--", "keypoints": "-."}
 _OF_IOU = {0.5: "-", 0.75: ":"}
-Points = Sequence[tuple[float, float]]
+# When all colours are used up, they begin again in another shape: for matplotlib, and as CSS.
+_SHAPES = (
+    ("o", "border-radius:50%"),
+    ("s", "border-radius:0"),
+    ("^", "clip-path:polygon(50% 0,100% 100%,0 100%)"),
+    ("D", "clip-path:polygon(50% 0,100% 50%,50% 100%,0 50%)"),
+)
+Points = Sequence[tuple]  # (x, y), or (x, y, text to write there)
 
 
 @dataclass
@@ -21,7 +28,7 @@ class _Line:
     """A line of a detector.
 
     Args:
-        position: of the detector, which gives the colour.
+        position: of the detector, which gives colour and shape.
         style: matplotlib's.
         meaning: of the style.
     """
@@ -38,21 +45,31 @@ def colour_at(position: int) -> str:
     return METHOD_COLOURS[position % len(METHOD_COLOURS)]
 
 
-def cost_plot(benchmark: Benchmark) -> Plot | None:
-    """AP over multiply-adds, a line for each detector and task.
+def shape_at(position: int) -> tuple[str, str]:
+    """Returns the shape of a detector's markers, as matplotlib's name and as CSS."""
+    return _SHAPES[position // len(METHOD_COLOURS) % len(_SHAPES)]
 
-    None with fewer than 2 networks (detectors and widths) whose multiply-adds are known.
+
+def cost_plot(benchmark: Benchmark) -> Plot | None:
+    """AP over latency, a line for each detector and a point for each width.
+
+    Over multiply-adds where no time was measured. AP is of the report's first task.
     """
-    known = [r for d in benchmark.detectors for r in d.widths if r.cost.gflops is not None]
-    if len(known) < 2:
-        return None
+    results = [result for detector in benchmark.detectors for result in detector.widths]
+    timed = any(result.cost.milliseconds is not None for result in results)
+    named = any(result.width != 1 for result in results)
 
     def points(detector: DetectorResult, task: str) -> Points:
-        aps = [(r.cost.gflops, r.metric(task)) for r in detector.widths]
-        return sorted(pair for pair in aps if None not in pair)
+        found = [
+            (r.cost.milliseconds if timed else r.cost.gflops, r.metric(task), f"{r.width:g}")
+            for r in sorted(detector.widths, key=lambda result: result.width)
+            if task == benchmark.tasks[0]
+        ]
+        return [point if named else point[:2] for point in found if None not in point]
 
     lines = _task_lines(benchmark, points)
-    return _plot("AP and cost", "GFLOPs an image", "AP, %", lines, marker="o")
+    title, x = ("AP and latency", "ms") if timed else ("AP and multiply-adds", "GFLOPs")
+    return _plot(title + " by width" * named, f"{x} an image", "AP, %", lines, _zoom)
 
 
 def recall_plots(
@@ -71,7 +88,7 @@ def recall_plots(
             for iou, points in curves[detector.label].get(task, {}).items()
         ]
         title = f"{name.capitalize()} precision and recall"
-        plots.append(_plot(title, "recall, %", "precision, %", lines, top=100))
+        plots.append(_plot(title, "recall, %", "precision, %", lines))
     return [plot for plot in plots if plot is not None]
 
 
@@ -79,13 +96,14 @@ def corruption_plot(benchmark: Benchmark) -> Plot | None:
     """AP over severity, mean over the corruptions; 0 is clean."""
     lines = _task_lines(benchmark, partial(_from_clean, WidthResult.ap_by_severity))
     ticks = sorted({x for line in lines for x, _ in line.points})
-    return _plot("AP and severity", "severity (0: clean)", "AP, %", lines, marker="o", ticks=ticks)
+    x, y = "severity (0: clean)", "AP, %"
+    return _plot("AP and severity", x, y, lines, lambda axes, _: axes.set_xticks(ticks))
 
 
 def fgsm_plot(benchmark: Benchmark) -> Plot | None:
     """AP over FGSM's epsilon; 0 is clean."""
     lines = _task_lines(benchmark, partial(_from_clean, WidthResult.ap_by_epsilon))
-    return _plot("AP and epsilon", "epsilon, of 255 (0: clean)", "AP, %", lines, marker="o")
+    return _plot("AP and epsilon", "epsilon, of 255 (0: clean)", "AP, %", lines)
 
 
 def _from_clean(
@@ -111,34 +129,48 @@ def _plot(
     x: str,
     y: str,
     lines: Sequence[_Line],
-    *,
-    marker: str = "",
-    top: float | None = None,
-    ticks: Sequence[float] | None = None,
+    adjust: Callable[..., object] = lambda axes, points: None,
 ) -> Plot | None:
     lines = [line for line in lines if line.points]
     if not lines:
         return None
-    highest = top or max(value for line in lines for _, value in line.points) or 1.0
+    styles = {line.style: line.meaning for line in lines}
+    if len(styles) == 1:
+        y = f"{styles.popitem()[1]} {y}"
+    points = [point for line in lines for point in line.points]
 
     def draw(axes) -> None:
-        look = {"linewidth": 1.6, "marker": marker, "markersize": 4}
+        look = {"linewidth": 1.6, "markersize": 4, "clip_on": False}
         for line in lines:
-            xs, ys = zip(*line.points, strict=True)
-            axes.plot(xs, ys, line.style, color=colour_at(line.position), **look)
-        axes.set(xlabel=x, ylabel=y, ylim=(0, 1.05 * highest))
-        if ticks is not None:
-            axes.set_xticks(ticks)
+            xs, ys, *_ = zip(*line.points, strict=True)
+            look |= {"color": colour_at(line.position), "marker": shape_at(line.position)[0]}
+            axes.plot(xs, ys, line.style, markevery=len(xs) // 10 or 1, **look)
+        axes.set(xlabel=x, ylabel=y, ylim=(0, 1.05 * max(y for _, y, *_ in points) or 1))
+        adjust(axes, points)
 
     ends = "; ".join(
         f"{line.detector}, {line.meaning} from {line.points[0][1]:.3g} at {line.points[0][0]:.3g} "
         f"to {line.points[-1][1]:.3g} at {line.points[-1][0]:.3g}"
         for line in lines
     )
-    styles = {line.style: line.meaning for line in lines}
     return Plot(
         title,
         f"{title}, {y} over {x}: {ends}.",
         render_svg(draw),
         styles=" ".join(f"{_STYLES[style]}: {meaning}." for style, meaning in styles.items()),
     )
+
+
+def _zoom(axes, points: Points) -> None:
+    # Axes as far as the points go; texts are written but for those in the way of earlier ones.
+    for at, least, set_limits in ((0, 0, axes.set_xlim), (1, 1, axes.set_ylim)):
+        low, high = (pick(point[at] for point in points) for pick in (min, max))
+        room = max(0.1 * (high - low), 0.05 * high, least)
+        set_limits(max(0, low - room), high + room)
+    taken: list[tuple[float, float]] = []
+    for x, y, *texts in points:
+        column, row = axes.transData.transform((x, y))
+        if texts and all(abs(column - c) > 44 or abs(row - r) > 16 for c, r in taken):
+            look = {"textcoords": "offset points", "ha": "right", "fontsize": 8}
+            axes.annotate(texts[0], (x, y), (-3, 3), **look)
+            taken.append((column, row))

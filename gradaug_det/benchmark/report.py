@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import CATEGORY_PREFIX, TASK_NAMES, precision_curves
 from gradaug_det.evaluation.coco_data import check_scorable, load_predictions
 from gradaug_det.reports import pictures, rendering
-from gradaug_det.reports.rendering import MISSING, count_items, embed_plots, format_number
+from gradaug_det.reports.rendering import count_items, embed_plots, format_number
 from gradaug_det.utils.environment import machine_line
 
 SCHEMA_VERSION = 2  # of report.json; raised when a key changes its meaning or goes away
-_SIZES = {"APs": "small", "APm": "medium", "APl": "large"}
+_COSTS = {"GFLOPs": "gflops", "ms": "milliseconds", "MB": "peak_megabytes"}
 
 
 def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
@@ -47,13 +47,12 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
         **view,
         "tasks": TASK_NAMES,
         "max_drawn": pictures.MAX_DRAWN,
-        "plots": embed_plots([plots.cost_plot(benchmark), *plots.recall_plots(benchmark, curves)]),
-        "corruption_plots": embed_plots([plots.corruption_plot(benchmark)]),
-        "fgsm_plots": embed_plots([plots.fgsm_plot(benchmark)]),
-        "bars": {
-            "AP by size of the objects": _bars(benchmark, _SIZES),
-            "AP by category": _bars(benchmark, _categories(benchmark)),
-        },
+        "cost_plots": embed_plots([plots.cost_plot(benchmark)]),
+        "changes_plots": embed_plots(
+            [plots.corruption_plot(benchmark), plots.fgsm_plot(benchmark)]
+        ),
+        "recall_plots": embed_plots(plots.recall_plots(benchmark, curves)),
+        "bars": _bars(benchmark),
         "pictures_of": {
             title: [_picture_row(benchmark, **one) for one in ranked[title]]
             for title in ("worst", "best")
@@ -148,102 +147,80 @@ def _width_content(benchmark: Benchmark, detector: DetectorResult, result: Width
 
 
 def _tables(benchmark: Benchmark) -> dict[str, Any]:
-    """Tables of AP and cost have a column for each detector and width, the others for each
-    detector at its largest width."""
-    detectors = benchmark.detectors
-    networks = [(detector, result) for detector in detectors for result in detector.widths]
+    detectors = list(enumerate(benchmark.detectors))
+
+    def of_widths(numbers: Callable[..., dict[str, str]]) -> dict:
+        rows = [
+            [(f"{r.width:g}", numbers(benchmark, d, r)) for r in d.widths] for _, d in detectors
+        ]
+        return _table(benchmark, rows)
+
     return {
-        "columns": [{"name": d.label, "label": _label(d, result)} for d, result in networks],
-        "legend_items": [{"name": d.label, "label": d.label} for d in detectors],
-        "colours": {d.label: plots.colour_at(i) for i, d in enumerate(detectors)},
-        "ap_rows": _rows([_aps(*network) for network in networks]),
-        "cost_rows": _rows([_costs(benchmark, result) for _, result in networks]),
-        "corruption_rows": _rows([_aps_by_corruption(d) for d in detectors]),
-        "fgsm_rows": _rows([_aps_by_epsilon(d) for d in detectors]),
+        "main": of_widths(_main),
+        "full": of_widths(_full),
+        "changes": _table(
+            benchmark, [[(TASK_NAMES[t], _changes(d, t)) for t in d.tasks] for _, d in detectors]
+        ),
+        "legend_items": [{"name": d.label, "label": d.label} for _, d in detectors],
+        "colours": {d.label: plots.colour_at(i) for i, d in detectors},
+        "keys": {d.label: f"{plots.colour_at(i)};{plots.shape_at(i)[1]}" for i, d in detectors},
     }
 
 
-def _label(detector: DetectorResult, result: WidthResult) -> str:
-    if len(detector.widths) == 1 and result.width == 1:
-        return detector.label
-    return f"{detector.label}, width {result.width:g}"
+def _table(benchmark: Benchmark, rows: Sequence[Sequence[tuple[str, Mapping[str, str]]]]) -> dict:
+    # A detector's rows: a name, and column -> number; one may lack columns that others have.
+    columns = dict.fromkeys(name for group in rows for _, cells in group for name in cells)
+    labels = [detector.label for detector in benchmark.detectors]
+    return {"columns": list(columns), "groups": list(zip(labels, rows, strict=True))}
 
 
-def _rows(columns: Sequence[Mapping[str, str]]) -> list[dict]:
-    # Rows of a table: a name, and its cell in each column.
-    names = dict.fromkeys(name for column in columns for name in column)
-    return [
-        {
-            "name": name,
-            "cells": [column.get(name, MISSING) for column in columns],
-            "main": name.endswith(" AP"),
-        }
-        for name in names
-    ]
-
-
-def _aps(detector: DetectorResult, result: WidthResult) -> dict[str, str]:
-    return {
-        f"{TASK_NAMES[task]} {name}": format_number(result.metric(task, name))
-        for task in detector.tasks
-        for name in result.metrics[task]
-        if not name.startswith(CATEGORY_PREFIX)
-    }
-
-
-def _costs(benchmark: Benchmark, result: WidthResult) -> dict[str, str]:
-    cells = {
-        "parameters": f"{result.cost.parameters:,}",
-        "GFLOPs": format_number(result.cost.gflops),
-        "ms an image": format_number(result.cost.milliseconds, 1),
-        "time ratio": format_number(benchmark.time_ratio(result)),
-        "peak MB": format_number(result.cost.peak_megabytes, 1),
-    }
-    return {name: cell for name, cell in cells.items() if cell != MISSING}
-
-
-def _aps_by_corruption(detector: DetectorResult) -> dict[str, str]:
-    cells, result = {}, detector.widest
-    for task in detector.tasks:
-        if severities := result.ap_by_severity(task):
-            values = {"clean AP": result.metric(task)}
-            values |= {"mPC": result.mpc(task), "rPC, %": result.rpc(task)}
-            values |= {f"severity {severity}": ap for severity, ap in severities.items()}
-            by_kind = result.ap_by_corruption(task)
-            values |= {kind.replace("_", " "): ap for kind, ap in by_kind.items()}
-            cells |= {f"{TASK_NAMES[task]}, {k}": format_number(ap) for k, ap in values.items()}
+def _main(benchmark: Benchmark, detector: DetectorResult, result: WidthResult) -> dict[str, str]:
+    aps = {t: result.metric(t) if t in detector.tasks else None for t in benchmark.tasks}
+    cells = {f"{TASK_NAMES[task]} AP": format_number(ap) for task, ap in aps.items()}
+    for name, field in _COSTS.items():
+        if (cost := getattr(result.cost, field)) is not None:
+            # Costs range from tenths to thousands: about three digits of each.
+            cells[name] = format_number(cost, 2 if cost < 10 else 1 if cost < 100 else 0)
     return cells
 
 
-def _aps_by_epsilon(detector: DetectorResult) -> dict[str, str]:
-    cells, result = {}, detector.widest
+def _full(benchmark: Benchmark, detector: DetectorResult, result: WidthResult) -> dict[str, str]:
+    values: dict[str, float | None] = {}
     for task in detector.tasks:
-        if epsilons := result.ap_by_epsilon(task):
-            values = {"clean AP": result.metric(task)}
-            values |= {f"epsilon {epsilon:g}/255": ap for epsilon, ap in epsilons.items()}
-            cells |= {f"{TASK_NAMES[task]}, {k}": format_number(ap) for k, ap in values.items()}
-    return cells
+        for name in result.metrics[task]:
+            if not name.startswith(CATEGORY_PREFIX):
+                values[f"{TASK_NAMES[task]} {name}"] = result.metric(task, name)
+        changed = {f"severity {s}": ap for s, ap in result.ap_by_severity(task).items()}
+        for name, ap in {**changed, **result.ap_by_corruption(task)}.items():
+            values[f"{TASK_NAMES[task]} AP, {name.replace('_', ' ')}"] = ap
+    if (ratio := benchmark.time_ratio(result)) is not None:
+        values["time ratio"] = ratio
+    cells = {name: format_number(value) for name, value in values.items()}
+    return {**cells, "parameters": f"{result.cost.parameters:,}"}
 
 
-def _bars(benchmark: Benchmark, names: Mapping[str, str]) -> dict[str, list[dict]]:
-    # For each task: a row for each metric (key of `names`) with every detector's number.
+def _changes(detector: DetectorResult, task: str) -> dict[str, str]:
+    # Nothing, where nothing was changed or there is nothing to find.
+    result = detector.widest
+    aps = {"mPC": result.mpc(task), "rPC, %": result.rpc(task)}
+    aps |= {f"FGSM {epsilon:g}": ap for epsilon, ap in result.ap_by_epsilon(task).items()}
+    known = {name: format_number(ap) for name, ap in aps.items() if ap is not None}
+    return {"AP": format_number(result.metric(task)), **known} if known else {}
+
+
+def _bars(benchmark: Benchmark) -> dict[str, list[dict]]:
+    # For each task: categories, by falling AP of the first detector, with every detector's AP.
     bars: dict[str, list[dict]] = {}
     for task in benchmark.tasks:
         detectors = [d for d in benchmark.detectors if task in d.tasks]
-        for name, title in names.items():
+        first = detectors[0].widest
+        names = [name for name in first.metrics[task] if name.startswith(CATEGORY_PREFIX)]
+        for name in sorted(names, key=lambda n: -(first.metric(task, n) or 0)):
             values = [{"method": d.label, "value": d.widest.metric(task, name)} for d in detectors]
             if any(one["value"] is not None for one in values):
-                bars.setdefault(task, []).append({"category": title, "values": values})
+                row = {"category": name.removeprefix(CATEGORY_PREFIX), "values": values}
+                bars.setdefault(task, []).append(row)
     return bars
-
-
-def _categories(benchmark: Benchmark) -> dict[str, str]:
-    # Metric -> category, by falling AP of the first detector.
-    first = benchmark.detectors[0]
-    task = next(iter(first.tasks), None)
-    names = [n for n in first.widest.metrics.get(task, {}) if n.startswith(CATEGORY_PREFIX)]
-    names.sort(key=lambda name: -(first.widest.metric(task, name) or 0.0))
-    return {name: name.removeprefix(CATEGORY_PREFIX) for name in names}
 
 
 def _rank_images(benchmark: Benchmark) -> dict[str, list[dict]]:

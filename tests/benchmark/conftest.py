@@ -31,7 +31,7 @@ def folder(truth, tmp_path_factory):
 
 def width_result(truth, width, seed, noise, **more):
     predictions = make_predictions(truth, seed=seed, noise=noise)
-    cost = Cost(int(1000 * width), 3.0 * width**2, 20.0 * width, None)
+    cost = Cost(int(1000 * width), 3.0 * width**2, 20.0 * width, 500.0 * width)
     return WidthResult(width, evaluate_coco(truth, predictions), predictions, cost, **more)
 
 

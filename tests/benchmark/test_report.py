@@ -6,13 +6,21 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from html import unescape
 
 import jinja2
 import numpy as np
 import pytest
 
 from gradaug_det.benchmark import report as report_module
-from gradaug_det.benchmark.plots import corruption_plot, cost_plot, fgsm_plot, recall_plots
+from gradaug_det.benchmark.plots import (
+    colour_at,
+    corruption_plot,
+    cost_plot,
+    fgsm_plot,
+    recall_plots,
+    shape_at,
+)
 from gradaug_det.benchmark.ranking import image_scores
 from gradaug_det.benchmark.records import Benchmark, Cost, DetectorResult, WidthResult
 from gradaug_det.benchmark.report import write_benchmark
@@ -25,10 +33,13 @@ from tests.evaluation.helpers import make_predictions
 
 def table(html, name):
     """Text of a table's cells."""
-    body = re.search(rf'<table id="{name}">.*?</table>', html, re.DOTALL)[0]
+    body = re.search(rf'<table id="{name}".*?</table>', html, re.DOTALL)[0]
     rows = re.findall(r"<tr.*?</tr>", body, re.DOTALL)
     return [
-        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row)]
+        [
+            unescape(re.sub(r"<[^>]*>", "", cell))
+            for cell in re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row)
+        ]
         for row in rows
     ]
 
@@ -58,8 +69,7 @@ def test_every_number_is_in_all_three_files(benchmark, written):
     text = (written / "report.md").read_text()
     content = read_json(written)
     results = [r for d in benchmark.detectors for r in d.widths]
-    rows = {row[0]: row[1:] for row in table(html, "ap")[1:]}
-    assert len(rows) == 24
+    rows = {row[0]: row[1:] for row in table(html, "full")[1:]}
     for task, name in (("bbox", "box"), ("segm", "mask")):
         for metric in COCO_METRICS:
             wanted = [f"{r.metrics[task][metric]:.2f}" for r in results]
@@ -76,16 +86,43 @@ def test_every_number_is_in_all_three_files(benchmark, written):
     assert content["schema_version"] == 2 and content["dataset"]["images"] == 20
 
 
+def test_first_come_a_curve_and_a_row_for_each_detector_and_width(benchmark, written):
+    html = (written / "index.html").read_text()
+    header, *rows = table(html, "main")
+    assert header == ["width", "box AP", "mask AP", "GFLOPs", "ms", "MB"]
+    assert [row for row in rows if len(row) == 1] == [["plain"], [HOSTILE]]
+    aps = [
+        [f"{result.metric(task):.2f}" for task in ("bbox", "segm")]
+        for detector in benchmark.detectors
+        for result in detector.widths
+    ]
+    costs = (
+        ["1", "3.00", "20.0", "500"],
+        ["0.9", "2.43", "18.0", "450"],
+        ["1", "3.00", "20.0", "500"],
+    )
+    wanted = [[width, *ap, *cost] for ap, (width, *cost) in zip(aps, costs, strict=True)]
+    assert [row for row in rows if len(row) > 1] == wanted
+    text = (written / "report.md").read_text()
+    assert f"| plain | {' | '.join(wanted[1])} |" in text
+    headings = re.findall(r"<h[123]>([\w ]+)|id=\"(main|full)\"|<(details)>", html)
+    headings = [next(filter(None, found)) for found in headings]
+    assert headings[:3] == ["Benchmark", "AP and latency by width", "main"]
+    order = [
+        *("Worst images", "Best images", "Corrupted and attacked images", "Precision over recall"),
+        *("AP by category", "All numbers", "details", "full", "What was run", "Environment"),
+    ]
+    assert [name for name in headings if name in order] == order
+    places = [text.index(f"## {name}") for name in (order[2], order[5], order[8], order[9])]
+    assert text.index("| detector | width |") < places[0] and places == sorted(places)
+
+
 def test_costs_are_ratios_too(written):
-    rows = {row[0]: row[1:] for row in table((written / "index.html").read_text(), "cost")[1:]}
-    assert rows["GFLOPs"] == ["3.00", "2.43", "3.00"]
-    assert rows["ms an image"] == ["20.0", "18.0", "20.0"]
+    rows = {row[0]: row[1:] for row in table((written / "index.html").read_text(), "full")[1:]}
     assert rows["time ratio"] == ["1.00", "0.90", "1.00"]
     assert rows["parameters"] == ["1,000", "900", "1,000"]
-    assert "peak MB" not in rows  # nobody measured it
     widths = [w for d in read_json(written)["detectors"] for w in d["widths"]]
     assert [w["cost"]["time_ratio"] for w in widths] == [1.0, 0.9, 1.0]
-    assert [w["cost"]["peak_megabytes"] for w in widths] == [None] * 3
 
 
 def test_robustness(benchmark, written):
@@ -95,13 +132,15 @@ def test_robustness(benchmark, written):
     assert full.ap_by_severity("bbox") == {1: 18.0, 5: 6.0}
     assert full.ap_by_corruption("bbox") == {"fog": 15.0, "snow": 9.0}
     html = (written / "index.html").read_text()
-    rows = {row[0]: row[1:] for row in table(html, "corruptions")[1:]}
-    assert rows["box, mPC"] == ["12.00", "–"]  # noqa: RUF001
-    assert rows["box, severity 5"] == ["6.00", "–"]  # noqa: RUF001
-    assert rows["mask, snow"] == ["4.00", "–"]  # noqa: RUF001
-    assert rows["box, rPC, %"][0] == f"{full.rpc('bbox'):.2f}"
-    rows = {row[0]: row[1:] for row in table(html, "fgsm")[1:]}
-    assert rows["box, epsilon 4/255"] == ["1.50", "–"]  # noqa: RUF001
+    header, *rows = table(html, "changes")
+    assert header == ["AP, %", "AP", "mPC", "rPC, %", "FGSM 1", "FGSM 4"]
+    ap, rpc = (f"{value:.2f}" for value in (full.metric("bbox"), full.rpc("bbox")))
+    assert rows[1] == ["box", ap, "12.00", rpc, "9.00", "1.50"]
+    assert rows[2][3:] == [f"{full.rpc('segm'):.2f}", "7.00", "0.50"]
+    assert rows[4] == ["box", *5 * ["–"]]  # noqa: RUF001
+    rows = {row[0]: row[1:] for row in table(html, "full")[1:]}
+    assert rows["box AP, severity 5"] == ["6.00", "–", "–"]  # noqa: RUF001
+    assert rows["mask AP, snow"] == ["4.00", "–", "–"]  # noqa: RUF001
     content = read_json(written)["detectors"][0]["widths"][0]
     assert content["mPC"] == {"bbox": 12.0, "segm": 6.0}
     assert content["fgsm"]["4"] == {"bbox": 1.5, "segm": 0.5}
@@ -144,7 +183,7 @@ def test_plots_are_the_same_whatever_the_labels(benchmark, truth, label):
         ElementTree.fromstring(plot.svg)
         assert label in plot.description
     assert [plot.styles for plot in named] == [
-        "Solid: box. Dashed: mask.",
+        "",  # boxes alone, as the axis says
         *["Solid: IoU 0.5. Dotted: IoU 0.75."] * 2,
         *["Solid: box. Dashed: mask."] * 2,
     ]
@@ -154,28 +193,50 @@ def test_a_plot_tells_its_line_ends(benchmark, truth):
     ap = benchmark.detectors[0].widths[0].metrics["bbox"]["AP"]
     narrow = benchmark.detectors[0].widths[1].metrics["bbox"]["AP"]
     cost, _, _, corruption, fgsm = (plot.description for plot in all_plots(benchmark, truth))
-    assert f"plain, box from {narrow:.3g} at 2.43 to {ap:.3g} at 3;" in cost
+    assert f"plain, box from {narrow:.3g} at 18 to {ap:.3g} at 20;" in cost
     assert f"plain, box from {ap:.3g} at 0 to 6 at 5;" in corruption
     assert f"plain, box from {ap:.3g} at 0 to 1.5 at 4;" in fgsm
 
 
-def test_ap_over_cost_needs_two_networks(benchmark):
-    full, narrow = benchmark.detectors[0].widths
-    unknown = dataclasses.replace(narrow, cost=Cost(1))
-    first, second = benchmark.detectors
+def test_ap_over_cost_has_a_point_for_each_network_that_has_both(benchmark):
+    first = benchmark.detectors[0]
+    full, narrow = first.widths
 
-    def with_widths(*widths):
-        return dataclasses.replace(first, widths=widths)
+    def plotted(*widths):
+        detector = dataclasses.replace(first, widths=widths)
+        return cost_plot(dataclasses.replace(benchmark, detectors=[detector]))
 
-    for detectors, drawn in (
-        ([with_widths(full)], False),
-        ([with_widths(full, unknown)], False),
-        ([with_widths(full, narrow)], True),
-        ([with_widths(unknown), second], False),
-        ([with_widths(full), second], True),
+    def with_ap(one, task, ap):
+        return dataclasses.replace(one, metrics={task: {"AP": ap}})
+
+    def with_cost(one, *cost):
+        return dataclasses.replace(one, cost=Cost(1, *cost))
+
+    crowd = [dataclasses.replace(narrow, width=0.9 - i / 10) for i in range(8)]
+    for widths, title, y, points, texts in (
+        ([full], "AP and latency", "box", 1, []),
+        ([full, narrow], "AP and latency by width", "box", 2, ["0.9", "1"]),
+        ([full, with_ap(narrow, "bbox", math.nan)], "AP and latency by width", "box", 1, ["1"]),
+        ([with_ap(narrow, "bbox", 0.0)], "AP and latency by width", "box", 1, ["0.9"]),
+        ([with_ap(full, "segm", 9.0)], "AP and latency", "mask", 1, []),
+        ([full, with_cost(narrow)], "AP and latency by width", "box", 1, ["1"]),
+        # Equal costs, and points so close that the texts of all would lie on each other.
+        ([full, with_cost(narrow, 1, 20)], "AP and latency by width", "box", 2, ["0.9", "1"]),
+        ([full, *crowd], "AP and latency by width", "box", 9, ["0.2", "1"]),
+        ([with_cost(full, 3.0)], "AP and multiply-adds", "box", 1, []),
     ):
-        plot = cost_plot(dataclasses.replace(benchmark, detectors=detectors))
-        assert (plot is not None) is drawn
+        plot = plotted(*widths)
+        assert plot.title == title
+        assert plot.svg.count('<use xlink:href="#m') == points
+        assert re.findall(r"font-size: 8px[^>]*>([^<]*)<", plot.svg) == texts
+        x = "ms" if "latency" in title else "GFLOPs"
+        assert f">{x} an image<" in plot.svg and f">{y} AP, %<" in plot.svg
+    assert plotted(with_ap(full, "bbox", math.nan)) is None
+    assert plotted(with_cost(full)) is None
+
+
+def test_each_of_two_dozen_detectors_has_a_marker_of_its_own(benchmark):
+    assert len({(colour_at(i), *shape_at(i)) for i in range(24)}) == 24
 
 
 def box(x, category=1, score=0.9, image_id=1, **more):
@@ -244,8 +305,8 @@ def test_best_and_worst_pictures(truth, folder, tmp_path):
     html = index.read_text()
     assert f"Image {perfect}, F1 1.00" in html
     assert html.index("<h2>Worst images") < html.index("<h2>Best images")
-    assert 'id="corruptions"' not in html and "mask AP" not in html
-    assert "AP and cost" not in html  # one point is no line
+    assert 'id="changes"' not in html and "mask AP" not in html
+    assert "AP and multiply-adds" not in html  # nobody counted them
 
 
 def test_precision_curves_by_hand():
@@ -306,8 +367,8 @@ def test_a_failure_leaves_the_old_report(benchmark, folder, tmp_path, monkeypatc
     assert set(before) == {"report.json", "report.md", "index.html"}
     with pytest.raises(DataError, match="does not exist"):
         write_benchmark(tmp_path, dataclasses.replace(benchmark, data=data_of(folder, "nowhere")))
-    monkeypatch.setattr(report_module, "_rows", lambda _: [{"no": "name"}])
-    with pytest.raises(jinja2.UndefinedError, match="name"):
+    monkeypatch.setattr(report_module, "_table", lambda *_: {})
+    with pytest.raises(jinja2.UndefinedError, match="columns"):
         write_benchmark(tmp_path, dataclasses.replace(benchmark, title="changed"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -356,8 +417,10 @@ def test_nothing_to_find(truth, folder, tmp_path):
     width = content["detectors"][0]["widths"][0]
     assert width["mPC"] == width["rPC"] == {"bbox": None, "segm": None}
     html = index.read_text()
-    assert all(cells == ["–", "–"] for _, *cells in table(html, "ap")[1:])  # noqa: RUF001
-    assert "<svg" not in html and "<img" not in html and 'id="fgsm"' not in html
+    for _, *cells in table(html, "full")[1:-1]:
+        assert cells == ["–", "–"]  # noqa: RUF001
+    assert [row[1:3] for row in table(html, "main")[2:]] == [["–", "–"]] * 2  # noqa: RUF001
+    assert "<svg" not in html and "<img" not in html and 'id="changes"' not in html
     for name in ("report.md", "index.html"):
         assert not re.search(r"\bnan\b", (tmp_path / name).read_text(), re.IGNORECASE)
 
@@ -371,15 +434,16 @@ def test_a_narrow_detector_of_boxes_that_finds_nothing(truth, folder, tmp_path):
     for widths in ((full, width_result(empty, [], 0.5)), (width_result(empty, [], 0.5), full)):
         html = write_benchmark(tmp_path, one_detector(folder, *widths)).read_text()
         assert "mask" not in (tmp_path / "report.md").read_text()
-        names = [row[0] for row in table(html, "ap")[1:] + table(html, "corruptions")[1:]]
-        assert "box, mPC" in names and not any("mask" in name for name in names)
+        names = [row[0] for row in table(html, "full")[1:] + table(html, "changes")[1:]]
+        assert "box" in names and not any("mask" in name for name in names)
 
 
 def test_masks_alone(benchmark, folder, tmp_path):
     result = benchmark.detectors[0].widths[0]
     masks = width_result({"segm": result.metrics["segm"]}, result.predictions)
     html = write_benchmark(tmp_path, one_detector(folder, masks)).read_text()
-    assert [row[0].split()[0] for row in table(html, "ap")[1:]] == ["mask"] * 12
+    assert [row[0].split()[0] for row in table(html, "full")[1:-1]] == ["mask"] * 12
+    assert table(html, "main")[0][1] == "mask AP"
     assert "<h2>AP by category" in html
 
 
