@@ -26,11 +26,13 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import gradaug_det
 from benchmarks.training.trainings import training_class
 from benchmarks.training.workload import ALTERNATING, Variant, Workload
 from gradaug_det.reports.rendering import write_files
 from gradaug_det.utils.environment import describe_environment
 
+PACKAGE = Path(gradaug_det.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = (Variant(), Variant("labels", 3), Variant("both", 3), ALTERNATING)
 _READS = {
@@ -62,9 +64,10 @@ def _own_line() -> str | None:
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename:
         frame = frame.f_back
-    _, package, file = frame.f_code.co_filename.rpartition("gradaug_det/")
-    own = package and "benchmarks" not in file and file != "core/processes.py"
-    return f"{file}:{frame.f_lineno}" if own else None
+    path = Path(frame.f_code.co_filename)
+    if not path.is_relative_to(PACKAGE) or path.name == "processes.py":
+        return None
+    return f"{path.relative_to(PACKAGE)}:{frame.f_lineno}"
 
 
 def count_step(workload: Workload, variant: Variant) -> dict[str, Any]:

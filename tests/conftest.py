@@ -10,4 +10,5 @@ def forget_visualizers():
     """MMEngine's visualizer is global: it would write into the folder of a test that has ended."""
     yield
     if (visualization := sys.modules.get("mmengine.visualization")) is not None:
-        visualization.Visualizer._instance_dict.clear()
+        for kind in (visualization.Visualizer, *visualization.Visualizer.__subclasses__()):
+            kind._instance_dict.clear()

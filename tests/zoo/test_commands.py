@@ -62,7 +62,7 @@ def test_list(lab, zoo):
         "here",
         str(lab.parent / "index.json"),
     ]
-    assert built_in[0].split()[:4] == ["mini-resnet18-baseline", "resnet18", "22.4", "64.33"]
+    assert built_in[0].split()[:4] == ["mini-resnet18-anywidth", "resnet18", "22.4", "70.42"]
     lab.unlink()
     assert zoo("list")[1].splitlines()[1].split()[4] == "missing"
     assert json.loads(zoo("list", "--json")[1])[0]["path"] is None

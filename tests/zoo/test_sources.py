@@ -62,7 +62,7 @@ def test_a_served_zoo(published, use, capsys, cache_folder):
         rows = [line.split() for line in capsys.readouterr().out.splitlines()]
         address = f"{server.url}/index.json"
         assert [(r[0], *r[4:]) for r in rows[1:3]] == [(n, "server", address) for n in "ab"]
-        assert rows[3][0] == "mini-resnet18-baseline"
+        assert rows[3][0] == "mini-resnet18-anywidth"
         assert cli.main(["zoo", "download", "a", "b"]) == 0
         paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
         assert cli.main(["zoo", "verify", "a", "b"]) == 0
