@@ -40,14 +40,14 @@ def at_detector_width(detector: Detector, width: float) -> Iterator[None]:
 
 
 def match_statistics(detector: Detector, widths: Sequence[float], images: Sequence[Path]) -> None:
-    """Gives norms, at widths below 1, the full network's moments: without any training.
+    """Gives norms, at widths that the detector was not trained for, the full network's moments.
 
     Args:
-        images: on which they are measured; no labels are needed.
+        images: on which they are measured; no labels are needed, and nothing is trained.
     """
     moments = measure_moments(detector.backbone, detector.batches(images))
     for width in widths:
-        if width < 1:
+        if width < detector.trained_width:
             with at_detector_width(detector, width):
                 recalibrate(detector.backbone, detector.batches(images), moments)
                 detector.statistics[width] = statistics_of(detector.backbone)

@@ -33,6 +33,7 @@ class Detector(Protocol):
         slimmed: what of it is narrow in a sub-network, as its config trains them; an error of
             :func:`gradaug_det.core.slimming.slim_plan` if it cannot be.
         divisor: of the channels of its sub-networks, likewise.
+        trained_width: the smallest that its config trains.
         backbone: what has the norms that can be matched.
         statistics: of these norms at widths, where they are not the full network's, cut.
         scoring: the config's own settings of its evaluation.
@@ -44,6 +45,7 @@ class Detector(Protocol):
     model: nn.Module
     slimmed: nn.Module
     divisor: int
+    trained_width: float
     backbone: nn.Module
     statistics: dict[float, list[tuple[Tensor, Tensor]]]
     scoring: Scoring

@@ -57,6 +57,7 @@ class WidthResult:
         cost: of an image; None until it is measured.
         corruptions: corruption -> severity (1 to 5) -> task -> AP.
         fgsm: epsilon (on the 0-255 scale) -> task -> AP.
+        matched: whether its norms' statistics were matched to the full network's.
     """
 
     width: float
@@ -65,6 +66,11 @@ class WidthResult:
     cost: Cost | None = None
     corruptions: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     fgsm: dict[float, dict[str, float]] = field(default_factory=dict)
+    matched: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.width:g}, matched" if self.matched else f"{self.width:g}"
 
     def add(self, change: Corruption | FGSM, aps: dict[str, float]) -> None:
         """Notes each task's AP on images that were changed."""

@@ -134,6 +134,7 @@ def _content(
 def _width_content(benchmark: Benchmark, detector: DetectorResult, result: WidthResult) -> dict:
     return {
         "width": result.width,
+        "matched": result.matched,
         "metrics": result.metrics,
         "detections": len(result.predictions),
         "cost": {**asdict(result.cost), "time_ratio": benchmark.time_ratio(result)},
@@ -150,9 +151,7 @@ def _tables(benchmark: Benchmark) -> dict[str, Any]:
     detectors = list(enumerate(benchmark.detectors))
 
     def of_widths(numbers: Callable[..., dict[str, str]]) -> dict:
-        rows = [
-            [(f"{r.width:g}", numbers(benchmark, d, r)) for r in d.widths] for _, d in detectors
-        ]
+        rows = [[(r.name, numbers(benchmark, d, r)) for r in d.widths] for _, d in detectors]
         return _table(benchmark, rows)
 
     return {

@@ -41,8 +41,8 @@ class BenchmarkSettings:
         corruptions: kinds; evaluated, like attacks, at the largest width.
         severities: of the corruptions, 1 to 5.
         epsilons: of FGSM, on the 0-255 scale.
-        match: images on which, at widths below 1, norms get the full network's moments: for
-            detectors that were not trained at these widths.
+        match: images on which norms get the full network's moments, at the widths below those
+            that a detector's config trains.
         limit: evaluate only that many images, in the order of their ids.
         cost_images: images on which costs are measured.
         repeats: how often each of them is timed.
@@ -183,6 +183,8 @@ def _detect_and_score(
         width: WidthResult(width, {} if rank() else score(found), found)
         for width, found in clean.items()
     }
+    for width in detector.statistics:
+        widths[width].matched = True
     widest = widths[max(widths)]
     for change in settings.changes():
         # One change after the other: on COCO, all of their detections would not fit into memory.

@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fgsm", dest="epsilons", type=float, nargs="+", default=(), metavar="EPS", help=text
     )
     text = (
-        "at widths below 1, give norms the full network's moments on the first N images of "
-        "--calibrate: for detectors that were not trained at these widths"
+        "at widths below those that a config trains, give norms the full network's moments on the "
+        "first N images of --calibrate"
     )
     what.add_argument("--match", type=int, metavar="N", help=text)
     text = "a folder of images or a COCO-format json, of training images"

@@ -172,9 +172,12 @@ class GradAugOptions:
         return cls(**values)
 
     @classmethod
-    def widths_of(cls, hook: Mapping[str, Any]) -> GradAugOptions:
-        """Returns the options of a hook's config that say which sub-networks a training has."""
-        return cls(**{k: hook[k] for k in ("divisor", "slim", "keep_whole") if k in hook})
+    def widths_of(cls, hook: Mapping[str, Any] | None) -> GradAugOptions:
+        """Returns the options of a hook's config that say which sub-networks a training has; of no
+        hook, that there are none."""
+        keys = ("num_subnets", "min_width", "passes", "widths", "full_share")
+        keys += ("divisor", "slim", "keep_whole")
+        return cls(**{k: hook[k] for k in keys if k in hook}) if hook else cls(num_subnets=0)
 
     @property
     def moves_pixels(self) -> bool:
@@ -201,6 +204,11 @@ class GradAugOptions:
     def smallest_width(self) -> float:
         """Returns the smallest width multiplier that is trained."""
         return min(self.widths, default=self.min_width)
+
+    @property
+    def trained_width(self) -> float:
+        """Returns the smallest width that there is in such a training: 1 without sub-networks."""
+        return self.smallest_width if self.active else 1.0
 
     @property
     def shares(self) -> dict[float, float]:

@@ -55,7 +55,7 @@ class Detectron2Detector:
         check_num_classes(getattr(head, "num_classes", None), data, "num_classes of the heads")
         check_detector(self.model, [name for _, name in data.classes], scored=True)
         self.model.eval()
-        self.divisor = self._options.divisor
+        self.divisor, self.trained_width = self._options.divisor, self._options.trained_width
         self.statistics = {}
         self.scoring = read_scoring(cfg, self.model)
         # Detectron2's catalog wants a name for each dataset.
@@ -152,5 +152,5 @@ def _load_lazy(files: DetectorFiles, device: str) -> _Loaded:
     training = cfg.dataloader.train.mapper
     mapper.use_instance_mask = training.get("use_instance_mask", mapper.use_instance_mask)
     mapper.instance_mask_format = training.get("instance_mask_format", mapper.instance_mask_format)
-    trained = GradAugOptions.widths_of(cfg.get("gradaug") or {})  # a lazy GradAugHook
+    trained = GradAugOptions.widths_of(cfg.get("gradaug"))  # a lazy GradAugHook
     return cfg, model, mapper, trained, LazyConfig.to_py(cfg)

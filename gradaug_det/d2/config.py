@@ -57,9 +57,9 @@ def gradaug_options(cfg: CN) -> GradAugOptions:
 
 
 def trained_options(cfg: CN) -> GradAugOptions:
-    """Returns the settings with which a config's detector was trained; the default ones if without
-    GradAug."""
-    return gradaug_options(cfg) if cfg.GRADAUG.ENABLED else GradAugOptions()
+    """Returns the settings with which a config's detector was trained; without GradAug, that there
+    were no sub-networks."""
+    return gradaug_options(cfg) if cfg.GRADAUG.ENABLED else GradAugOptions.widths_of(None)
 
 
 @contextmanager

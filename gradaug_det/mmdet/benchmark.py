@@ -54,7 +54,7 @@ class MMDetectionDetector:
         load_checkpoint(self.model, str(weights), map_location=device)
         self.model.eval()
         self._options = trained_options(self.config)
-        self.divisor = self._options.divisor
+        self.divisor, self.trained_width = self._options.divisor, self._options.trained_width
         self.statistics = {}
         self.scoring = _scoring(self.config)
         self._ids = _category_ids(self.config, data)

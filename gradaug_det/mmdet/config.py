@@ -39,9 +39,9 @@ def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 
 def trained_options(config: Config) -> GradAugOptions:
-    """Returns which sub-networks a config's detector was trained with; the default without."""
+    """Returns which sub-networks a config's detector was trained with, if any."""
     for hook in config.get("custom_hooks") or []:
         # The type is a name, or in new-style configs the class itself.
         if getattr(hook["type"], "__name__", hook["type"]) == "GradAugHook":
             return GradAugOptions.widths_of(hook)
-    return GradAugOptions()
+    return GradAugOptions.widths_of(None)

@@ -305,7 +305,7 @@ def _describe(recipe: Recipe, metrics: Mapping[str, float]) -> BackboneInfo:
         name=recipe.name,
         architecture=recipe.model,
         depth=DEPTHS[recipe.model],
-        min_width=options.smallest_width if options.active else 1.0,
+        min_width=options.trained_width,
         stem="7x7",
         stride_in="3x3",
         channel_order="RGB",
