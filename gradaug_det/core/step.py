@@ -124,6 +124,15 @@ class SubNetworkHook:
                 "without torch.compile",
                 compiled,
             )
+        options = self.options
+        continuous = options.passes == "added" and not options.widths and options.min_width < 1
+        if torch.backends.cudnn.benchmark and continuous and options.divisor == 1:
+            logger.warning(
+                "GradAug: torch.backends.cudnn.benchmark is on, and sub-networks have any width "
+                "from %s to 1: every step has shapes that cuDNN tries all algorithms for. Set "
+                "`widths` or `divisor`, or turn it off",
+                options.min_width,
+            )
         self.meeting, self._overflows = Meeting(), 0
         self.network = network
 

@@ -87,6 +87,16 @@ def attached(model, owner):
     return hooks, [n for n in ("_write_metrics", "train_step", "backward") if n in vars(owner)]
 
 
+def warnings_of(made, tmp_path, caplog, hook, about, model):
+    """Returns what a training says at its start."""
+    _, owner, train, _ = made(tmp_path, hook, steps=0, model=model)
+    if made is mmdetection:
+        owner.logger.addHandler(caplog.handler)
+        owner.logger.setLevel(logging.WARNING)
+    train()
+    return [r.getMessage() for r in caplog.records if about in r.getMessage()]
+
+
 # ---- registered twice ---------------------------------------------------------------------------
 
 
@@ -154,13 +164,25 @@ def test_a_static_graph_is_refused(made, hook, one_process, tmp_path):
 def test_a_compiled_model_is_warned_of_once(made, hook, part, tmp_path, caplog):
     model = made(tmp_path)[0]
     model.get_submodule(part).compile(backend="eager")
-    _, owner, train, _ = made(tmp_path, hook(**OPTIONS), steps=0, model=model)
-    if made is mmdetection:
-        owner.logger.addHandler(caplog.handler)
-        owner.logger.setLevel(logging.WARNING)
-    train()
-    said = [r.getMessage() for r in caplog.records if "torch.compile" in r.getMessage()]
+    said = warnings_of(made, tmp_path, caplog, hook(**OPTIONS), "torch.compile", model)
     assert len(said) == 1 and (part or type(model).__name__) in said[0]
+
+
+@FRAMEWORKS
+def test_cudnn_trying_algorithms_for_every_width_is_warned_of(made, hook, tmp_path, caplog):
+    model = made(tmp_path)[0]
+
+    def said(**options):
+        caplog.clear()
+        return warnings_of(made, tmp_path, caplog, hook(**options), "cudnn.benchmark", model)
+
+    assert not said(**OPTIONS)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
+        (warning,) = said(**OPTIONS, min_width=0.7)
+        assert "any width from 0.7 to 1" in warning and "Set `widths` or `divisor`" in warning
+        few = ({"widths": [0.9]}, {"divisor": 16}, {"min_width": 1.0}, {"num_subnets": 0})
+        for options in (*({**OPTIONS, **one} for one in few), {"passes": "alternating"}):
+            assert not said(**options), options
 
 
 # ---- float16's scaler ---------------------------------------------------------------------------
