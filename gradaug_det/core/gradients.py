@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.processes import Meeting
@@ -20,9 +19,9 @@ from gradaug_det.errors import ConfigError, NonFiniteLossError
 BUCKET_BYTES = 25 * 2**20
 # DDP's communication hooks, and what they send gradients in.
 _SENT = {
-    default_hooks.allreduce_hook: None,
-    default_hooks.fp16_compress_hook: torch.float16,
-    default_hooks.bf16_compress_hook: torch.bfloat16,
+    "allreduce_hook": None,
+    "fp16_compress_hook": torch.float16,
+    "bf16_compress_hook": torch.bfloat16,
 }
 
 
@@ -87,17 +86,14 @@ def sent_dtype(model: DistributedDataParallel) -> torch.dtype | None:
     Raises:
         ConfigError: the hook does something else, which would be left out.
     """
-    dtype = None
-    for hook, _ in getattr(model, "_comm_hooks", ()):
-        if hook not in _SENT:
-            raise ConfigError(
-                "register_comm_hook",
-                f"of DistributedDataParallel was called with {getattr(hook, '__name__', hook)}, "
-                "which gradients of sub-networks would not pass; allowed are "
-                f"{', '.join(known.__name__ for known in _SENT)}",
-            )
-        dtype = _SENT[hook]
-    return dtype
+    name = model._get_ddp_logging_data().get("comm_hook")
+    if name is None or name in _SENT:
+        return _SENT.get(name)
+    raise ConfigError(
+        "register_comm_hook",
+        f"of DistributedDataParallel was called with {name}, which gradients of sub-networks would "
+        f"not pass; allowed are {', '.join(_SENT)}",
+    )
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ class Images:
     classes: list[str]
 
 
-class Lighting(v2.Transform):
+class Lighting(nn.Module):
     """PCA lighting noise on uint8 (3, H, W) images, on their own 0-255 scale.
 
     Args:
@@ -57,11 +56,11 @@ class Lighting(v2.Transform):
         super().__init__()
         self.std = std
 
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         # One number a principal component of the colours, the same for all pixels.
         alpha = torch.randn(3) * self.std * torch.tensor(_EIGENVALUES)
         shift = 255 * torch.tensor(_EIGENVECTORS) @ alpha
-        return (inpt + shift.view(3, 1, 1)).round().clamp(0, 255).to(torch.uint8)
+        return (image + shift.view(3, 1, 1)).round().clamp(0, 255).to(torch.uint8)
 
 
 def load_images(settings: DataSettings, seed: int) -> Images:

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from gradaug_det.core import gradients
 from tests.mmdet.helpers import ALTERNATING, make_runner, parameters, tiny_model
 
 HOOK = dict(num_subnets=2, min_width=0.7, flip_prob=0.5, seed=5, supervision="both")
@@ -60,7 +59,7 @@ def train(folder, name):
         reductions.append(bucket.index())
         return allreduce_hook(state, bucket)
 
-    gradients._SENT[note] = None  # known to change nothing
+    note.__qualname__ = allreduce_hook.__qualname__  # others are refused
     runner.model.register_comm_hook(None, note)
     with torch.no_grad():  # what DDP broadcasts before each forward pass
         model.backbone.bn1.running_mean += rank
