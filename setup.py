@@ -8,8 +8,8 @@ README = (HERE / "README.md").read_text(encoding="utf-8")
 VERSION = (HERE / "gradaug_det" / "__init__.py").read_text(encoding="utf-8")
 COCO = ["faster-coco-eval>=1.6", "matplotlib>=3.7"]
 
-# `make test-matrix` installs the lower bounds, but for the extras onnx, and mmdet, a fork that began
-# later than what the matrix takes.
+# `make test-matrix` installs the lower bounds, but for those of onnx, and of mmdet's fork, which
+# began later than what the matrix takes.
 setup(
     name="gradaug-det",
     version=re.search(r'^__version__ = "(.+)"', VERSION, flags=re.MULTILINE)[1],
