@@ -48,12 +48,14 @@ class GradAugOptions:
             ``alternating``: each step is one pass, at full width or at one of ``widths``, for no
             more than plain training's time. What describes the other kind alone must be left out.
         widths: a fixed set of width multipliers below 1. Sub-networks have one of these in place
-            of any from ``min_width`` to 1; for alternating passes, 0.9, 0.75 and 0.5 if none are
-            given.
+            of any from ``min_width`` to 1; for alternating passes, 0.875, 0.75 and 0.5 if none
+            are given.
         full_share: share of the alternating passes at full width, in [0, 1]; 1 leaves plain
             training, 0 with one of `widths` trains a detector of that width alone.
         smallest_share: share of the smallest width among the narrow ones of the alternating passes,
             in [0, 1]; the other widths share the rest evenly.
+        start: the first iteration, counted from 0, with sub-networks, added or in a narrow step.
+        stop: the first iteration without them again; 0: they stay to the end.
         divisor: channel counts of sub-networks are multiples of this; 1 is the authors' rule, 16 is
             faster. See :func:`gradaug_det.core.slimming.at_width`.
         supervision: what sub-networks learn from: ``labels`` (the detector's own losses on the
@@ -93,6 +95,8 @@ class GradAugOptions:
     widths: Sequence[float] = ()
     full_share: float = 0.75
     smallest_share: float = 0.5
+    start: int = 0
+    stop: int = 0
     divisor: int = 1
     supervision: str = "labels"
     soft_weight: float = 1.0
@@ -124,7 +128,7 @@ class GradAugOptions:
                 raise ConfigError(key, f"must be one of {allowed}, got {value!r}")
         for key in ("soft_weight", "labels_weight"):
             check_number(key, getattr(self, key))
-        for key in ("soft_warmup", "log_period"):
+        for key in ("soft_warmup", "log_period", "start", "stop"):
             check_integer(key, getattr(self, key), low=0)
         check_integer("seed", self.seed)
         check_bool("channels_last", self.channels_last)
@@ -148,6 +152,8 @@ class GradAugOptions:
 
     def _check_meaning(self) -> None:
         """Raises ConfigError for a setting that would silently do nothing."""
+        if 0 < self.stop <= self.start:
+            raise ConfigError("stop", f"must be above start, {self.start}, or 0, got {self.stop}")
         if self.keep_whole and self.slim != "detector":
             raise ConfigError("keep_whole", f"needs slim to be 'detector', got {self.slim!r}")
         keys, reason = _MEANINGLESS[self.passes]
@@ -178,6 +184,10 @@ class GradAugOptions:
         keys = ("num_subnets", "min_width", "passes", "widths", "full_share")
         keys += ("divisor", "slim", "keep_whole")
         return cls(**{k: hook[k] for k in keys if k in hook}) if hook else cls(num_subnets=0)
+
+    def has_sub_networks(self, iteration: int) -> bool:
+        """Returns whether an iteration, counted from 0, is one of those from `start` to `stop`."""
+        return self.start <= iteration and (iteration < self.stop or not self.stop)
 
     @property
     def moves_pixels(self) -> bool:

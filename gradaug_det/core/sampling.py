@@ -55,7 +55,7 @@ FULL = SubNetwork(None, 1.0, BatchTransform())
 def sample_own_pass(options: GradAugOptions, iteration: int) -> SubNetwork:
     """Returns the pass that the framework runs itself: the full network's, but for narrow steps of
     alternating passes."""
-    if options.passes != "alternating":
+    if options.passes != "alternating" or not options.has_sub_networks(iteration):
         return FULL
     width = _alternating_width(options, iteration)
     return replace(FULL, width=width, iteration=iteration, divisor=options.divisor)
@@ -73,7 +73,8 @@ def _alternating_width(options: GradAugOptions, iteration: int) -> float:
 
 def sample_sub_networks(options: GradAugOptions, iteration: int) -> list[SubNetwork]:
     """Returns the sub-networks whose passes are added, in the order in which they run."""
-    count = options.num_subnets if options.passes == "added" else 0
+    takes_part = options.passes == "added" and options.has_sub_networks(iteration)
+    count = options.num_subnets if takes_part else 0
     return [_sample_one(options, iteration, index) for index in range(count)]
 
 

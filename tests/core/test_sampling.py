@@ -88,6 +88,19 @@ def test_alternating_widths_are_another_training_with_another_seed():
     assert sum(ALTERNATING.shares.values()) == sum(one.shares.values()) == 1
 
 
+def test_sub_networks_from_an_iteration_to_another():
+    for options in (ALTERNATING, GradAugOptions(2, seed=7)):
+        some = replace(options, start=5, stop=40)
+        for t in (0, 4, 40, 1000):
+            assert sample_own_pass(some, t) == FULL and sample_sub_networks(some, t) == []
+        for t in range(5, 40):
+            assert sample_own_pass(some, t) == sample_own_pass(options, t)
+            assert sample_sub_networks(some, t) == sample_sub_networks(options, t)
+    assert replace(some, stop=0).has_sub_networks(10**6)
+    with pytest.raises(ConfigError, match="stop must be above start, 5, or 0, got 5"):
+        replace(some, stop=5)
+
+
 def test_added_passes_of_fixed_widths():
     options = GradAugOptions(3, widths=(0.5, 0.75, 0.875, 0.75))
     assert options.widths == (0.875, 0.75, 0.5)
@@ -137,6 +150,8 @@ def test_bad_settings_name_key_value_and_range(key, value, allowed):
         ("soft_weight", -1),
         ("labels_weight", float("nan")),
         ("soft_warmup", -1),
+        ("start", -1),
+        ("stop", 1.5),
         ("log_period", -5),
         ("not_in_pixels", "gt_depth"),
         ("not_in_pixels", ["gt_depth", 1]),

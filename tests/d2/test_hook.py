@@ -50,6 +50,7 @@ def assert_equal(one, two):
         {"num_subnets": 0},
         {"passes": "alternating", "full_share": 1.0},
         {"supervision": "soft", "soft_weight": 0.0},
+        {"supervision": "labels", "start": 100},
         {"supervision": "labels", "labels_weight": 0.0},
         {"supervision": "both", "labels_weight": 0.0, "soft_weight": 0.0},
     ],

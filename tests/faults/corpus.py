@@ -345,6 +345,8 @@ BAD_OPTIONS = {
     "widths": ([0], [1.0], 0.5),
     "full_share": (-0.1, 1.1, math.nan),
     "smallest_share": (-0.1, 1.1, math.nan),
+    "start": (-1, 1.5),
+    "stop": (-1, 1.5),
     "divisor": (0, 1.5, "eight", None),
     "supervision": ("hard", "", None, 1, ["soft"]),
     "soft_weight": (-1, math.nan, math.inf, "1", None),

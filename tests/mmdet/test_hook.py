@@ -105,6 +105,7 @@ def test_exact_gradient_of_labels(kind, tmp_path, float64_nms):
 
 PLAIN = {"no hook": None, "n = 0": dict(num_subnets=0)}
 PLAIN["all full"] = dict(passes="alternating", full_share=1.0)
+PLAIN["not yet"] = dict(supervision="both", start=100)
 
 
 @pytest.mark.parametrize("hook", PLAIN.values(), ids=PLAIN)
