@@ -1,8 +1,14 @@
-"""What one test leaves in a process, and the next one must not find."""
+"""What one test leaves in a process, and the next one must not find; tests that need a GPU."""
 
 import sys
 
 import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        items[:] = [item for item in items if not item.get_closest_marker("cuda")]
 
 
 @pytest.fixture(autouse=True)
