@@ -147,6 +147,28 @@ def result(arm, seed, fold, ap, seconds=2.0):
     return {"settings": settings, "ap": {"backbone": aps, **matched}, **cost}
 
 
+def test_the_page_of_any_width_has_the_tables_numbers():
+    rows = {
+        tuple(row[key] for key in ("arm", "cut", "folds")): row["values"]
+        for row in json.loads((FOLDER / "table.json").read_text())
+    }
+    page = (ROOT / "docs" / "any_width.md").read_text("utf-8")
+    told = page.partition("| training | from backbone |")[2].partition("\n\n")[0].splitlines()[2:]
+    arms = (
+        ["adamw-3e-4-0.05"] * 2 + ["any-plain"] * 2 + ["any-alternating", "alone-0.75", "alone-0.5"]
+    )
+    assert len(told) == len(arms)
+    for line, arm in zip(told, arms, strict=True):
+        cut = "backbone, matched" if "matched" in line else "backbone"
+        values = rows[arm, cut, "0"]
+        cells = [cell.strip() for cell in line[1:-1].split("|")][-4:]
+        for width, cell in zip(("1", "0.9", "0.75", "0.5"), cells, strict=True):
+            assert cell in ("", f"{np.mean(values.get(f'box {width}', [np.nan])):.1f}"), (
+                arm,
+                width,
+            )
+
+
 def test_the_table_has_means_over_folds_and_spreads_over_seeds(tmp_path):
     plain, other, tuned = "adamw-3e-4-0.05", "added-labels", "sgd-0.01"
     results = [
