@@ -30,12 +30,14 @@ from benchmarks.gpu.steps import ADDED, PLAIN, WIDTHS, measure_steps, settings
 from benchmarks.gpu.waits import count_waits
 from benchmarks.training.measure import profile_step
 from benchmarks.training.workload import ALTERNATING, Workload
+from gradaug_det.d2.checks import check_device
+from gradaug_det.errors import GradAugError
 from gradaug_det.utils.environment import describe_environment
 
 LIMIT = 480  # seconds
 SECONDS = {"checks": 100, "steps": 240, "waits": 40, "profile": 30}
 """In which a part begins rows: the rest is for rows that were begun."""
-MOST_TRIED = 6  # rows of a part on a CPU
+MOST_TRIED = 6  # rows of a part in a dry run
 
 Row = Callable[[float], dict[str, Any]]  # takes the part's deadline
 logger = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ def run(device: str, out: Path) -> dict[str, Any]:
         Device, versions and ``parts``: part -> row -> what was found, ``error``, or
         ``not_reached`` and why.
     """
-    dry = torch.device(device).type == "cpu"
+    dry = torch.device(device).type != "cuda"
     size = (64, 64) if dry else (800, 1333)
     workload = Workload("detectron2", CONFIGS, size, 1 if dry else 2, small=dry, device=device)
     parts: dict[str, dict[str, Any]] = {part: {} for part in SECONDS}
@@ -108,11 +110,13 @@ def run(device: str, out: Path) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--device", default="cuda", help="of torch (cuda)")
+    parser.add_argument("--device", default="cuda", help="of torch (cuda); cpu tries it all")
     parser.add_argument("--out", type=Path, default=Path("report/gpu"), metavar="DIR")
     args = parser.parse_args(argv)
-    if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: PyTorch sees no GPU; --device cpu tries everything on tiny shapes")
+    try:
+        check_device("--device", args.device)
+    except GradAugError as error:
+        sys.exit(f"error: {error}")
     # PyTorch's profiler reports a missing GPU as an error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

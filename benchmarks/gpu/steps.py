@@ -101,9 +101,9 @@ def measure_steps(
         deadline: of ``time.monotonic``: no step but the first is begun after it.
 
     Returns:
-        The setting; ``begin``, seconds of the very first step; ``first`` and ``again``, of the mean
-        step that follows, and of the same ones once more; ``peak_bytes`` (None on a CPU);
-        ``steps``, how many of the ``planned`` ones were run.
+        The setting; ``times``, seconds of the steps, each run twice; ``first`` and ``again``, of
+        the mean step in either run; ``peak_bytes`` (None on a CPU); ``planned``, how many steps
+        there should be.
     """
     # PyTorch keeps what cuDNN has planned for a shape, with cudnn.benchmark or without, by thread:
     # in a new one, shapes of the trainings before are new again.
@@ -128,7 +128,7 @@ def _measure(setting: Setting, workload: Workload, rounds: int, deadline: float)
     times: dict[int, tuple[float, float]] = {}
     # Backward too is run in this thread.
     with backends(True, setting.benchmark), torch.autograd.set_multithreading_enabled(False):
-        begin = seconds(0)
+        seconds(0)  # libraries are loaded and memory is taken
         if on_cuda:
             torch.cuda.reset_peak_memory_stats(workload.device)
         for iteration in shares:
@@ -144,6 +144,6 @@ def _measure(setting: Setting, workload: Workload, rounds: int, deadline: float)
     return {
         **vars(setting),
         "variant": setting.variant.name,
-        **{"begin": begin, "first": first, "again": again, "peak_bytes": peak},
-        **{"steps": len(times), "planned": len(shares)},
+        **{"first": first, "again": again, "peak_bytes": peak},
+        **{"times": list(times.values()), "planned": len(shares)},
     }

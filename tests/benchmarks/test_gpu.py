@@ -42,7 +42,8 @@ def test_steps_are_beside_the_plain_one_and_the_rest_is_said(report):
     )
     assert f"| labels-3 | continuous | 1 | TF32 | off | {times} | – | – | 1 of 1 |" in text  # noqa: RUF001
     assert added["again"] > plain["again"] > 0
-    assert found["alternating, batch 1, TF32"]["steps"] == 4
+    assert found["alternating, batch 1, TF32"]["planned"] == 4
+    assert [added["times"][0][place] for place in (0, 1)] == [added["first"], added["again"]]
     assert "since this is a dry run: labels-3 continuous, batch 1, bfloat16; " in text
 
 
@@ -84,11 +85,11 @@ def test_the_checks_see_sub_networks_that_are_left_out():
     assert found["difference"] > 5 * found["allowed"]
 
 
-def test_no_gpu_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        gpu.main([])
-    assert "PyTorch sees no GPU; --device cpu" in capsys.readouterr().err
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", ""])
+def test_a_device_that_is_not_there_is_said(device, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: --device is '{device}', but this machine has"):
+        gpu.main(["--device", device, "--out", str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_decides_something_comes_first_and_after_its_plain_step():
