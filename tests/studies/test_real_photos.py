@@ -154,9 +154,8 @@ def test_the_page_of_any_width_has_the_tables_numbers():
     }
     page = (ROOT / "docs" / "any_width.md").read_text("utf-8")
     told = page.partition("| training | from backbone |")[2].partition("\n\n")[0].splitlines()[2:]
-    arms = (
-        ["adamw-3e-4-0.05"] * 2 + ["any-plain"] * 2 + ["any-alternating", "alone-0.75", "alone-0.5"]
-    )
+    arms = ["adamw-3e-4-0.05"] * 2 + ["any-plain"] * 2
+    arms += ["any-alternating", "any-end", "alone-0.75", "alone-0.5"]
     assert len(told) == len(arms)
     for line, arm in zip(told, arms, strict=True):
         cut = "backbone, matched" if "matched" in line else "backbone"
