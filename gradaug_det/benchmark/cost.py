@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -30,10 +30,8 @@ from gradaug_det.export.calibration import (
 @contextmanager
 def at_detector_width(detector: Detector, width: float) -> Iterator[None]:
     """Within the block, the detector has that width, with its own statistics sliced or matched."""
-    with ExitStack() as stack:
-        if width < 1:
-            network = at_width(detector.slimmed, width, "frozen", detector.divisor)
-            stack.enter_context(network)
+    narrow = at_width(detector.slimmed, width, "frozen", detector.divisor) if width < 1 else None
+    with narrow or nullcontext():
         if width in detector.statistics:
             use_statistics(detector.backbone, detector.statistics[width])
         yield

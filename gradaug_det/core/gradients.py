@@ -110,10 +110,10 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def synchronize(model: nn.Module, meeting: Meeting) -> None:
+def synchronize(model: nn.Module, meeting: Meeting, dtype: torch.dtype | None) -> None:
     """Does what DDP does in a backward pass outside ``no_sync``; nothing without DDP."""
     if isinstance(model, DistributedDataParallel):
-        average_gradients(model, meeting, sent_dtype(model))
+        average_gradients(model, meeting, dtype)
         # no_sync also held back the buffers that a DDP with broadcast_buffers sends out before
         # the next forward pass.
         model.require_forward_param_sync = True

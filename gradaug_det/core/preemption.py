@@ -43,8 +43,8 @@ class TerminationNotice:
         self._steps, self._period, self._asked = 0, 1, time.monotonic()
 
     def listen(self) -> None:
-        """Begins, in a process' main thread; elsewhere this does nothing. All processes of a
-        training should call it at about the same time."""
+        """Begins; signals are noted in a process' main thread alone. All processes of a training
+        must call it, at about the same time."""
         self._meeting = Meeting()
         if threading.current_thread() is not threading.main_thread():
             return  # Python refuses other threads' handlers

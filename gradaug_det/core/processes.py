@@ -36,12 +36,10 @@ class Meeting:
         """
         if not self.several:
             return {0: own} if own else {}
-        if self._group is None:  # would be the model's own group
-            raise GradAugError("this process has left the training's other processes")
         texts: list[Any] = [None] * dist.get_world_size()
-        with _said_of_others():
-            # Texts are rarely there to be exchanged: one number says so.
-            if self.largest([bool(own)])[0]:
+        # Texts are rarely there to be exchanged: one number says so.
+        if self.largest([bool(own)])[0]:
+            with _said_of_others():
                 dist.all_gather_object(texts, own, group=self._group)
         return {rank: text for rank, text in enumerate(texts) if text}
 
@@ -53,6 +51,8 @@ class Meeting:
         """
         numbers = torch.tensor(own, dtype=torch.int32)
         if self.several:
+            if self._group is None:  # would be the model's own group
+                raise GradAugError("this process has left the training's other processes")
             with _said_of_others():
                 dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=self._group)
         return numbers.tolist()

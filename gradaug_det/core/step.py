@@ -115,8 +115,7 @@ class SubNetworkHook:
                 "are averaged once, after all passes, so that activation checkpointing works "
                 "without it",
             )
-        if wrapped:
-            sent_dtype(self.model)  # or an error now, and not in the first step
+        self._sent_dtype = sent_dtype(self.model) if wrapped else None
         if compiled := _compiled_part(model):
             logger.warning(
                 "GradAug: %s is compiled by torch.compile, and sub-networks have other shapes at "
@@ -250,7 +249,7 @@ class SubNetworkHook:
         problems = [r.problem for r in self.results if r.problem]
         skipped = [f"sub-network {r.sub.index}" for r in self.results if r.problem]
         if last and step.averages:
-            synchronize(self.model, self.meeting)
+            synchronize(self.model, self.meeting, self._sent_dtype)
         if problems and not skip:
             # A scaler looks at the gradients of the losses that went backward, and those are
             # finite: it must be made to skip the step in every process.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -63,15 +64,17 @@ def _to_text(shape: tuple[int, ...] | None) -> str:
 
 
 def layer_outputs(model: nn.Module, run: Callable[[], None]) -> dict[str, Tensor]:
-    """Returns what each layer with parameters finds when it is first called, by the layer's name.
+    """Returns the tensor that each layer with parameters gives when it is first called, by the
+    layer's name.
 
     Args:
         run: runs the model.
     """
     found: dict[str, Tensor] = {}
 
-    def keep(name: str, _: nn.Module, __: tuple, output: Tensor) -> None:
-        found.setdefault(name, output)
+    def keep(name: str, _: nn.Module, __: tuple, output: Any) -> None:
+        if isinstance(output, Tensor):
+            found.setdefault(name, output)
 
     handles = [
         layer.register_forward_hook(partial(keep, name))

@@ -98,12 +98,8 @@ def _narrow_neck(neck: Any, share: Fraction) -> None:
             "must have in_channels, the channels of the backbone's outputs; detectors without "
             "such a neck can be exported at width 1 only",
         )
-    given, key = first["in_channels"], "model.neck.in_channels"
-    first["in_channels"] = (
-        scale_channels(key, given, share)
-        if isinstance(given, int)
-        else [scale_channels(f"{key}[{i}]", value, share) for i, value in enumerate(given)]
-    )
+    key = "in_channels"
+    first[key] = _narrowed(first[key], share, f"model.neck.{key}", counts=True)
 
 
 def _narrowed(value: Any, share: Fraction, key: str, counts: bool = False) -> Any:

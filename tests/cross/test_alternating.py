@@ -12,6 +12,7 @@ from gradaug_det.core.sampling import sample_own_pass
 from gradaug_det.core.slimming import slim_plan
 from gradaug_det.d2 import backbone as d2_backbone
 from gradaug_det.mmdet import backbone as mm_backbone
+from tests.core.narrow import slices
 from tests.cross.test_hooks import FRAMEWORKS, copied, detectron2, mmdetection, same
 from tests.d2 import helpers as d2
 from tests.mmdet import helpers as mm
@@ -30,10 +31,10 @@ def narrow_detector(model, width, slimmed_part, slim):
     narrow = copy.deepcopy(model)
     slimmed = slimmed_part(narrow, slim)
     plan = slim_plan(slimmed)
-    for name, tensor in [*slimmed.named_parameters(), *slimmed.named_buffers()]:
+    tensors = dict([*slimmed.named_parameters(), *slimmed.named_buffers()])
+    for name, first in slices(plan, tensors, width).items():
         owner, _, key = name.rpartition(".")
-        first = tuple(map(slice, plan.tensor_shape(name, tensor.shape, width)))
-        set_tensor(slimmed.get_submodule(owner), key, tensor.detach()[first].clone())
+        set_tensor(slimmed.get_submodule(owner), key, first.detach().clone())
     kept = {plan.groups[g].channels: plan.groups[g].at(width) for g in plan.outputs}
     convolutions = {layer for layer in narrow.modules() if isinstance(layer, nn.Conv2d)}
     for layer in convolutions - set(slimmed.modules()):  # laterals, and P6 of the last output

@@ -8,7 +8,6 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
-from detectron2.engine import SimpleTrainer
 from fvcore.common.checkpoint import Checkpointer
 from torch.nn.parallel import DistributedDataParallel
 
@@ -28,22 +27,10 @@ INFINITE = {"num_subnets": 1, "supervision": "labels", "labels_weight": float("1
 """The sub-network's losses overflow float32."""
 
 
-class ScaledTrainer(SimpleTrainer):
-    """AMPTrainer's step with torch's own CPU GradScaler."""
-
-    def run_step(self):
-        losses = self.model(next(self._data_loader_iter))
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self._write_metrics(losses, 0.0)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-
-
 def detectron2(tmp_path, *hooks, steps=1, scale=None, model=None, wrap=None):
     model = model or d2.tiny_model("retinanet")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    trainer = (ScaledTrainer if scale else d2.LoadedTrainer)(
+    trainer = (d2.ScaledTrainer if scale else d2.LoadedTrainer)(
         wrap(model) if wrap else model, d2.batches(), optimizer
     )
     trainer.grad_scaler = cpu_scaler(enabled=bool(scale), init_scale=scale or 1.0)

@@ -10,6 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from gradaug_det.d2 import add_gradaug_config
+from tests.amp import cpu_scaler
 
 KINDS = ("mask_rcnn", "faster_rcnn", "cascade_mask_rcnn", "retinanet")
 NUM_CLASSES = 3
@@ -154,6 +155,22 @@ def batches(masks="polygon"):
     while True:
         yield tiny_batch(seed, masks)
         seed += 1
+
+
+class ScaledTrainer(SimpleTrainer):
+    """AMPTrainer's step with torch's own CPU GradScaler."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.grad_scaler = cpu_scaler(init_scale=1024.0)
+
+    def run_step(self):
+        losses = self.model(next(self._data_loader_iter))
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        self._write_metrics(losses, 0.0)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
 
 
 class LoadedTrainer(SimpleTrainer):

@@ -21,9 +21,18 @@ from gradaug_det.d2.batch import transform_batch
 from gradaug_det.d2.detector import AsideStorage, GradAugDetector
 from gradaug_det.errors import ConfigError, GradAugError, NonFiniteLossError
 from gradaug_det.utils.seeding import isolated_rng
-from tests.amp import cpu_scaler, needs_bfloat16_nms
+from tests.amp import needs_bfloat16_nms
 
-from .helpers import KINDS, batches, make_trainer, storage, tiny_batch, tiny_model, train
+from .helpers import (
+    KINDS,
+    ScaledTrainer,
+    batches,
+    make_trainer,
+    storage,
+    tiny_batch,
+    tiny_model,
+    train,
+)
 
 SUBS = {"num_subnets": 2, "min_width": 0.8, "scales": [1.0, 0.75], "flip_prob": 0.5, "seed": 3}
 # The first step is narrow, the second one is not.
@@ -403,22 +412,6 @@ def test_sub_networks_run_in_the_full_passes_autocast(supervision):
     assert dtypes == [dtypes[0]] * 6
     assert outside == [True] * 6  # backward passes run as the full network's does
     assert all(p.isfinite().all() for p in model.parameters())
-
-
-class ScaledTrainer(SimpleTrainer):
-    """AMPTrainer's step with torch's own CPU GradScaler."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.grad_scaler = cpu_scaler(init_scale=1024.0)
-
-    def run_step(self):
-        losses = self.model(next(self._data_loader_iter))
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self._write_metrics(losses, 0.0)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
 
 
 @BOTH_KINDS
