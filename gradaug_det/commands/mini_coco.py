@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gradaug_det.mini_coco.garments import CLASS_NAMES
+from gradaug_det.mini_coco.render import MIN_SCALE
 from gradaug_det.mini_coco.scenes import SEGMENTATIONS, build_mini_coco
 
 
@@ -24,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=_size, default=(192, 256), metavar="HxW", help="image size (192x256)")
     text = "format of ordinary instances; Detectron2's default reads polygons only (polygon)"
     add("--segmentation", choices=SEGMENTATIONS, default="polygon", help=text)
+    text = "garments that are shown, and the categories (all ten)"
+    add("--classes", nargs="+", default=CLASS_NAMES, metavar="NAME", help=text)
+    text = "of the smallest garment, up to 5 (0.7, some 20 pixels)"
+    add("--min-scale", type=float, default=MIN_SCALE, metavar="X", help=text)
     text = "for choosing settings: val images of train garments that no train image shows"
     add("--dev", action="store_true", help=text)
     text = "take garments from the full Fashion-MNIST, not from the embedded subset"
@@ -33,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    options = ("out", "train", "val", "seed", "size", "segmentation", "dev", "fashion_mnist")
-    build_mini_coco(**{name: getattr(args, name) for name in (*options, "jobs", "force")})
+    options = ("out", "train", "val", "seed", "size", "segmentation", "classes", "min_scale")
+    options += ("dev", "fashion_mnist", "jobs", "force")
+    build_mini_coco(**{name: getattr(args, name) for name in options})
     return 0

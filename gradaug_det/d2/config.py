@@ -20,13 +20,15 @@ from gradaug_det.errors import ConfigError
 def add_gradaug_config(cfg: CN) -> None:
     """Adds the ``GRADAUG`` node with its defaults: the same settings as
     :class:`gradaug_det.core.options.GradAugOptions`, in upper case, and ``ENABLED``; and
-    ``SOLVER.EXACT_RESUME``.
+    ``SOLVER.EXACT_RESUME`` and ``SOLVER.OPTIMIZER`` for ``tools/train_net.py``.
 
     The node accepts any key so that :func:`gradaug_options` can name the one that was meant.
     """
     # A resumed training sees the images and random numbers that it would have seen without the
     # break; see gradaug_det.d2.resume. False: as Detectron2 does.
     cfg.SOLVER.EXACT_RESUME = True
+    # SGD, as Detectron2 builds it, or AdamW with the same learning rates and weight decays.
+    cfg.SOLVER.OPTIMIZER = "SGD"
     cfg.GRADAUG = CN(new_allowed=True)
     # Train with GradAug. The other keys are ignored without it.
     cfg.GRADAUG.ENABLED = False
@@ -111,8 +113,11 @@ def check_values(cfg: CN) -> None:
     defaults = get_cfg()
     add_gradaug_config(defaults)
     _check_node(cfg, defaults, "")
-    if (kind := cfg.INPUT.MASK_FORMAT) not in ("polygon", "bitmask"):
-        raise ConfigError("INPUT.MASK_FORMAT", f"must be polygon or bitmask, got {kind!r}")
+    few = {"INPUT.MASK_FORMAT": ("polygon", "bitmask"), "SOLVER.OPTIMIZER": ("SGD", "AdamW")}
+    for key, allowed in few.items():
+        node, name = key.split(".")
+        if (value := cfg[node][name]) not in allowed:
+            raise ConfigError(key, f"must be {' or '.join(allowed)}, got {value!r}")
 
 
 def _check_node(node: CN, defaults: CN, prefix: str) -> None:

@@ -82,7 +82,8 @@ class Detectron2Exporter:
         cfg = self.cfg.clone()
         # Keys that plain Detectron2 has not got.
         cfg.pop("GRADAUG", None)
-        cfg.SOLVER.pop("EXACT_RESUME", None)
+        for key in ("EXACT_RESUME", "OPTIMIZER"):
+            cfg.SOLVER.pop(key, None)
         cfg.MODEL.BACKBONE.NAME = _BUILDERS[cfg.MODEL.BACKBONE.NAME]
         cfg.MODEL.WEIGHTS = weights
         resnets = cfg.MODEL.RESNETS

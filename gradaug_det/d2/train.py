@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.engine import (
     AMPTrainer,
@@ -19,6 +20,7 @@ from detectron2.engine import (
 )
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
@@ -55,6 +57,15 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        optimizer = super().build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return optimizer
+        own = ("params", "lr", "weight_decay")
+        groups = [{key: group[key] for key in own} for group in optimizer.param_groups]
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups)
 
     def build_hooks(self) -> list[Any]:
         # DefaultTrainer has just made a checkpointer that runs what is in a .pkl file.

@@ -89,7 +89,11 @@ class _Scene:
 
 
 def render_scene(
-    rng: np.random.Generator, images: np.ndarray, labels: np.ndarray, size: tuple[int, int]
+    rng: np.random.Generator,
+    images: np.ndarray,
+    labels: np.ndarray,
+    size: tuple[int, int],
+    min_scale: float = MIN_SCALE,
 ) -> tuple[np.ndarray, list[Instance]]:
     """Composes one detection image.
 
@@ -98,6 +102,7 @@ def render_scene(
         images: (N, 28, 28) uint8 garments to choose from.
         labels: (N,) their classes, 0..9.
         size: (H, W) of the image in pixels.
+        min_scale: of the smallest garment that is not in a crowd.
 
     Returns:
         The image (H, W, 3) uint8 RGB, and its instances from back to front: 1 to 6 garments,
@@ -114,7 +119,7 @@ def render_scene(
                 things.append((label, ids, True))
         for _ in range(rng.choice(len(_COUNT_CHANCES), p=_COUNT_CHANCES) + 1):
             garment = int(rng.integers(len(labels)))
-            if _place_garment(rng, scene, images[garment], int(labels[garment])):
+            if _place_garment(rng, scene, images[garment], int(labels[garment]), min_scale):
                 things.append((int(labels[garment]), (garment,), False))
     image = _finish(rng, scene.canvas)
     return image, [
@@ -123,12 +128,15 @@ def render_scene(
     ]
 
 
-def _place_garment(rng: np.random.Generator, scene: _Scene, image: np.ndarray, label: int) -> bool:
+def _place_garment(
+    rng: np.random.Generator, scene: _Scene, image: np.ndarray, label: int, min_scale: float
+) -> bool:
     height, width = scene.size
-    largest = max(MAX_SCALE * min(height, width) / 192, 1.0)  # the same share of any canvas
+    # The same share of any canvas.
+    largest = max(MAX_SCALE * min(height, width) / 192, 1.0, min_scale)
     tint = _random_tint(rng)
     for _ in range(_PLACING_TRIES):
-        scale = MIN_SCALE * (largest / MIN_SCALE) ** rng.uniform() ** 0.75
+        scale = min_scale * (largest / min_scale) ** rng.uniform() ** 0.75
         patch = _random_patch(rng, image, label, scale, tint)
         x, y = rng.uniform(0.08, 0.92) * width, rng.uniform(0.08, 0.92) * height
         if scene.place(patch, x, y, len(scene.needed)):

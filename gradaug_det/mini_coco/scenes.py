@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from gradaug_det.mini_coco.build_directory import is_finished, new_directory, wr
 from gradaug_det.mini_coco.contact_sheet import draw_contact_sheet
 from gradaug_det.mini_coco.garments import CLASS_NAMES, load_garments
 from gradaug_det.mini_coco.masks import mask_to_box, mask_to_polygons, mask_to_rle
-from gradaug_det.mini_coco.render import Instance, render_scene
+from gradaug_det.mini_coco.render import MAX_SCALE, MIN_SCALE, Instance, render_scene
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ def build_mini_coco(
     size: tuple[int, int] = (192, 256),
     *,
     segmentation: str = "polygon",
+    classes: Sequence[str] = CLASS_NAMES,
+    min_scale: float = MIN_SCALE,
     dev: bool = False,
     fashion_mnist: str | Path | None = None,
     jobs: int = 1,
@@ -53,7 +55,7 @@ def build_mini_coco(
     """Builds the data set, or leaves a finished build with the same arguments alone.
 
     Layout: ``annotations/instances_{train,val}.json``, ``{train,val}/<id>.png``,
-    ``contact_sheet.png`` and ``build.json``. Categories 1..10 are `CLASS_NAMES`. The train images
+    ``contact_sheet.png`` and ``build.json``. Categories 1, 2, ... are ``classes``. The train images
     show garments of Fashion-MNIST's train split only, the val images (but see ``dev``) of its test
     split only; ``garment_id`` of an annotation (``garment_ids`` of a crowd) is the garment's
     position in what `load_garments` returns for that split. Ordinary instances have polygons,
@@ -70,6 +72,8 @@ def build_mini_coco(
         segmentation: ``"polygon"`` for ordinary instances, as Detectron2's default needs;
             ``"rle"`` for compressed run lengths; ``"mixed"`` for half polygons, a quarter
             compressed, a quarter uncompressed run lengths.
+        classes: names of `CLASS_NAMES`: the garments that are shown, and their categories in order.
+        min_scale: of the smallest garment, 0.7 (some 20 pixels) to 5 (the largest in 192x256).
         dev: for choosing settings: the val images too show garments of Fashion-MNIST's train split,
             the last fifth of each class, and the train images the others. So nothing is chosen on
             garments that results are reported on.
@@ -86,8 +90,10 @@ def build_mini_coco(
         DataError: the directory holds something else, or the garments cannot be read.
     """
     _check_arguments(train, val, seed, size, segmentation, jobs)
+    _check_scenes(classes, min_scale)
     out = Path(out).expanduser().resolve()
     splits = _dev_splits(fashion_mnist) if dev else _splits(fashion_mnist)
+    splits = [split.only(classes) for split in splits]
     arguments = {
         "format": _FORMAT,
         "train": train,
@@ -96,7 +102,10 @@ def build_mini_coco(
         "size": list(size),
         "segmentation": segmentation,
         "garments_sha256": _hash_garments(splits),
-        "dev": dev or None,  # not written if it is not one, as before there were dev builds
+        # Not written where they are the defaults, as before there were such builds.
+        "dev": dev or None,
+        "classes": list(classes) if tuple(classes) != CLASS_NAMES else None,
+        "min_scale": min_scale if min_scale != MIN_SCALE else None,
     }
     if is_finished(out, arguments, force):
         logger.info("%s already holds this build (seed %d); nothing to do.", out, seed)
@@ -106,8 +115,9 @@ def build_mini_coco(
         (folder / "annotations").mkdir()
         for split, count in zip(splits, (train, val), strict=True):
             (folder / split.name).mkdir()
-            draw = partial(_draw_image, split, folder, seed, size)
-            content = _describe(split, _draw_all(draw, count, jobs), size, segmentation)
+            draw = partial(_draw_image, split, folder, seed, size, min_scale)
+            drawn = _draw_all(draw, count, jobs)
+            content = _describe(split, drawn, size, segmentation, classes)
             text = json.dumps(content, separators=(",", ":")) + "\n"
             path = folder / "annotations" / f"instances_{split.name}.json"
             path.write_text(text, encoding="utf-8")
@@ -136,6 +146,16 @@ def _check_arguments(
         raise ConfigError("segmentation", problem)
 
 
+def _check_scenes(classes: Sequence[str], min_scale: float) -> None:
+    unknown = [name for name in classes if name not in CLASS_NAMES]
+    if unknown or not classes or len(set(classes)) < len(classes):
+        problem = f"{list(classes)!r}: use one or more of {list(CLASS_NAMES)}, each once"
+        raise ConfigError("classes", problem)
+    if not MIN_SCALE <= min_scale <= MAX_SCALE:
+        problem = f"{min_scale} is out of range; use {MIN_SCALE} to {MAX_SCALE}"
+        raise ConfigError("min_scale", problem)
+
+
 @dataclass(frozen=True)
 class _Split:
     """The garments that a split's images show; sent to the processes that draw."""
@@ -144,6 +164,11 @@ class _Split:
     images: np.ndarray  # (N, 28, 28) uint8
     labels: np.ndarray  # (N,) uint8
     positions: np.ndarray  # (N,) in what `load_garments` returned
+
+    def only(self, classes: Sequence[str]) -> _Split:
+        """Returns the garments of these classes."""
+        kept = np.isin(self.labels, [CLASS_NAMES.index(name) for name in classes])
+        return _Split(self.name, self.images[kept], self.labels[kept], self.positions[kept])
 
 
 def _splits(fashion_mnist: str | Path | None) -> list[_Split]:
@@ -184,11 +209,11 @@ def _draw_all(draw: partial[list[Instance]], count: int, jobs: int) -> Iterator[
 
 
 def _draw_image(
-    split: _Split, folder: Path, seed: int, size: tuple[int, int], index: int
+    split: _Split, folder: Path, seed: int, size: tuple[int, int], min_scale: float, index: int
 ) -> list[Instance]:
     """Draws and saves an image, which depends on (seed, split, index) only."""
     rng = np.random.default_rng([seed, _STREAMS[split.name], index])
-    image, instances = render_scene(rng, split.images, split.labels, size)
+    image, instances = render_scene(rng, split.images, split.labels, size, min_scale)
     # Noise hardly compresses: level 2 takes a quarter of the default's time, for 5 % more.
     path = folder / split.name / _file_name(_FIRST_IMAGE_ID[split.name] + index)
     Image.fromarray(image).save(path, compress_level=2)
@@ -200,11 +225,16 @@ def _file_name(image_id: int) -> str:
 
 
 def _describe(
-    split: _Split, drawn: Iterable[list[Instance]], size: tuple[int, int], segmentation: str
+    split: _Split,
+    drawn: Iterable[list[Instance]],
+    size: tuple[int, int],
+    segmentation: str,
+    classes: Sequence[str],
 ) -> dict[str, Any]:
     """Returns the content of the split's annotation file."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    categories = {CLASS_NAMES.index(name): number for number, name in enumerate(classes, start=1)}
     for image_id, instances in enumerate(drawn, start=_FIRST_IMAGE_ID[split.name]):
         record = {"id": image_id, "file_name": _file_name(image_id), "width": size[1]}
         images.append(record | {"height": size[0], "license": 1})
@@ -214,7 +244,7 @@ def _describe(
             annotation = {
                 "id": number,
                 "image_id": image_id,
-                "category_id": instance.label + 1,
+                "category_id": categories[instance.label],
                 "iscrowd": int(instance.crowd),
                 "bbox": mask_to_box(instance.mask),
                 "area": int(np.count_nonzero(instance.mask)),
@@ -230,8 +260,8 @@ def _describe(
         },
         "licenses": [licence | {"url": "https://github.com/zalandoresearch/fashion-mnist"}],
         "categories": [
-            {"id": label, "name": name, "supercategory": "garment"}
-            for label, name in enumerate(CLASS_NAMES, start=1)
+            {"id": number, "name": CLASS_NAMES[label], "supercategory": "garment"}
+            for label, number in categories.items()
         ],
         "images": images,
         "annotations": annotations,

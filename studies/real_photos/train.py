@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, default_setup, hooks
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2.backbone import slimmable_part, slimmed_part
@@ -97,14 +96,14 @@ def prepare_cell(name: str, cell: dict[str, Any], source: Path, out: Path) -> Cf
     texts = [json.dumps(part) for part in split_fold(source, cell)]
     digest = hashlib.sha256("".join([json.dumps(cell), *texts]).encode()).hexdigest()
     folder = out / f"{name}-{digest[:8]}"
-    overrides = {**cell["overrides"], "OUTPUT_DIR": str(folder)}
+    overrides = {**cell["overrides"], "SOLVER.OPTIMIZER": cell["optimizer"]}
+    overrides["OUTPUT_DIR"] = str(folder)
     for part, text in zip(("train", "test"), texts, strict=True):
         with atomic_path(folder / f"{part}.json") as temporary:
             temporary.write_text(text)
         register_coco(f"{folder.name}-{part}", folder / f"{part}.json", source / "images")
         overrides[f"DATASETS.{part.upper()}"] = (f"{folder.name}-{part}",)
     cfg = load_config(ROOT / cell["base"], [str(x) for pair in overrides.items() for x in pair])
-    cfg.SOLVER.OPTIMIZER = cell["optimizer"]
     check_preprocessing(cfg)
     check_datasets(cfg)
     cfg.freeze()
@@ -113,15 +112,7 @@ def prepare_cell(name: str, cell: dict[str, Any], source: Path, out: Path) -> Cf
 
 
 class CellTrainer(Trainer):
-    """The project's trainer with AdamW, costs, one checkpoint at a time and no test at the end."""
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        optimizer = maybe_add_gradient_clipping(cfg, getattr(torch.optim, cfg.SOLVER.OPTIMIZER))
-        parameters = get_default_optimizer_params(model)
-        return optimizer(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+    """The project's trainer with costs, one checkpoint at a time and no test at the end."""
 
     def build_hooks(self) -> list[Any]:
         self.steps = StepCost()

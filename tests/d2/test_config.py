@@ -94,6 +94,7 @@ MINI = CONFIGS / "mini_mask_rcnn_R_18_FPN_gradaug.yaml"
         (["MODEL.ROI_HEADS.NUM_CLASSES", "'2'"], "NUM_CLASSES must be a whole number, got '2'"),
         (["SOLVER.AMP", "True"], "SOLVER.AMP must be a mapping of keys, got True"),
         (["INPUT.MASK_FORMAT", "rle"], "MASK_FORMAT must be polygon or bitmask, got 'rle'"),
+        (["SOLVER.OPTIMIZER", "adamw"], "SOLVER.OPTIMIZER must be SGD or AdamW, got 'adamw'"),
     ],
 )
 def test_bad_overrides_are_sentences(overrides, sentence):

@@ -156,6 +156,26 @@ def test_errors_are_one_sentence(coco, tmp_path, opts, sentence):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(("clipped", "largest"), [(False, 1.0), (True, 0.5)])
+def test_adamw_has_the_rates_and_decays_of_detectron2(clipped, largest):
+    """In the first step every weight moves by its rate, whatever the gradient, and decays."""
+    cfg = tiny_cfg()
+    cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY = "AdamW", 0.5, 0.25
+    cfg.SOLVER.BIAS_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY_BIAS = 2.0, 0.0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clipped
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.5
+    layer = torch.nn.Linear(1, 1)
+    torch.nn.init.ones_(layer.weight), torch.nn.init.ones_(layer.bias)
+    optimizer = Trainer.build_optimizer(cfg, layer)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    layer(torch.ones(1, 1)).backward()
+    optimizer.step()
+    found = [layer.weight.item(), layer.bias.item()]
+    assert found == pytest.approx([1 - 0.5 * 0.25 - 0.5, 1 - 2 * 0.5], abs=1e-6)
+    moments = [state["exp_avg"].item() for state in optimizer.state.values()]
+    assert moments == pytest.approx([0.1 * largest] * 2)
+
+
 def test_default_trainer_with_the_hook(coco, tmp_path):
     """Plain DefaultTrainer and one registered hook: no gradaug trainer needed."""
     from detectron2.engine import DefaultTrainer

@@ -227,6 +227,27 @@ def test_segmentation_formats_describe_the_same_masks(tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
+def test_chosen_classes_and_sizes(tmp_path):
+    """Categories follow the names' order, garments keep their places in what was loaded."""
+    names = ["Sneaker", "Bag"]
+    size = {"train": 12, "val": 4, "size": (192, 256)}
+    root = build_mini_coco(tmp_path / "coco", classes=names, min_scale=2.5, **size)
+    for split in ("train", "test"):
+        content = read_split(root, "val" if split == "test" else "train")
+        assert [(one["id"], one["name"]) for one in content["categories"]] == [
+            (1, names[0]),
+            (2, names[1]),
+        ]
+        labels = load_garments(split)[1]
+        for one in ordinary(content):
+            assert CLASS_NAMES[labels[one["garment_id"]]] == names[one["category_id"] - 1]
+    sides = [max(one["bbox"][2:]) for one in ordinary(read_split(root, "train"))]
+    assert len(sides) > 20
+    assert np.median(sides) > 75  # 56 otherwise
+    arguments = json.loads((root / "build.json").read_text("utf-8"))["arguments"]
+    assert (arguments["classes"], arguments["min_scale"]) == (names, 2.5)
+
+
 def test_contact_sheet_has_a_tile_for_each_of_the_first_images(mini_coco):
     with Image.open(mini_coco / "contact_sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
@@ -248,6 +269,11 @@ def test_contact_sheet_has_a_tile_for_each_of_the_first_images(mini_coco):
         ({"jobs": 0}, "jobs 0"),
         ({"size": (32, 256)}, r"size \(32, 256\).*64\.\.4096"),
         ({"segmentation": "bitmap"}, r"'bitmap'.*'polygon', 'rle', 'mixed'"),
+        ({"classes": ["Bag", "Hat"]}, r"'Hat'.*one or more of.*'Sneaker'"),
+        ({"classes": ["Bag", "Bag"]}, "each once"),
+        ({"classes": []}, "one or more"),
+        ({"min_scale": 0.5}, r"min_scale 0\.5 .*0\.7 to 5"),
+        ({"min_scale": 6.0}, r"min_scale 6\.0"),
     ],
 )
 def test_arguments_out_of_range(tmp_path, change, message):

@@ -99,7 +99,7 @@ def test_a_stopped_cell_goes_on_and_has_the_same_result(data, tmp_path):
         left = {path.name for path in Path(cfg.OUTPUT_DIR).glob("model_*.pth")}
         assert left >= {"model_final.pth", kept} and "model_0000000.pth" not in left
     assert type(trainer.optimizer).__mro__[0] is torch.optim.AdamW
-    assert trainer.optimizer.defaults["weight_decay"] == 0.05
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.05}
     stopped = train_cell("stopped", tiny_cell(), data, tmp_path, tmp_path / "results")
     folders = [next(tmp_path.glob(f"{name}-*")) for name in ("whole", "stopped")]
     assert not [*folders[0].glob("model_*.pth"), *folders[1].glob("model_*.pth")]
