@@ -31,9 +31,12 @@ class Classifier:
         rotations: angles in degrees that a sub-network's batch may be turned by, beside its scale.
         label_smoothing: of the full network's cross-entropy.
 
-    A batch is (N, C, H, W) images and labels: (N,) classes or (N, K) probabilities.
+    A batch is images and labels: (N,) classes or (N, K) probabilities. Images are (N, C, H, W), the
+    same for all passes; or (N, 1 + n, C, H, W), the full network's and one of each sub-network.
 
-    Source: GradAug, equation 3 and Algorithm 1; its study of transformations for rotations.
+    Source: GradAug, equation 3 and Algorithm 1; its study of transformations for rotations. The
+        ImageNet models were trained on own views (``MultiCropsTransform`` in the authors' code
+        until 2020-12-16), all else on the same ones.
     """
 
     backbone: nn.Module
@@ -49,13 +52,19 @@ class Classifier:
 
     def full_pass(self, batch: Batch) -> tuple[Losses, Tensor]:
         images, labels = batch
-        logits = at_least_float32(self.backbone(images))
+        logits = at_least_float32(self.backbone(view_of(images, 0)))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return {"loss_cls": loss}, logits.detach()
 
     def sub_network_pass(self, batch: Batch, soft_target: Tensor, sub: SubNetwork) -> Losses:
-        images = rotate(sub.transform.image(batch[0]), rotation_of(sub, self.rotations))
+        images = sub.transform.image(view_of(batch[0], 1 + sub.index))
+        images = rotate(images, rotation_of(sub, self.rotations))
         return {"loss_kl": class_kl(self.backbone(images), soft_target)}
+
+
+def view_of(images: Tensor, index: int) -> Tensor:
+    """(N, V, C, H, W) -> (N, C, H, W); images without views as they are."""
+    return images[:, index] if images.ndim == 5 else images
 
 
 def rotation_of(sub: SubNetwork, rotations: Sequence[float]) -> float:

@@ -167,19 +167,21 @@ def _sample_share(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 class _Transformed(Dataset):
-    def __init__(self, images: Dataset, transform: nn.Module) -> None:
-        self.images, self.transform = images, transform
+    def __init__(self, images: Dataset, transform: nn.Module, views: int = 1) -> None:
+        self.images, self.transform, self.views = images, transform, views
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.images[index]
-        return self.transform(image), int(label)
+        views = [self.transform(image) for _ in range(self.views)]
+        return views[0] if self.views == 1 else torch.stack(views), int(label)
 
 
-def augment_images(images: Dataset, settings: DataSettings, seed: int) -> Dataset:
-    """The images, augmented: uint8 (3, H, W) and label, by a PlacedIndex of (epoch, index)."""
+def augment_images(images: Dataset, settings: DataSettings, seed: int, views: int = 1) -> Dataset:
+    """The images, augmented: uint8 (3, H, W) and label, by a PlacedIndex of (epoch, index). With
+    several views, uint8 (views, 3, H, W): the first is what it would be alone."""
     flip = v2.RandomHorizontalFlip()
     if settings.augment == "light":
         shift = v2.RandomCrop(settings.size, padding=settings.size // 8, padding_mode="reflect")
@@ -190,7 +192,7 @@ def augment_images(images: Dataset, settings: DataSettings, seed: int) -> Datase
         # tensor.
         crop = v2.RandomResizedCrop(settings.size, antialias=True)
         steps = [crop, v2.PILToTensor(), flip, jitter, Lighting()]
-    return PlacedDataset(_Transformed(images, v2.Compose(steps)), "augment", seed)
+    return PlacedDataset(_Transformed(images, v2.Compose(steps), views), "augment", seed)
 
 
 class StatelessBatches:
@@ -235,11 +237,12 @@ class StatelessBatches:
 
 
 def train_loader(images: Images, recipe: Recipe, batches: StatelessBatches) -> DataLoader:
-    """Batches of (uint8 (N, 3, H, W), (N,) labels), from ``batches.first`` to the last step."""
+    """Batches of (uint8 (N, 3, H, W), (N,) labels), from ``batches.first`` to the last step; of
+    own views uint8 (N, 1 + n, 3, H, W)."""
     if isinstance(images.train.dataset, Crops):
         images.train.dataset.pixels(images.train.indices)  # not in each loader process
     return DataLoader(
-        augment_images(images.train, recipe.data, recipe.seed),
+        augment_images(images.train, recipe.data, recipe.seed, recipe.views),
         batch_sampler=batches,
         num_workers=recipe.data.workers,
         pin_memory=torch.cuda.is_available(),
@@ -253,5 +256,5 @@ def val_loader(images: Images, recipe: Recipe, rank: int = 0, world: int = 1) ->
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 RGB (N, 3, H, W) -> float32 with ImageNet's mean and standard deviation."""
+    """uint8 RGB (..., 3, H, W) -> float32 with ImageNet's mean and standard deviation."""
     return v2.functional.normalize(images.float(), PIXEL_MEAN, PIXEL_STD)

@@ -161,7 +161,8 @@ class Pretraining:
 
         Args:
             step: from 0, over the whole training.
-            images: (N, 3, H, W) uint8, this process's share of the batch.
+            images: (N, 3, H, W) uint8, this process's share of the batch; of own views
+                (N, 1 + n, 3, H, W).
             labels: (N,) classes.
 
         Returns:
@@ -174,7 +175,11 @@ class Pretraining:
         if self.mix:
             seed = stable_seed("mix", self.recipe.seed, step, fabric.global_rank)
             with isolated_rng(seed, fabric.device):
-                images, labels = self.mix(images, labels)
+                # Views are mixed alike, as channels of one image.
+                mixed, labels = self.mix(
+                    images.reshape(len(images), -1, *images.shape[-2:]), labels
+                )
+                images = mixed.view_as(images)
         self.optimizer.zero_grad()
         # Stochastic depth draws from the generator: by step and process, as everything random here.
         noise = stable_seed("full pass", self.recipe.seed, step, fabric.global_rank)

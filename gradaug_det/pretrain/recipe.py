@@ -83,10 +83,15 @@ class GradAugSettings:
     that a classifier has too.
 
     Args:
+        views: what a sub-network sees before its scale: ``same``, the image as the full network
+            sees it, cut, mirrored and coloured alike; or ``own``, the image through the training
+            augmentation once more. The authors' published ImageNet models were trained with own
+            views; their CIFAR code, and their ImageNet code since, has the same ones.
         rotations: angles in degrees that a sub-network's batch may be turned by.
     """
 
     num_subnets: int = 0
+    views: str = _setting("same", _check_choice, among=("same", "own"))
     min_width: float = GradAugOptions.min_width
     scales: list[float] = field(default_factory=lambda: list(GradAugOptions.scales))
     rotations: list[float] = field(default_factory=lambda: [0.0])
@@ -161,6 +166,9 @@ class Recipe:
             options = self.options  # checks the settings that a detector's training has too
         except ConfigError as error:
             raise ConfigError(f"gradaug.{error.key}", error.problem) from None
+        if self.gradaug.views == "own" and (options.passes != "added" or not options.num_subnets):
+            problem = "needs sub-networks with added passes (num_subnets 1 or more), got 'own'"
+            raise ConfigError("gradaug.views", problem)
         if options.passes == "alternating" and any(self.gradaug.rotations):
             problem = "turn added passes alone, and passes are 'alternating'; leave them out"
             raise ConfigError("gradaug.rotations", f"{problem}, got {self.gradaug.rotations!r}")
@@ -169,16 +177,21 @@ class Recipe:
     @property
     def options(self) -> GradAugOptions:
         """The settings by which this training's sub-networks are sampled."""
-        own = {name: value for name, value in vars(self.gradaug).items() if name != "rotations"}
+        own = {k: v for k, v in vars(self.gradaug).items() if k not in ("rotations", "views")}
         if self.gradaug.passes == "alternating" and not own["num_subnets"]:
             del own["num_subnets"]  # a recipe's default
         return GradAugOptions(**own, seed=self.seed)
+
+    @property
+    def views(self) -> int:
+        """The number of differently augmented images that a step makes of each image."""
+        return 1 + self.gradaug.num_subnets if self.gradaug.views == "own" else 1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in the yaml file."""
         values = asdict(self)
         # As in recipes written before there were these, so that their trainings can be resumed.
-        for name in ("divisor", "passes", "widths", "full_share", "smallest_share"):
+        for name in ("views", "divisor", "passes", "widths", "full_share", "smallest_share"):
             if values["gradaug"][name] == getattr(GradAugSettings(), name):
                 del values["gradaug"][name]
         for name in ("channels_last", "eval_epochs"):

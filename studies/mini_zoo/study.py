@@ -30,11 +30,12 @@ METHODS = {
     "cutmix": "CutMix",
     "stochdepth": "Stochastic depth",
     "gradaug": "GradAug, width",
+    "gradaug_views": "GradAug, width, own views",
     "gradaug_depth": "GradAug, depth",
     "gradaug_cutmix": "GradAug, width + CutMix",
 }
 PLAIN = tuple(name for name in METHODS if not name.startswith("gradaug"))
-LONG = ("gradaug",)
+LONG = ("gradaug", "gradaug_views")
 """Also trained for as many epochs as plain methods at equal compute: does it want more of them?"""
 SPLITS = {"full": (1.0, 10), "tenth": (0.1, 40)}
 """Share of the 4000 training garments, and epochs."""

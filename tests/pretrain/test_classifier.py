@@ -35,6 +35,23 @@ def gradients(network):
     return found
 
 
+def test_each_pass_has_its_own_view(network, batch):
+    """The sum of the passes by hand: cross-entropy on view 0, KL to that on views 1 and 2."""
+    images, labels = batch
+    views = torch.stack([images, images.flip(-1), images.roll(3, 2)], dim=1)
+    subs = [SubNetwork(i, 1.0, BatchTransform(), seed=i) for i in (0, 1)]
+    gradaug_step(Classifier(network), (views, labels), subs)
+    ours = gradients(network)
+    logits = network(views[:, 0])
+    F.cross_entropy(logits, labels).backward()
+    target = logits.detach().softmax(1)
+    for index in (1, 2):
+        out = network(views[:, index])
+        (target * (target.log() - out.log_softmax(1))).sum(1).mean().backward()
+    for ours_, expected in zip(ours, gradients(network), strict=True):
+        assert torch.allclose(ours_, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_depth_step_is_the_sum_of_hand_made_passes(network, batch):
     images, labels = batch
     sub = SubNetwork(0, 1.0, BatchTransform(0.75), seed=11, block_survival=0.0)

@@ -76,6 +76,19 @@ def test_pixels_do_not_depend_on_workers_or_on_the_global_generator():
     assert not torch.equal(one, later)  # another epoch, another augmentation
 
 
+def test_the_first_view_is_what_it_would_be_alone():
+    images = load_images(tiny_recipe().data, 3)
+    alone, several = (augment_images(images.train, tiny_recipe().data, 3, n) for n in (1, 3))
+    first, views = alone[PlacedIndex(5, (0, 5))][0], several[PlacedIndex(5, (0, 5))][0]
+    assert views.shape == (3, *first.shape) and views.dtype == torch.uint8
+    assert torch.equal(views[0], first)
+    differ = [len({view.numpy().tobytes() for view in several[i][0]}) for i in range(20)]
+    assert sum(differ) > 50  # of 60: a shift of 0 to 4 pixels and a flip can be the same twice
+    recipe = tiny_recipe("gradaug_views")
+    batch, _ = next(iter(train_loader(images, recipe, StatelessBatches(160, recipe))))
+    assert batch.shape == (32, 3, 3, 16, 16)  # the network's own and of n = 2
+
+
 @pytest.mark.parametrize("augment", ["light", "imagenet"])
 def test_photos_are_cut_before_they_become_tensors(augment, monkeypatch):
     """The same cut and colours as from a tensor, but for Pillow's rounding; no seed of devices."""

@@ -21,7 +21,7 @@ def test_every_method_trains_and_leaves_a_zoo_file(method, tmp_path):
     metrics = training.run()
     state, info = read_backbone(tmp_path / "backbone.safetensors")
     assert info.name == recipe.name
-    smallest = {"gradaug": 0.9, "gradaug_cutmix": 0.9, "anywidth": 0.5}
+    smallest = {"gradaug": 0.9, "gradaug_views": 0.9, "gradaug_cutmix": 0.9, "anywidth": 0.5}
     assert info.min_width == smallest.get(method, 1.0)
     measured = {f"top1_w{width:g}" for width in recipe.gradaug.widths}
     assert metrics.keys() == {"top1", "top5", "loss"} | measured
@@ -51,11 +51,14 @@ def interrupted_after(training, steps, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "precision"), [("gradaug_cutmix", "32-true"), ("anywidth", "bf16-mixed")]
+    ("method", "precision"),
+    [("gradaug_cutmix", "32-true"), ("gradaug_views", "32-true"), ("anywidth", "bf16-mixed")],
 )
 def test_resume_is_bitwise_exact(method, precision, tmp_path, monkeypatch):
     """With everything that has a state: EMA, optimizer, schedule; dropout-like noise, mixing."""
     overrides = ("ema_decay=0.9", f"precision={precision}", "stochastic_depth=0.8")
+    if method == "gradaug_views":
+        overrides += ("mix=mixup",)
     if precision == "bf16-mixed":
         # torch 2.9 on CPUs leaves bfloat16 gradients of kernel taps that only ever meet padding
         # uninitialised: maps of one pixel, as these images have at 16 pixels, must not occur.

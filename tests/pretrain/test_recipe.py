@@ -22,6 +22,7 @@ def test_the_authors_recipe():
     own = recipe.optim
     assert (own.name, own.lr, own.momentum, own.weight_decay) == ("sgd", 0.2, 0.9, 1e-4)
     assert (recipe.gradaug.num_subnets, recipe.gradaug.min_width) == (3, 0.9)
+    assert recipe.views == 4  # as their published models saw them
     sizes = [round(224 * scale) for scale in recipe.gradaug.scales]
     assert sizes == [224, 192, 160, 128]
 
@@ -53,6 +54,7 @@ def test_the_mini_recipes_differ_in_the_method_alone():
         ("gradaug.min_width=0", r"gradaug.min_width must be a number in \(0, 1\], got 0"),
         ("gradaug.block_survival=2", r"gradaug.block_survival must be a number in \[0, 1\]"),
         ("gradaug.rotations=[]", "gradaug.rotations must list at least one angle"),
+        ("gradaug.views=new", "gradaug.views must be one of same, own, got 'new'"),
         ("gradaug.depth=0.9", "gradaug.depth"),
         ("gradaug.widths=[1.5]", r"gradaug.widths must be a number in \(0, 1\], got 1.5"),
         ("gradaug.full_share=0.5", r"full_share must be left .* 0.75, got 0.5: passes are 'added'"),
@@ -64,6 +66,12 @@ def test_the_mini_recipes_differ_in_the_method_alone():
 def test_a_wrong_value_is_named(override, message):
     with pytest.raises(ConfigError, match=message):
         load_recipe(CONFIGS / "mini_resnet18_gradaug.yaml", [override])
+
+
+@pytest.mark.parametrize("method", ["baseline", "anywidth"])
+def test_views_are_of_added_sub_networks(method):
+    with pytest.raises(ConfigError, match=r"gradaug.views needs sub-networks .* got 'own'"):
+        load_recipe(CONFIGS / f"mini_resnet18_{method}.yaml", ["gradaug.views=own"])
 
 
 def test_wrong_files(tmp_path):
