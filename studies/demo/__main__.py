@@ -1,4 +1,4 @@
-"""Fine-tunes Mask R-CNN on mini-COCO from zoo backbones and writes report/index.html."""
+"""Fine-tunes three Mask R-CNN on garments and writes report/index.html."""
 
 import argparse
 import logging
@@ -18,20 +18,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--framework", choices=list(FRAMEWORKS), default=DemoSettings.framework)
     parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="work folder")
     parser.add_argument("--report", type=Path, help="report folder; report or report/mmdet")
-    parser.add_argument("--iterations", type=int, default=DemoSettings.iterations)
     parser.add_argument("--seed", type=int, default=DemoSettings.seed)
-    parser.add_argument("--baseline-weights", default=DemoSettings.baseline_weights)
-    parser.add_argument("--gradaug-weights", default=DemoSettings.gradaug_weights)
     parser.add_argument(
         "--publish", action="store_true", help="also put report and pictures beside this"
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "report", "publish")}
     folders = {"detectron2": ROOT / "report", "mmdet": ROOT / "report" / "mmdet"}
     try:
         report = args.report or folders[args.framework]
-        run_demo(args.out, report, ROOT, DemoSettings(**settings))
+        run_demo(args.out, report, ROOT, DemoSettings(args.framework, seed=args.seed))
         if args.publish:
             publish(report)
     except GradAugError as error:

@@ -1,4 +1,4 @@
-"""Keeping a run of the demonstration in the repository: its report and a picture."""
+"""Keeping a run of the demonstration in the repository: its report, the curve and a picture."""
 
 from __future__ import annotations
 
@@ -20,18 +20,26 @@ def publish(report_folder: Path, here: Path = HERE) -> None:
         report_folder: what :func:`studies.demo.study.run_demo` wrote.
         here: folder with ``results``.
     """
+    results = here / "results"
+    results.mkdir(exist_ok=True)
     report = json.loads((report_folder / "report.json").read_text("utf-8"))
     for name in ("report.json", "report.md"):
-        text = (report_folder / name).read_text("utf-8")
-        (here / "results" / name).write_text(text, "utf-8")
-    sheet = _first_pictures(report_folder / "index.html", 2, 1 + len(report["runs"]))
-    sheet.save(here / "results" / "predictions.jpg", quality=85)
+        (results / name).write_text((report_folder / name).read_text("utf-8"), "utf-8")
+    page = (report_folder / "index.html").read_text("utf-8")
+    (results / "curve.svg").write_bytes(_embedded(page, "svg+xml")[0])
+    sheet = _arrange(_embedded(page, "jpeg"), 2, 1 + len(report["detectors"]))
+    sheet.save(results / "predictions.jpg", quality=85)
 
 
-def _first_pictures(html: Path, rows: int, columns: int) -> Image.Image:
-    """Returns the page's first pictures as one: ground truth, then each run's predictions."""
-    data = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", html.read_text("utf-8"))
-    images = [Image.open(io.BytesIO(base64.b64decode(item))) for item in data[: rows * columns]]
+def _embedded(page: str, kind: str) -> list[bytes]:
+    """Returns a page's pictures of that kind."""
+    found = re.findall(rf"data:image/{re.escape(kind)};base64,([A-Za-z0-9+/=]+)", page)
+    return [base64.b64decode(item) for item in found]
+
+
+def _arrange(pictures: list[bytes], rows: int, columns: int) -> Image.Image:
+    """Returns the first pictures as one: ground truth, then each detector's predictions."""
+    images = [Image.open(io.BytesIO(picture)) for picture in pictures[: rows * columns]]
     width, height = images[0].size
     sheet = Image.new("RGB", (width * columns, height * rows))
     for index, image in enumerate(images):

@@ -14,7 +14,7 @@ from studies.report.comparison import group_methods
 from studies.report.records import Report, RunRecord
 from studies.report.report import write_report
 from studies.report.statistics import Agreement, agreement
-from studies.runner.finetuning import Training, run_trainings
+from studies.runner.finetuning import Training, run_trainings, score_training
 from studies.runner.frameworks import FRAMEWORKS, FineTuning
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,8 @@ def compare_frameworks(
     )
     trainings = comparison_trainings(out, data, settings)
     logger.info("%d trainings, %d at a time", len(trainings), jobs)
-    runs = run_trainings(trainings, Path(root), jobs=jobs, threads=threads)
+    seconds = run_trainings(trainings, Path(root), jobs=jobs, threads=threads)
+    runs = list(map(score_training, trainings, seconds))
     report = Report(
         title="Detectron2 and MMDetection on mini-COCO: Mask R-CNN, ResNet-18-FPN",
         runs=runs,

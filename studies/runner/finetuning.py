@@ -26,7 +26,6 @@ from studies.runner.frameworks import FineTuning, Framework
 logger = logging.getLogger(__name__)
 
 _TAIL = 15  # output lines repeated when a training fails
-_SCORING = threading.Lock()  # the evaluators redirect the process's only stdout
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,11 @@ class Training:
     data: Path
     notes: str = ""
 
+    @property
+    def config(self) -> str:
+        """The config file's path, from the project's folder."""
+        return self.framework.config(self.job.method, self.job.experiment)
+
     def shell_line(self, out: Path, shown: str) -> str:
         """The command as one can type it in the project's folder, ``out`` spelled ``shown``."""
         arguments = shlex.join(self.framework.arguments(self.job, self.folder))
@@ -69,8 +73,8 @@ def run_trainings(
     *,
     jobs: int = 1,
     threads: int | None = None,
-) -> list[RunRecord]:
-    """Trains what is not done yet and scores all.
+) -> list[float]:
+    """Trains what is not done yet.
 
     Args:
         trainings: in the order to start them.
@@ -79,7 +83,7 @@ def run_trainings(
         threads: of each training; None leaves PyTorch's default, one a core.
 
     Returns:
-        The runs' records, in the order of ``trainings``.
+        The seconds of each, over all its attempts, in the order of ``trainings``.
 
     Raises:
         GradAugError: a training failed; names its log. Those that run go on to their end, no other
@@ -87,13 +91,11 @@ def run_trainings(
     """
     stop = threading.Event()
 
-    def finish(training: Training) -> RunRecord | None:
+    def finish(training: Training) -> float | None:
         if stop.is_set():
             return None
         try:
-            seconds = _finish(training, root, threads)
-            with _SCORING:
-                return _record(training, seconds)
+            return _finish(training, root, threads)
         except BaseException as error:
             logger.error("    %s: %s", training.name, error)
             stop.set()
@@ -140,7 +142,7 @@ def _finish(training: Training, root: Path, threads: int | None) -> float:
 def _configs(training: Training, root: Path) -> str:
     """The training's config file, and those beside it that it names or that they name: what it
     inherits from is among them."""
-    own = root / training.framework.config(training.job.method)
+    own = root / training.config
     others = {file.name: file for file in sorted(own.parent.glob("*.[py]*")) if file != own}
     texts = [own.read_text()]
     for text in texts:  # grows meanwhile
@@ -182,13 +184,14 @@ def _run(command: list[str], training: Training, root: Path, threads: int | None
         )
 
 
-def _record(training: Training, seconds: float) -> RunRecord:
+def score_training(training: Training, seconds: float) -> RunRecord:
+    """Returns a finished training's record for a report."""
     predictions = training.framework.predictions(training.folder)
     truth = training.data / "annotations" / "instances_val.json"
     return RunRecord(
         name=training.name,
         label=training.label,
-        config=training.framework.config(training.job.method),
+        config=training.config,
         iterations=training.job.iterations,
         metrics=evaluate_coco(truth, predictions),
         curves=training.framework.curves(training.folder),

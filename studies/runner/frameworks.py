@@ -6,6 +6,7 @@ Trainings run as processes: no framework is imported here.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +17,25 @@ from studies.report.curves import Curves, read_detectron2_metrics, read_mmengine
 
 @dataclass(frozen=True)
 class FineTuning:
-    """One fine-tuning of the mini Mask R-CNN, whatever the framework.
+    """One fine-tuning of a small Mask R-CNN, whatever the framework.
 
     Args:
-        method: ``plain`` or ``gradaug``, the ending of the config's name.
-        weights: of the backbone: ``gradaug://NAME``, a path or a URL, in the framework's names.
-        iterations: optimizer steps; the learning rate falls to a tenth after three quarters.
+        method: ``plain``, ``gradaug`` or ``anywidth``, the ending of the config's name.
+        weights: of the backbone: ``gradaug://NAME``, a path or a URL, in the framework's names;
+            None: the config's.
+        iterations: optimizer steps; the learning rate falls to a tenth after three quarters. None:
+            the config's.
         seed: of new layers, image order and sub-networks.
         opts: further overrides, as the framework's script takes them.
+        experiment: ``mini`` or ``demo``, the beginning of the config's name.
     """
 
     method: str
-    weights: str
-    iterations: int
+    weights: str | None
+    iterations: int | None
     seed: int
     opts: tuple[str, ...] = ()
-
-    @property
-    def milestone(self) -> int:
-        return self.iterations * 3 // 4
+    experiment: str = "mini"
 
 
 class Detectron2:
@@ -56,22 +57,25 @@ class Detectron2:
         """Returns the path of the training script, absolute or from the project's folder."""
         return self.script_in_shell
 
-    def config(self, method: str) -> str:
-        """Returns the path of the mini config, from the project's folder."""
-        return f"configs/detectron2/mini_mask_rcnn_R_18_FPN_{method}.yaml"
+    def config(self, method: str, experiment: str = "mini") -> str:
+        """Returns the path of a config, from the project's folder."""
+        return f"configs/detectron2/{experiment}_mask_rcnn_R_18_FPN_{method}.yaml"
 
     def arguments(self, job: FineTuning, folder: Path) -> list[str]:
         """Returns the script's: train into ``folder``, or go on where that was interrupted."""
-        return [
-            *("--resume", "--config-file", self.config(job.method)),
-            *("MODEL.WEIGHTS", job.weights),
-            *("OUTPUT_DIR", str(folder)),
-            *("SOLVER.MAX_ITER", str(job.iterations)),
-            *("SOLVER.STEPS", f"({job.milestone},)"),
-            *("SEED", str(job.seed)),
-            *(("GRADAUG.SEED", str(job.seed)) if job.method == "gradaug" else ()),
-            *job.opts,
-        ]
+        settings = {"MODEL.WEIGHTS": job.weights, "OUTPUT_DIR": folder}
+        if job.iterations:
+            settings["SOLVER.MAX_ITER"] = job.iterations
+            settings["SOLVER.STEPS"] = f"({job.iterations * 3 // 4},)"
+        settings["SEED"] = job.seed
+        settings["GRADAUG.SEED"] = None if job.method == "plain" else job.seed
+        pairs = [(key, str(value)) for key, value in settings.items() if value is not None]
+        config = ("--resume", "--config-file", self.config(job.method, job.experiment))
+        return [*config, *itertools.chain(*pairs), *job.opts]
+
+    def weights(self, folder: Path) -> Path:
+        """Returns the weights of a finished training."""
+        return folder / "model_final.pth"
 
     def curves(self, folder: Path) -> Curves:
         """Returns the logged scalars of a finished training."""
@@ -107,21 +111,24 @@ class MMDetection:
             'make env-test, or pip install -e ".[mmdet]"'
         )
 
-    def config(self, method: str) -> str:
-        return f"configs/mmdet/mini_mask-rcnn_r18_fpn_{method}.py"
+    def config(self, method: str, experiment: str = "mini") -> str:
+        return f"configs/mmdet/{experiment}_mask-rcnn_r18_fpn_{method}.py"
 
     def arguments(self, job: FineTuning, folder: Path) -> list[str]:
-        options = [
-            f"model.backbone.init_cfg.checkpoint={job.weights}",
-            f"train_cfg.max_iters={job.iterations}",
-            f"param_scheduler.1.milestones=[{job.milestone}]",
-            f"randomness.seed={job.seed}",
-            f"val_evaluator.outfile_prefix={folder / 'val'}",
-            *([f"custom_hooks.0.seed={job.seed}"] if job.method == "gradaug" else []),
-            *job.opts,
-        ]
+        settings = {"model.backbone.init_cfg.checkpoint": job.weights}
+        if job.iterations:
+            settings["train_cfg.max_iters"] = job.iterations
+            settings["param_scheduler.1.milestones"] = f"[{job.iterations * 3 // 4}]"
+        settings["randomness.seed"] = job.seed
+        settings["val_evaluator.outfile_prefix"] = folder / "val"
+        settings["custom_hooks.0.seed"] = None if job.method == "plain" else job.seed
+        options = [f"{key}={value}" for key, value in settings.items() if value is not None]
         work = ["--work-dir", str(folder), "--resume"]
-        return [self.config(job.method), *work, "--cfg-options", *options]
+        config = self.config(job.method, job.experiment)
+        return [config, *work, "--cfg-options", *options, *job.opts]
+
+    def weights(self, folder: Path) -> Path:
+        return Path((folder / "last_checkpoint").read_text("utf-8").strip())
 
     def curves(self, folder: Path) -> Curves:
         return read_mmengine_metrics(folder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,25 +12,29 @@ from pathlib import Path
 import pytest
 
 from gradaug_det.errors import ConfigError, GradAugError
+from studies.demo.publish import publish
 from studies.demo.study import DemoSettings, run_demo
-from tests.zoo.entries import describe, random_backbone
+from studies.runner.frameworks import get_framework
 
 ROOT = Path(__file__).parents[2]
-RUNS = ["plain-from-baseline", "plain-from-gradaug", "gradaug-from-gradaug"]
+RUNS = {"plain": "plain", "gradaug": "GradAug", "anywidth": "any width"}
 SIZE = "(128,96)"
 SMALL = {
     "detectron2": (
         *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "2"),
+        *("SOLVER.MAX_ITER", "6", "SOLVER.STEPS", "(4,)"),
         *("INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"),
         *("TEST.DETECTIONS_PER_IMAGE", "5"),
     ),
     "mmdet": (
         *("train_dataloader.batch_size=2", "default_hooks.checkpoint.interval=2"),
-        *(f"train_dataloader.dataset.pipeline.2.scale={SIZE}",),
+        *("train_cfg.max_iters=6", "param_scheduler.1.milestones=[4]"),
+        *(f"train_dataloader.dataset.pipeline.2.scales=[{SIZE}]",),
         *(f"val_dataloader.dataset.pipeline.1.scale={SIZE}", "default_hooks.logger.interval=2"),
         *("model.test_cfg.rcnn.max_per_img=5",),
     ),
 }
+PUBLISHED = {"report.json", "report.md", "predictions.jpg", "curve.svg"}
 RESUMED = {"detectron2": "Starting training from iteration 2", "mmdet": "resumed epoch: 0, iter: 2"}
 
 
@@ -39,28 +44,9 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("demo").resolve()
 
 
-@pytest.fixture(scope="module")
-def weights(out):
-    """Two random backbones as the zoo's files, for either framework."""
-    urls = []
-    for number in range(2):
-        path = out / f"backbone{number}.safetensors"
-        random_backbone(describe(f"random{number}", "resnet18"), path)
-        urls.append(f"gradaug://{path}")
-    return urls
-
-
-def settings(framework, weights, *opts):
-    baseline, gradaug = weights
-    return DemoSettings(
-        framework,
-        train=8,
-        val=2,
-        iterations=6,
-        baseline_weights=baseline,
-        gradaug_weights=gradaug,
-        opts=(*SMALL[framework], *opts),
-    )
+def settings(framework, *opts):
+    cheap = ("--match", "2", "--cost-images", "1", "--repeats", "1", "--workers", "0")
+    return DemoSettings(framework, 8, 2, opts=(*SMALL[framework], *opts), benchmark=cheap)
 
 
 def kill_in_the_first_training(out, report, small):
@@ -70,7 +56,7 @@ def kill_in_the_first_training(out, report, small):
         f"run_demo({str(out)!r}, {str(report)!r}, {str(ROOT)!r}, {small!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
-    checkpoint = out / small.framework / RUNS[0] / "last_checkpoint"
+    checkpoint = out / small.framework / "plain" / "last_checkpoint"
     deadline = time.monotonic() + 300
     while not checkpoint.is_file() and time.monotonic() < deadline:
         assert process.poll() is None, "the demo ended before its first checkpoint"
@@ -82,25 +68,37 @@ def kill_in_the_first_training(out, report, small):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("framework", list(SMALL))
-def test_from_nothing_to_a_report_through_an_interruption(framework, out, weights, tmp_path):
-    small, report = settings(framework, weights), tmp_path / "report"
+def test_from_nothing_to_a_report_through_an_interruption(framework, out, tmp_path):
+    small, report = settings(framework), tmp_path / "report"
     kill_in_the_first_training(out, report, small)
     assert not report.exists()
     index = run_demo(out, report, ROOT, small)
     assert index == report / "index.html"
     logs = [out / framework / name / "train.log" for name in RUNS]
-    # The third ran beside the first and may or may not have got to a checkpoint.
-    assert [RESUMED[framework] in log.read_text() for log in logs[:2]] == [True, False]
+    # The second ran beside the first and may or may not have got to a checkpoint.
+    assert [RESUMED[framework] in log.read_text() for log in logs[::2]] == [True, False]
+    curves = [get_framework(framework).curves(log.parent) for log in logs]
+    assert all(of["total_loss"][-1][0] == 5 for of in curves)  # the sixth iteration
+    for passes, expected in (("sub", [False, True, False]), ("w", [False, False, True])):
+        logged = re.compile(rf"gradaug/{passes}[\d.]+/loss")
+        assert [any(map(logged.fullmatch, of)) for of in curves] == expected
 
     assert {"index.html", "report.md", "report.json"} <= {p.name for p in report.iterdir()}
     content = json.loads((report / "report.json").read_text())
-    assert [run["name"] for run in content["runs"]] == RUNS
-    for run in content["runs"]:
-        assert {"bbox", "segm"} <= run["metrics"].keys()
-        assert run["curves"]["total_loss"][-1][0] == 5  # the sixth iteration
-        assert ("gradaug/sub1/loss" in run["curves"]) == run["name"].startswith("gradaug")
+    found = {one["label"]: one["widths"] for one in content["detectors"]}
+    assert list(found) == list(RUNS.values())
+    for label, widths in found.items():
+        assert [(one["width"], one["matched"]) for one in widths] == [
+            (1, False),
+            *((width, label != "any width") for width in (0.875, 0.75, 0.5)),
+        ]
+        assert all({"bbox", "segm"} <= one["metrics"].keys() for one in widths)
+        assert widths[0]["cost"]["gflops"] > widths[3]["cost"]["gflops"]
     text = (report / "report.md").read_text()
-    assert str(out) not in text and "output/demo/" in text  # reports are published
+    assert str(out) not in text  # reports are published
+    publish(report, tmp_path)
+    assert {p.name for p in (tmp_path / "results").iterdir()} == PUBLISHED
+    assert b"<svg" in (tmp_path / "results" / "curve.svg").read_bytes()[:500]
 
     before = [log.read_text() for log in logs]
     run_demo(out, report, ROOT, small)  # nothing left to do
@@ -108,12 +106,12 @@ def test_from_nothing_to_a_report_through_an_interruption(framework, out, weight
 
 
 @pytest.mark.integration
-def test_a_failed_training_names_its_log(weights, tmp_path, caplog):
-    wrong = settings("detectron2", weights, "GRADAUG.MIN_WIDTH", "2.0")
+def test_a_failed_training_names_its_log(tmp_path, caplog):
+    wrong = settings("detectron2", "GRADAUG.MIN_WIDTH", "2.0")
     with pytest.raises(GradAugError, match=r"exit code 2; its output is in .*train.log"):
         run_demo(tmp_path, tmp_path / "report", ROOT, wrong)
     assert "GRADAUG.MIN_WIDTH must be a number in (0, 1], got 2.0" in caplog.text
-    assert not (tmp_path / "detectron2" / RUNS[1]).exists()
+    assert not (tmp_path / "detectron2" / "anywidth").exists()
 
 
 def test_an_unknown_framework_is_an_error():
