@@ -61,12 +61,23 @@ def read_mini_trainings() -> Iterator[tuple[str, str, str, int, dict]]:
         for seed in (1, 2, 3):
             run = json.loads((ROOT / log.replace("seed1", f"seed{seed}")).read_text())
             yield title, log, run["command"], run["iterations"], run["metrics"]
-    for study in ("frameworks", "demo"):
-        log = f"studies/{study}/results/report.json"
-        report = json.loads((ROOT / log).read_text())
-        for run, command in zip(report["runs"], report["commands"], strict=True):
-            title = "GradAug, labels" if run["label"].startswith("GradAug") else "plain"
-            yield title, log, command, run["iterations"], run["metrics"]
+    log = "studies/frameworks/results/report.json"
+    report = json.loads((ROOT / log).read_text())
+    for run, command in zip(report["runs"], report["commands"], strict=True):
+        title = "GradAug, labels" if run["label"].startswith("GradAug") else "plain"
+        yield title, log, command, run["iterations"], run["metrics"]
+
+
+def demo_rows() -> Iterator[str]:
+    for folder in ("detectron2", "mmdet"):
+        report = ROOT / "studies/demo/results" / folder.removeprefix("detectron2") / "report.json"
+        for detector in json.loads(report.read_text())["detectors"]:
+            config = f"configs/{folder}/{detector['config']}"
+            aps = [
+                " / ".join(f"{width['metrics'][task]['AP']:.1f}" for width in detector["widths"])
+                for task in ("bbox", "segm")
+            ]
+            yield f"[{detector['config']}]({config}) | {detector['label']} | {' | '.join(aps)}"
 
 
 def mini_rows() -> Iterator[str]:
@@ -139,7 +150,8 @@ def curve_rows() -> Iterator[str]:
 
 def updated(text: str) -> str:
     """The document with today's rows; the heads of its tables are its own."""
-    sources = {"mini": mini_rows, "coco": coco_rows, "ImageNet": imagenet_rows, "curve": curve_rows}
+    sources = {"mini": mini_rows, "demo": demo_rows, "coco": coco_rows}
+    sources |= {"ImageNet": imagenet_rows, "curve": curve_rows}
     for name, rows in sources.items():
         pattern = rf"(<!-- {name}: begin -->\n.*\n.*\n)[^<]*"
         lines = "".join(f"| {row} |\n" for row in rows())

@@ -25,6 +25,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--node-bandwidth", type=float, default=60e9, help="bytes/s (60e9)")
     parser.add_argument("--network-bandwidth", type=float, default=10e9, help="bytes/s (10e9)")
+    text = "seconds that a convolution of a new shape takes longer (1.27e-3)"
+    parser.add_argument("--cold", type=float, default=1.27e-3, metavar="SECONDS", help=text)
     parser.add_argument("--latency", type=float, default=20e-6, help="seconds a message (20e-6)")
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1088], metavar=("H", "W"))
     parser.add_argument("--iterations", type=int, default=2, help="whose FLOPs are counted (2)")
@@ -56,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
             measured["gradient_bytes"],
             measured["load_seconds"],
             args.loaders,
+            measured["host_seconds"],
+            measured["cold_convolutions"],
+            args.cold,
         )
         print(write_scaling(args.out, measured, pieces, clusters).read_text())
     except GradAugError as error:

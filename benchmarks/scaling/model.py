@@ -1,17 +1,23 @@
 """The cost of a training on many GPUs, on paper: measured pieces put together by a simple model.
 
 A step of GradAug is its passes one after the other, then one all-reduce of the gradients (they
-cross the network once, after all passes, so nothing hides it). Images are loaded meanwhile.
+cross the network once, after all passes, so nothing hides it). Images are loaded meanwhile. Of a
+sub-network also counts the host's work around its pass and, if its width is a new one, that each
+convolution has a new shape.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from torch import nn
 
 from benchmarks.scaling.processes import step_times
 from benchmarks.training.measure import mean_flops
@@ -19,6 +25,8 @@ from benchmarks.training.trainings import training_class
 from benchmarks.training.workload import Variant, Workload
 from gradaug_det.core.checks import check_integer, check_number
 from gradaug_det.core.gradients import BUCKET_BYTES
+from gradaug_det.core.slimming import at_width
+from gradaug_det.d2.backbone import slimmable_part
 from gradaug_det.reports.rendering import format_json, load_templates, write_files
 from gradaug_det.utils.environment import describe_environment, machine_line
 
@@ -82,6 +90,9 @@ class Pieces:
         gradient_bytes: that cross the network once a step.
         load_seconds: of one processor core to load and augment an image.
         loaders: processes that load images, for each GPU.
+        host_seconds: to begin and end a width, ``fixed`` or ``continuous``.
+        cold_convolutions: of a pass of new width; the gradients' are convolutions, too.
+        cold_seconds: that each of them takes longer than one of a known shape.
     """
 
     plain_seconds: float
@@ -89,6 +100,19 @@ class Pieces:
     gradient_bytes: int
     load_seconds: float
     loaders: int
+    host_seconds: Mapping[str, float]
+    cold_convolutions: int
+    cold_seconds: float
+
+    def around_passes(self, training: str) -> float:
+        """Returns the seconds that a training such as ``labels-3, fixed widths`` spends around its
+        sub-networks' passes. Continuous widths are new ones, but for the smallest."""
+        name, _, fixed = training.partition(", ")
+        count = 0 if name == "plain" else int(name.rpartition("-")[2])
+        if fixed or not count:
+            return count * self.host_seconds["fixed"]
+        cold = (count - 1) * self.cold_convolutions * self.cold_seconds
+        return count * self.host_seconds["continuous"] + cold
 
     @property
     def messages(self) -> int:
@@ -96,16 +120,19 @@ class Pieces:
         return math.ceil(self.gradient_bytes / BUCKET_BYTES) + 1
 
 
-def predict(pieces: Pieces, cluster: Cluster, compute_ratio: float, plain: bool) -> dict[str, Any]:
+def predict(
+    pieces: Pieces, cluster: Cluster, compute_ratio: float, plain: bool, around: float = 0.0
+) -> dict[str, Any]:
     """A step and the 1x schedule on a cluster.
 
     Args:
+        around: seconds of a step that are spent around its passes.
         compute_ratio: time of the step's passes over the plain step's.
         plain: whether DistributedDataParallel hides the all-reduce behind the backward pass, which
             is about two thirds of the step; GradAug's waits for the last pass.
 
     Returns:
-        ``compute``, ``data``, ``all_reduce`` (what is not hidden), ``step`` (seconds),
+        ``compute``, ``around``, ``data``, ``all_reduce`` (what is not hidden), ``step`` (seconds),
         ``bottleneck``, ``images_per_second``, ``hours`` (of the 1x schedule) and ``loaders``
         (processes for each GPU that would just do).
     """
@@ -114,8 +141,9 @@ def predict(pieces: Pieces, cluster: Cluster, compute_ratio: float, plain: bool)
     if plain:
         all_reduce = max(0.0, all_reduce - compute * 2 / 3)
     loading = pieces.images_per_gpu * pieces.load_seconds
-    parts = {"compute": compute, "data": loading / pieces.loaders, "all_reduce": all_reduce}
-    step = max(compute + all_reduce, parts["data"])
+    parts = {"compute": compute, "around": around, "data": loading / pieces.loaders}
+    parts["all_reduce"] = all_reduce
+    step = max(compute + around + all_reduce, parts["data"])
     batch = pieces.images_per_gpu * cluster.gpus
     return {
         **parts,
@@ -123,7 +151,7 @@ def predict(pieces: Pieces, cluster: Cluster, compute_ratio: float, plain: bool)
         "bottleneck": max(parts, key=parts.__getitem__),
         "images_per_second": batch / step,
         "hours": ITERATIONS * BATCH / batch * step / 3600,
-        "loaders": math.ceil(loading / (compute + all_reduce)),
+        "loaders": math.ceil(loading / (compute + around + all_reduce)),
     }
 
 
@@ -136,8 +164,9 @@ def predictions(
     for title, cluster in clusters.items():
         plain = predict(pieces, cluster, 1.0, plain=True)
         for name, ratio in compute_ratios.items():
-            own = predict(pieces, cluster, ratio, plain=name == "plain")
-            alone = predict(pieces, Cluster(1), ratio, plain=name == "plain")
+            settings = (ratio, name == "plain", pieces.around_passes(name))
+            own = predict(pieces, cluster, *settings)
+            alone = predict(pieces, Cluster(1), *settings)
             rows.append(
                 {
                     "cluster": title,
@@ -168,7 +197,8 @@ def measure_scaling(
 
     Returns:
         ``size``, ``iterations``, ``plain_gflops``, ``flops_ratios`` (GradAug's over a plain
-        step's, by variant), ``gradient_bytes``, ``load_seconds``, and ``check``: see
+        step's, by variant), ``gradient_bytes``, ``load_seconds``, ``host_seconds`` (see
+        :func:`measure_host`), ``cold_convolutions`` of a pass, and ``check``: see
         :func:`check_on_two_processes`.
     """
     large = Workload("detectron2", configs, size, batch_size=1)
@@ -178,8 +208,10 @@ def measure_scaling(
     for variant in variants:
         ratios[variant.name] = mean_flops(large, variant, iterations) / plain
         logger.info("FLOPs of %s: %.2f x plain", variant.name, ratios[variant.name])
-    parameters = training_class("detectron2")(large, Variant()).model.parameters()
-    gradient_bytes = sum(p.nbytes for p in parameters if p.requires_grad)
+    model = training_class("detectron2")(large, Variant()).model
+    gradient_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    backbone = slimmable_part(model.backbone)
+    layers = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)]
     seconds = measure_loading()
     logger.info("an image is loaded in %.4f s", seconds)
     return {
@@ -189,8 +221,26 @@ def measure_scaling(
         "flops_ratios": ratios,
         "gradient_bytes": gradient_bytes,
         "load_seconds": seconds,
+        "host_seconds": measure_host(backbone),
+        "cold_convolutions": sum(3 if layer.weight.requires_grad else 1 for layer in layers),
         "check": check_on_two_processes(configs, steps),
     }
+
+
+def measure_host(backbone: nn.Module, times: int = 20) -> dict[str, float]:
+    """Returns the seconds to begin and end a width: one of a ``fixed`` few, whose slices are kept,
+    or, ``continuous``, one that there was not yet."""
+    found = {}
+    drawn = [0.9 + 0.09 * i / times for i in range(1, times)]
+    for name, widths in (("fixed", [0.95] * times), ("continuous", drawn)):
+        seconds = []
+        for width in widths:
+            start = time.perf_counter()
+            with at_width(backbone, width, "frozen"):
+                pass
+            seconds.append(time.perf_counter() - start)
+        found[name] = median(seconds)
+    return found
 
 
 def check_on_two_processes(configs: Path, steps: int) -> dict[str, Any]:
@@ -220,7 +270,9 @@ def write_scaling(
     folder: Path, measured: dict[str, Any], pieces: Pieces, clusters: Mapping[str, Cluster]
 ) -> Path:
     """Writes ``scaling.md`` and ``scaling.json`` into a folder; returns the first."""
-    ratios = {"plain": 1.0, **measured["flops_ratios"]}
+    ratios = {"plain": 1.0}
+    for name, ratio in measured["flops_ratios"].items():
+        ratios |= {name: ratio, f"{name}, fixed widths": ratio}
     content = {
         "measured": measured,
         "pieces": {**asdict(pieces), "messages": pieces.messages},

@@ -6,8 +6,8 @@ _base_ = "./demo_mask-rcnn_r18_fpn_plain.py"
 
 model = dict(backbone=dict(type="SlimmableResNet"))
 custom_hooks = [dict(type="GradAugHook", num_subnets=1)]
-train_cfg = dict(max_iters=400)
+train_cfg = dict(max_iters=750)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=51),
-    dict(type="MultiStepLR", by_epoch=False, begin=0, milestones=[300], gamma=0.1),
+    dict(type="MultiStepLR", by_epoch=False, begin=0, milestones=[562], gamma=0.1),
 ]

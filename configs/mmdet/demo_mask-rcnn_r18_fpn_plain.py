@@ -4,9 +4,10 @@
 
 _base_ = "./mini_mask-rcnn_r18_fpn_plain.py"
 
-model = dict(roi_head=dict(bbox_head=dict(num_classes=6), mask_head=dict(num_classes=6)))
-metainfo = dict(classes=("Trouser", "Pullover", "Dress", "Sneaker", "Bag", "Ankle boot"))
+model = dict(roi_head=dict(bbox_head=dict(num_classes=5), mask_head=dict(num_classes=5)))
+metainfo = dict(classes=("Trouser", "Pullover", "Dress", "Sneaker", "Bag"))
 train_dataloader = dict(
+    batch_size=2,
     dataset=dict(
         metainfo=metainfo,
         pipeline=[
@@ -20,15 +21,15 @@ train_dataloader = dict(
             dict(type="RandomFlip", prob=0.5),
             dict(type="PackDetInputs"),
         ],
-    )
+    ),
 )
 val_dataloader = dict(dataset=dict(metainfo=metainfo))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=700)
+train_cfg = dict(max_iters=1300)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=51),  # 50 steps
-    dict(type="MultiStepLR", by_epoch=False, begin=0, milestones=[525], gamma=0.1),
+    dict(type="MultiStepLR", by_epoch=False, begin=0, milestones=[975], gamma=0.1),
 ]
 optim_wrapper = dict(
     _delete_=True,

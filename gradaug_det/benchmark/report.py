@@ -55,7 +55,7 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
         "bars": _bars(benchmark),
         "pictures_of": {
             title: [_picture_row(benchmark, **one) for one in ranked[title]]
-            for title in ("worst", "best")
+            for title in ("typical", "worst", "best")
         },
     }
     environment = rendering.load_templates()
@@ -223,7 +223,7 @@ def _bars(benchmark: Benchmark) -> dict[str, list[dict]]:
 
 
 def _rank_images(benchmark: Benchmark) -> dict[str, list[dict]]:
-    # The `best` and the `worst` images with their F1; no image is both.
+    # The `best` and the `worst` images, and the `typical` one with the median F1; each once.
     data, scores = benchmark.data, {}
     if data.folder is not None:
         predictions = benchmark.detectors[0].widest.predictions
@@ -233,9 +233,11 @@ def _rank_images(benchmark: Benchmark) -> dict[str, list[dict]]:
     # Of few images, half are worst: a picture is shown once.
     worst = ranked[: min(benchmark.num_pictures, (len(ranked) + 1) // 2)]
     best = sorted(ranked[len(worst) :], key=lambda image_id: (-scores[image_id], image_id))
+    best = best[: benchmark.num_pictures]
+    typical = [one for one in ranked[len(ranked) // 2 :][:1] if one not in (*worst, *best)]
     return {
         name: [{"image_id": image_id, "f1": scores[image_id]} for image_id in ids]
-        for name, ids in (("best", best[: benchmark.num_pictures]), ("worst", worst))
+        for name, ids in (("typical", typical), ("best", best), ("worst", worst))
     }
 
 

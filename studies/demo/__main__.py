@@ -24,12 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    folders = {"detectron2": ROOT / "report", "mmdet": ROOT / "report" / "mmdet"}
+    place = {"detectron2": "", "mmdet": "mmdet"}[args.framework]
     try:
-        report = args.report or folders[args.framework]
+        report = args.report or ROOT / "report" / place
         run_demo(args.out, report, ROOT, DemoSettings(args.framework, seed=args.seed))
         if args.publish:
-            publish(report)
+            publish(report, Path(__file__).parent / "results" / place)
     except GradAugError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,18 +10,14 @@ from pathlib import Path
 
 from PIL import Image
 
-HERE = Path(__file__).parent
-
-
-def publish(report_folder: Path, here: Path = HERE) -> None:
-    """Copies a report to ``results``; ``tools/update_model_zoo.py`` shows its AP then.
+def publish(report_folder: Path, results: Path) -> None:
+    """Copies a report to the study's results; ``tools/update_model_zoo.py`` shows its AP then.
 
     Args:
         report_folder: what :func:`studies.demo.study.run_demo` wrote.
-        here: folder with ``results``.
+        results: folder to write to.
     """
-    results = here / "results"
-    results.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     report = json.loads((report_folder / "report.json").read_text("utf-8"))
     for name in ("report.json", "report.md"):
         (results / name).write_text((report_folder / name).read_text("utf-8"), "utf-8")

@@ -154,8 +154,8 @@ def test_the_page_needs_nothing_else_and_escapes(written):
     references = re.findall(r'(?:src|href)="([^"]{0,40})', html)
     assert references and all(url.startswith("data:") for url in references)
     assert HOSTILE.replace("|", "\\|") in (written / "report.md").read_text()
-    # 1 cost, 2 precision and recall, 1 corruptions, 1 FGSM; 4 images of 3 columns.
-    assert html.count("data:image/svg+xml") == 5 and html.count("data:image/jpeg") == 12
+    # 1 cost, 2 precision and recall, 1 corruptions, 1 FGSM; 5 images of 3 columns.
+    assert html.count("data:image/svg+xml") == 5 and html.count("data:image/jpeg") == 15
 
 
 def all_plots(benchmark, truth):
@@ -451,17 +451,19 @@ def test_few_images_are_worst_or_best_and_not_both(benchmark, truth, folder, tmp
     result = benchmark.detectors[0].widths[0]
     objects = [a["image_id"] for a in truth["annotations"] if not a["iscrowd"]]
     ids = list(dict.fromkeys(objects))
-    for count, worst, best in ((1, 1, 0), (3, 2, 1), (9, 3, 3)):
+    for count, worst, best, typical in ((1, 1, 0, 0), (3, 2, 1, 0), (9, 3, 3, 1)):
         part = one_detector(folder, result, image_ids=ids[:count])
         write_benchmark(tmp_path, part)
         pictures = read_json(tmp_path)["pictures"]
-        assert (len(pictures["worst"]), len(pictures["best"])) == (worst, best)
-        shown = [p["image_id"] for p in pictures["worst"] + pictures["best"]]
+        groups = [pictures[name] for name in ("worst", "best", "typical")]
+        assert list(map(len, groups)) == [worst, best, typical]
+        shown = [p["image_id"] for group in groups for p in group]
         assert len(set(shown)) == len(shown)
         scores = image_scores(truth, result.predictions, ids[:count], 0.5)
         ranked = sorted(scores.values())
         assert [p["f1"] for p in pictures["worst"]] == ranked[:worst]
         assert [p["f1"] for p in pictures["best"]] == ranked[::-1][:best]
+        assert [p["f1"] for p in pictures["typical"]] == ranked[count // 2 :][:typical]
 
 
 def test_records_that_cannot_be_shown(benchmark):

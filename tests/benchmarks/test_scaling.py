@@ -16,6 +16,9 @@ PIECES = Pieces(
     gradient_bytes=180_000_000,
     load_seconds=0.05,
     loaders=4,
+    host_seconds={"fixed": 0.0005, "continuous": 0.002},
+    cold_convolutions=100,
+    cold_seconds=0.001,
 )
 
 
@@ -54,13 +57,25 @@ def test_the_slowest_part_is_the_bottleneck():
 
 
 def test_gradaug_pays_for_what_a_plain_step_hides():
-    plain, gradaug = predictions(PIECES, {"c": Cluster(64)}, {"plain": 1.0, "labels-3": 3.0})
+    free = Pieces(
+        **{**vars(PIECES), "host_seconds": {"fixed": 0, "continuous": 0}} | {"cold_seconds": 0}
+    )
+    plain, gradaug = predictions(free, {"c": Cluster(64)}, {"plain": 1.0, "labels-3": 3.0})
     assert plain["all_reduce"] == 0 and plain["ratio"] == 1 and plain["efficiency"] == 1
     cost = Cluster(64).all_reduce_seconds(PIECES.gradient_bytes, PIECES.messages)
     assert gradaug["all_reduce"] == pytest.approx(cost) and cost > 0
     assert gradaug["ratio"] == pytest.approx((0.9 + cost) / 0.3)
     assert gradaug["efficiency"] == pytest.approx(0.9 / (0.9 + cost))
     assert PIECES.messages == 8
+
+
+def test_new_widths_make_cold_convolutions_and_fixed_ones_do_not():
+    names = ("plain", "labels-1", "labels-3", "labels-3, fixed widths")
+    found = [PIECES.around_passes(name) for name in names]
+    # The smallest width is always there, so that it is new once.
+    assert found == pytest.approx([0, 0.002, 3 * 0.002 + 2 * 100 * 0.001, 3 * 0.0005])
+    rows = predictions(PIECES, {"c": Cluster(1)}, dict.fromkeys(names, 2.0))
+    assert [row["step"] for row in rows] == pytest.approx([0.6 + around for around in found])
 
 
 def test_the_page_holds_what_was_measured_and_what_was_given(tmp_path):
@@ -81,6 +96,10 @@ def test_the_page_holds_what_was_measured_and_what_was_given(tmp_path):
         ("1 GPU", "plain"),
         ("1 GPU", "labels-1"),
     ]
-    assert len(content["predictions"]) == 8 and "16 GPUs | labels-3" in text
+    assert len(content["predictions"]) == 14 and "16 GPUs | labels-3, fixed widths" in text
+    # 53 layers, of which 11 are frozen: the others have two gradients each.
+    assert measured["cold_convolutions"] == 42 * 3 + 11
+    host = measured["host_seconds"]
+    assert 0 < host["fixed"] < host["continuous"] < 1
     assert "| plain step, 2 images a GPU | 0.5 s | given" in text
     assert str(tmp_path) not in text and str(ROOT) not in text

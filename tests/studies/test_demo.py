@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.errors import ConfigError, GradAugError
 from studies.demo.publish import publish
-from studies.demo.study import DemoSettings, run_demo
+from studies.demo.study import WIDTHS, DemoSettings, run_demo
 from studies.runner.frameworks import get_framework
 
 ROOT = Path(__file__).parents[2]
@@ -45,14 +46,14 @@ def out(tmp_path_factory):
 
 
 def settings(framework, *opts):
-    cheap = ("--match", "2", "--cost-images", "1", "--repeats", "1", "--workers", "0")
+    cheap = ("--widths", "1", "0.5", "--match", "2", "--cost-images", "1", "--repeats", "1")
     return DemoSettings(framework, 8, 2, opts=(*SMALL[framework], *opts), benchmark=cheap)
 
 
 def kill_in_the_first_training(out, report, small):
     """Runs the demo in a process, and ends it hard when the first checkpoint is complete."""
     code = (
-        "from studies.demo.study import DemoSettings, run_demo\n"
+        "from studies.demo.study import WIDTHS, DemoSettings, run_demo\n"
         f"run_demo({str(out)!r}, {str(report)!r}, {str(ROOT)!r}, {small!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
@@ -88,15 +89,13 @@ def test_from_nothing_to_a_report_through_an_interruption(framework, out, tmp_pa
     found = {one["label"]: one["widths"] for one in content["detectors"]}
     assert list(found) == list(RUNS.values())
     for label, widths in found.items():
-        assert [(one["width"], one["matched"]) for one in widths] == [
-            (1, False),
-            *((width, label != "any width") for width in (0.875, 0.75, 0.5)),
-        ]
+        matched = [(one["width"], one["matched"]) for one in widths]
+        assert matched == [(1, False), (0.5, label != "any width")]
         assert all({"bbox", "segm"} <= one["metrics"].keys() for one in widths)
-        assert widths[0]["cost"]["gflops"] > widths[3]["cost"]["gflops"]
+        assert widths[0]["cost"]["gflops"] > widths[1]["cost"]["gflops"]
     text = (report / "report.md").read_text()
     assert str(out) not in text  # reports are published
-    publish(report, tmp_path)
+    publish(report, tmp_path / "results")
     assert {p.name for p in (tmp_path / "results").iterdir()} == PUBLISHED
     assert b"<svg" in (tmp_path / "results" / "curve.svg").read_bytes()[:500]
 
@@ -112,6 +111,11 @@ def test_a_failed_training_names_its_log(tmp_path, caplog):
         run_demo(tmp_path, tmp_path / "report", ROOT, wrong)
     assert "GRADAUG.MIN_WIDTH must be a number in (0, 1], got 2.0" in caplog.text
     assert not (tmp_path / "detectron2" / "anywidth").exists()
+
+
+def test_the_widths_are_those_that_the_third_is_trained_at():
+    trained = GradAugOptions(passes="alternating").widths
+    assert [float(width) for width in WIDTHS] == [1, *trained]
 
 
 def test_an_unknown_framework_is_an_error():

@@ -133,8 +133,9 @@ def test_keys_of_the_recipe_are_what_the_tool_takes():
         for key in (value if isinstance(value, dict) else (None,))
     }
     # Not written at their defaults.
-    passes = {f"gradaug.{key}" for key in ("passes", "widths", "full_share", "smallest_share")}
-    assert set(keys) == known | passes | {"gradaug.divisor", "channels_last", "eval_epochs"}
+    unwritten = ("views", "divisor", "passes", "widths", "full_share", "smallest_share")
+    unwritten = {f"gradaug.{key}" for key in unwritten}
+    assert set(keys) == known | unwritten | {"channels_last", "eval_epochs"}
     for key in keys:
         attrgetter(key)(recipe)
 
