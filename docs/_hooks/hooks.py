@@ -31,7 +31,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "SECURITY.md",
 )
-EVIDENCE = ("studies/*", "studies/*/results", "benchmarks/results")
+EVIDENCE = ("studies/*", "studies/*/results", "studies/*/results/*", "benchmarks/results")
 SUFFIXES = (".md", ".svg", ".jpg")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)((?:#[^)\s]*)?)\)|(!\[[^\]]*\])\(([^)\s]+)\)")
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)

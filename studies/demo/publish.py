@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+
 def publish(report_folder: Path, results: Path) -> None:
     """Copies a report to the study's results; ``tools/update_model_zoo.py`` shows its AP then.
 

@@ -76,8 +76,8 @@ def test_from_nothing_to_a_report_through_an_interruption(framework, out, tmp_pa
     index = run_demo(out, report, ROOT, small)
     assert index == report / "index.html"
     logs = [out / framework / name / "train.log" for name in RUNS]
-    # The second ran beside the first and may or may not have got to a checkpoint.
-    assert [RESUMED[framework] in log.read_text() for log in logs[::2]] == [True, False]
+    # The others ran beside the first and may or may not have got to a checkpoint.
+    assert RESUMED[framework] in logs[0].read_text()
     curves = [get_framework(framework).curves(log.parent) for log in logs]
     assert all(of["total_loss"][-1][0] == 5 for of in curves)  # the sixth iteration
     for passes, expected in (("sub", [False, True, False]), ("w", [False, False, True])):
@@ -110,7 +110,7 @@ def test_a_failed_training_names_its_log(tmp_path, caplog):
     with pytest.raises(GradAugError, match=r"exit code 2; its output is in .*train.log"):
         run_demo(tmp_path, tmp_path / "report", ROOT, wrong)
     assert "GRADAUG.MIN_WIDTH must be a number in (0, 1], got 2.0" in caplog.text
-    assert not (tmp_path / "detectron2" / "anywidth").exists()
+    assert not (tmp_path / "report").exists()
 
 
 def test_the_widths_are_those_that_the_third_is_trained_at():
