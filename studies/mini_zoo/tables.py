@@ -120,7 +120,8 @@ def _fit_table(fit: Mapping[str, float], seeds: list) -> str:
         for _, split, budget in columns:
             found = values(results, Run(method, split, budget, 0), seeds, "train")
             cells.append(_cell(found, spread=True) if found else "")
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        if any(cells):
+            lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -138,7 +139,7 @@ def _difference(method: str, numbers: list[float], reference: list[float]) -> st
 
 _FIT = """Per cent right without augmentation: near 100, a network has learned its images by heart,
 and a regularizer has something to do; far below, it has not finished learning."""
-_HEAD = f"""# The mini zoo: seven ways of pretraining, one budget
+_HEAD = f"""# The mini zoo: eight ways of pretraining, one budget
 
 ResNet-18 on 32x32 pictures of garments (`configs/pretrain/mini_resnet18_*.yaml`), from random
 weights. Written by `make study-zoo` (`python -m studies.mini_zoo`) from `results/`, one file a run
