@@ -180,6 +180,21 @@ def test_twins_differ_in_gradaug_alone():
         assert plain == gradaug
 
 
+def test_the_demos_configs_differ_in_gradaug_backbone_and_length():
+    plain, *others = (
+        load_config(CONFIGS / f"demo_mask_rcnn_R_18_FPN_{kind}.yaml")
+        for kind in ("plain", "gradaug", "anywidth")
+    )
+    for cfg in others:
+        cfg.GRADAUG, cfg.OUTPUT_DIR = plain.GRADAUG, plain.OUTPUT_DIR
+    gradaug, anywidth = others
+    assert anywidth.MODEL.WEIGHTS == "gradaug://mini-resnet18-anywidth"
+    anywidth.MODEL.WEIGHTS = plain.MODEL.WEIGHTS
+    assert (gradaug.SOLVER.MAX_ITER, gradaug.SOLVER.STEPS) == (750, (562,))
+    gradaug.SOLVER.MAX_ITER, gradaug.SOLVER.STEPS = plain.SOLVER.MAX_ITER, plain.SOLVER.STEPS
+    assert plain == gradaug == anywidth
+
+
 def test_a_backbone_that_cannot_be_slimmed_fails_when_it_is_built(cfg):
     from detectron2.modeling import build_backbone
 

@@ -380,6 +380,7 @@ BAD_RECIPE = {
     "optim.weight_decay": ("-1", "inf", "nan"),
     "optim.warmup_epochs": ("-1", "inf", "nan"),
     "gradaug.num_subnets": ("-1", "x"),
+    "gradaug.views": ("new", "own"),
     "gradaug.min_width": ("0", "1.5", "nan"),
     "gradaug.scales": ("[]", "[0]", "[9]", "[nan]", "1.0"),
     "gradaug.rotations": ("[]", "[400]", "[nan]", "[inf]", "90"),

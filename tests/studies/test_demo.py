@@ -113,6 +113,21 @@ def test_a_failed_training_names_its_log(tmp_path, caplog):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.parametrize("folder", ["results", "results/mmdet"])
+def test_the_committed_run_shows_what_the_demo_is_for(folder):
+    """Detectors that find things, and one that does so at half width."""
+    path = ROOT / "studies" / "demo" / folder
+    content = json.loads((path / "report.json").read_text())
+    aps = {
+        one["label"]: {w["width"]: w["metrics"]["bbox"]["AP"] for w in one["widths"]}
+        for one in content["detectors"]
+    }
+    assert min(aps[label][1] for label in RUNS.values()) >= 35
+    assert aps["any width"][0.5] > 2 * aps["plain"][0.5]
+    for label, widths in aps.items():
+        assert f"| {label} | 1 | {widths[1]:.2f} |" in (path / "report.md").read_text()
+
+
 def test_the_widths_are_those_that_the_third_is_trained_at():
     trained = GradAugOptions(passes="alternating").widths
     assert [float(width) for width in WIDTHS] == [1, *trained]

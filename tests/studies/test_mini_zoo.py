@@ -9,6 +9,7 @@ from gradaug_det.pretrain.recipe import load_recipe
 from studies.mini_zoo import study
 from studies.mini_zoo.study import (
     COMPUTE_RATIO,
+    LONG,
     PLAIN,
     SPLITS,
     Run,
@@ -24,7 +25,7 @@ from tests.pretrain.helpers import ROOT
 
 def test_runs_share_a_budget():
     runs = all_runs([0, 1, 2])
-    assert len({run.name for run in runs}) == len(runs) == 3 * 2 * (7 + 4 + 1)
+    assert len({run.name for run in runs}) == len(runs) == 3 * 2 * (8 + 4 + 2)
     for run in runs:
         recipe = load_recipe(ROOT / run.config, run.overrides)
         share, epochs = SPLITS[run.split]
@@ -32,7 +33,7 @@ def test_runs_share_a_budget():
         assert recipe.epochs == (round(epochs * COMPUTE_RATIO) if longer else epochs)
         assert (recipe.data.fraction, recipe.seed) == (share, run.seed)
         assert (run.budget != "compute") or run.method in PLAIN
-        assert (run.budget != "long") or run.method == "gradaug"
+        assert (run.budget != "long") or run.method in LONG
     seeds = [run.seed for run in runs if run.budget != "long"]
     assert seeds == sorted(seeds)  # what is there when it stops is balanced
 
