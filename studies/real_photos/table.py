@@ -19,7 +19,13 @@ def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the table's rows: an arm with one schedule, over its seeds, whose APs are means over
     all folds; or over the first one, ``folds`` 0, as long as no seed of the arm has all."""
     study = yaml.safe_load((FOLDER / "cells.yaml").read_text("utf-8"))
-    order, plain = list(study["arms"]), {name: of["plain"] for name, of in study["sets"].items()}
+    order = list(study["arms"])
+    # The arm that another one is compared with: the set's, or one from the same backbone.
+    plain = {
+        (s, a): {**study["sets"][s], **study["arms"][a]}["plain"]
+        for s in study["sets"]
+        for a in order
+    }
     seeds: dict[tuple, dict] = defaultdict(lambda: defaultdict(dict))
     for result in results:
         own = result["settings"]
@@ -29,15 +35,15 @@ def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         whole = [[*of.values()] for of in of_arm.values() if len(of) == study["folds"]]
         first = [[folds[0]] for folds in of_arm.values() if 0 in folds]
         # Plain training has both rows: arms of either kind are compared with it.
-        both = key[2] == plain[key[0]]
+        both = key[2] == plain[key[0], key[2]]
         for folds, found in (("all", whole), ("0", first if both or not whole else [])):
             for cut in found[0][0]["ap"] if found else ():
                 rows[(*key, folds, cut)] = {"folds": folds, **_make_row(found, cut)}
     for (name, schedule, arm, folds, _), row in rows.items():
-        reference = rows.get((name, schedule, plain[name], folds, "backbone"))
+        reference = rows.get((name, schedule, plain[name, arm], folds, "backbone"))
         if reference:
             row["time"] = row["seconds"] / reference["seconds"]
-            if arm != plain[name]:
+            if arm != plain[name, arm]:
                 row["minus plain"] = _differences(row["values"], reference["values"])
     shown = sorted(rows, key=lambda key: (*key[:2], key[3], order.index(key[2]), key[4]))
     return [rows[key] for key in shown]
