@@ -69,9 +69,9 @@ def read_mini_trainings() -> Iterator[tuple[str, str, str, int, dict]]:
 
 
 def demo_rows() -> Iterator[str]:
-    for folder in ("detectron2", "mmdet"):
-        report = ROOT / "studies/demo/results" / folder.removeprefix("detectron2") / "report.json"
-        for detector in json.loads(report.read_text())["detectors"]:
+    for folder, log in (("detectron2", "report.json"), ("mmdet", "mmdet/report.json")):
+        report = json.loads((ROOT / "studies/demo/results" / log).read_text())
+        for detector in report["detectors"]:
             config = f"configs/{folder}/{detector['config']}"
             aps = [
                 " / ".join(f"{width['metrics'][task]['AP']:.1f}" for width in detector["widths"])
