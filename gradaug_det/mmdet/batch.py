@@ -7,6 +7,7 @@ Images are padded at the right and the bottom. A transform applies to each image
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from gradaug_det.core.fields import check_not_in_pixels, is_masks, refused
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.errors import GradAugError
+from gradaug_det.mmdet.masks import DeviceMasks
 
 _BOXES = ("bboxes", "priors")
 _DEFAULT = GradAugOptions()
@@ -66,10 +68,24 @@ def make_batch(inputs: Any, samples: Any) -> Batch:
     return Batch(inputs, [_copy(sample) for sample in samples])
 
 
-def _copy(element: BaseDataElement) -> BaseDataElement:
+def masks_on_device(batch: Batch) -> Batch:
+    """Returns the batch with its bitmaps, which MMDetection keeps on the host, where its images
+    are."""
+    device = batch.inputs.device
+
+    def move(value: Any) -> Any:
+        return DeviceMasks.of(value, device) if type(value) is BitmapMasks else value
+
+    return Batch(batch.inputs, [_copy(sample, move) for sample in batch.samples])
+
+
+def _copy(
+    element: BaseDataElement, change: Callable[[Any], Any] = lambda value: value
+) -> BaseDataElement:
     new = type(element)(metainfo=element.metainfo)
     for name, value in element.items():
-        new.set_data({name: _copy(value) if isinstance(value, BaseDataElement) else value})
+        nested = isinstance(value, BaseDataElement)
+        new.set_data({name: _copy(value, change) if nested else change(value)})
     return new
 
 
@@ -191,7 +207,7 @@ class _ImageTransform(NamedTuple):
         """Returns instance masks, of the image or of the padded image, moved."""
         height, width = self.size
         padded = self.is_padded((masks.height, masks.width))
-        kept = masks.masks
+        kept = masks.bits if isinstance(masks, DeviceMasks) else masks.masks
         if isinstance(masks, BitmapMasks):
             kept = kept[:, :height, :width]
         new = type(masks)(kept, height, width).resize(self.transform.output_size(self.size))

@@ -11,7 +11,14 @@ from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.transforms import BatchTransform, Size
 from gradaug_det.mmdet.backbone import slimmed_part
-from gradaug_det.mmdet.batch import Batch, Padding, image_sizes, make_batch, transform_batch
+from gradaug_det.mmdet.batch import (
+    Batch,
+    Padding,
+    image_sizes,
+    make_batch,
+    masks_on_device,
+    transform_batch,
+)
 from gradaug_det.mmdet.soft_targets import soft_targets
 
 
@@ -30,6 +37,9 @@ class GradAugDetector(SlimmableDetector):
         if given.get("mode") != "loss":
             return None
         return make_batch(given.get("inputs"), given.get("data_samples"))
+
+    def on_device(self, batch: Batch) -> Batch:
+        return masks_on_device(batch)
 
     def losses(self, batch: Batch) -> Losses:
         return self.loss_terms(self.module(batch.inputs, batch.samples, mode="loss"))

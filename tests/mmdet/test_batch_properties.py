@@ -9,7 +9,14 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.structures import InstanceData, PixelData
 
-from gradaug_det.mmdet.batch import Padding, image_sizes, make_batch, transform_batch
+from gradaug_det.mmdet.batch import (
+    Padding,
+    image_sizes,
+    make_batch,
+    masks_on_device,
+    transform_batch,
+)
+from gradaug_det.mmdet.masks import DeviceMasks
 from tests.properties import FIXED, drawn, extent, rectangles, sizes, transforms
 
 BATCHES = st.lists(
@@ -106,3 +113,44 @@ def test_scale_factor_and_areas(cases, transform, padding):
     for one, two in zip(old.samples, again.samples, strict=True):
         assert torch.equal(one.gt_instances.bboxes, two.gt_instances.bboxes)
         assert np.array_equal(one.gt_instances.masks.masks, two.gt_instances.masks.masks)
+
+
+@FIXED
+@given(BATCHES, transforms(), PADDINGS)
+def test_bitmaps_on_a_device_are_mmdetections_own_to_the_pixel(cases, transform, padding):
+    batch = make(cases, padding.divisor)
+    moved = masks_on_device(batch)
+    on_host, on_device = (transform_batch(b, transform, padding) for b in (batch, moved))
+    assert type(batch.samples[0].gt_instances.masks) is BitmapMasks
+    for ours, theirs in zip(on_device.samples, on_host.samples, strict=True):
+        polygons = ours.ignored_instances.masks
+        assert type(polygons) is PolygonMasks
+        ours, theirs = ours.gt_instances, theirs.gt_instances
+        assert torch.equal(ours.bboxes, theirs.bboxes)
+        ours, theirs = ours.masks, theirs.masks
+        assert isinstance(ours, DeviceMasks) and type(theirs) is BitmapMasks
+        assert (ours.height, ours.width, len(ours)) == (theirs.height, theirs.width, len(theirs))
+        assert np.array_equal(ours.masks, theirs.masks)
+
+
+@FIXED
+@given(BATCHES, st.booleans())
+def test_heads_get_the_same_of_bitmaps_on_a_device(cases, binarize):
+    sample = make(cases, 1).samples[0].gt_instances
+    theirs, ours = sample.masks, DeviceMasks.of(sample.masks, "cpu")
+    index = torch.arange(len(theirs)).repeat(2)
+    boxes = torch.cat([sample.bboxes, sample.bboxes * 0.7])
+    for these in (boxes, boxes[:0]):
+        crops = (
+            m.crop_and_resize(these, (7, 5), index[: len(these)], "cpu", binarize=binarize)
+            for m in (ours, theirs)
+        )
+        assert np.array_equal(*(m.to_ndarray() for m in crops))
+    assert torch.equal(*(m.to_tensor(torch.float32, "cpu") for m in (ours, theirs)))
+    assert np.array_equal(ours.areas, theirs.areas)
+    assert np.array_equal(ours[0].masks, theirs[0].masks)
+    for direction in ("horizontal", "vertical", "diagonal"):
+        assert np.array_equal(ours.flip(direction).masks, theirs.flip(direction).masks)
+    none = DeviceMasks.of(theirs[np.zeros(len(theirs), bool)], "cpu")
+    assert len(none.pad((90, 90)).resize((20, 30))) == 0
+    assert len(none.crop_and_resize(boxes, (7, 5), index)) == 0
