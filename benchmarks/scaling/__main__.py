@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             args.plain_step,
             args.images_per_gpu,
             measured["gradient_bytes"],
+            measured["head_bytes"],
             measured["load_seconds"],
             args.loaders,
             measured["host_seconds"],

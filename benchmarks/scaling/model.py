@@ -1,9 +1,9 @@
 """The cost of a training on many GPUs, on paper: measured pieces put together by a simple model.
 
-A step of GradAug is its passes one after the other, then one all-reduce of the gradients (they
-cross the network once, after all passes, so nothing hides it). Images are loaded meanwhile. Of a
-sub-network also counts the host's work around its pass and, if its width is a new one, that each
-convolution has a new shape.
+A step of GradAug is its passes one after the other, then one all-reduce of the gradients: they
+cross the network once, and only those of the heads while a backward pass still runs. Images are
+loaded meanwhile. Of a sub-network also counts the host's work around its pass and, if its width is
+a new one, that each convolution has a new shape.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -25,8 +25,10 @@ from benchmarks.training.trainings import training_class
 from benchmarks.training.workload import Variant, Workload
 from gradaug_det.core.checks import check_integer, check_number
 from gradaug_det.core.gradients import BUCKET_BYTES
+from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2.backbone import slimmable_part
+from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.reports.rendering import format_json, load_templates, write_files
 from gradaug_det.utils.environment import describe_environment, machine_line
 
@@ -37,6 +39,7 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 BATCH = 16
 """Images of a step in the 1x schedule, which is 90,000 steps long; larger batches have fewer."""
 ITERATIONS = 90_000
+SUBS = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,14 @@ class Cluster:
         return within + between + turns * messages * self.latency
 
 
+class Training(NamedTuple):
+    """What is trained; by default plainly."""
+
+    compute_ratio: float = 1.0  # time of a step's passes over the plain step's
+    subs: int = 0  # sub-networks of a step
+    fixed: bool = False  # whether their widths are a fixed few
+
+
 @dataclass(frozen=True)
 class Pieces:
     """The pieces that the model puts together.
@@ -88,6 +99,7 @@ class Pieces:
         plain_seconds: of a plain step's passes on one GPU.
         images_per_gpu: of a step.
         gradient_bytes: that cross the network once a step.
+        head_bytes: of these, those behind the neck.
         load_seconds: of one processor core to load and augment an image.
         loaders: processes that load images, for each GPU.
         host_seconds: to begin and end a width, ``fixed`` or ``continuous``.
@@ -98,21 +110,20 @@ class Pieces:
     plain_seconds: float
     images_per_gpu: int
     gradient_bytes: int
+    head_bytes: int
     load_seconds: float
     loaders: int
     host_seconds: Mapping[str, float]
     cold_convolutions: int
     cold_seconds: float
 
-    def around_passes(self, training: str) -> float:
-        """Returns the seconds that a training such as ``labels-3, fixed widths`` spends around its
-        sub-networks' passes. Continuous widths are new ones, but for the smallest."""
-        name, _, fixed = training.partition(", ")
-        count = 0 if name == "plain" else int(name.rpartition("-")[2])
-        if fixed or not count:
-            return count * self.host_seconds["fixed"]
-        cold = (count - 1) * self.cold_convolutions * self.cold_seconds
-        return count * self.host_seconds["continuous"] + cold
+    def around_passes(self, training: Training) -> float:
+        """Returns the seconds of a step around its sub-networks' passes. Continuous widths are new
+        ones, but for the smallest."""
+        if training.fixed or not training.subs:
+            return training.subs * self.host_seconds["fixed"]
+        cold = (training.subs - 1) * self.cold_convolutions * self.cold_seconds
+        return training.subs * self.host_seconds["continuous"] + cold
 
     @property
     def messages(self) -> int:
@@ -120,26 +131,23 @@ class Pieces:
         return math.ceil(self.gradient_bytes / BUCKET_BYTES) + 1
 
 
-def predict(
-    pieces: Pieces, cluster: Cluster, compute_ratio: float, plain: bool, around: float = 0.0
-) -> dict[str, Any]:
+def predict(pieces: Pieces, cluster: Cluster, training: Training) -> dict[str, Any]:
     """A step and the 1x schedule on a cluster.
 
-    Args:
-        around: seconds of a step that are spent around its passes.
-        compute_ratio: time of the step's passes over the plain step's.
-        plain: whether DistributedDataParallel hides the all-reduce behind the backward pass, which
-            is about two thirds of the step; GradAug's waits for the last pass.
+    DistributedDataParallel hides the all-reduce of a plain step behind its backward pass, which is
+    about two thirds of the step. Of GradAug's, the heads' share is hidden behind the last backward
+    pass, on its way through the backbone, and the rest waits for its end.
 
     Returns:
         ``compute``, ``around``, ``data``, ``all_reduce`` (what is not hidden), ``step`` (seconds),
         ``bottleneck``, ``images_per_second``, ``hours`` (of the 1x schedule) and ``loaders``
         (processes for each GPU that would just do).
     """
-    compute = pieces.plain_seconds * compute_ratio
+    compute = pieces.plain_seconds * training.compute_ratio
+    around = pieces.around_passes(training)
     all_reduce = cluster.all_reduce_seconds(pieces.gradient_bytes, pieces.messages)
-    if plain:
-        all_reduce = max(0.0, all_reduce - compute * 2 / 3)
+    heads = cluster.all_reduce_seconds(pieces.head_bytes)
+    all_reduce -= min(all_reduce, heads if training.subs else compute * 2 / 3)
     loading = pieces.images_per_gpu * pieces.load_seconds
     parts = {"compute": compute, "around": around, "data": loading / pieces.loaders}
     parts["all_reduce"] = all_reduce
@@ -156,17 +164,16 @@ def predict(
 
 
 def predictions(
-    pieces: Pieces, clusters: Mapping[str, Cluster], compute_ratios: Mapping[str, float]
+    pieces: Pieces, clusters: Mapping[str, Cluster], trainings: Mapping[str, Training]
 ) -> list[dict[str, Any]]:
     """Rows of the table: every training on every cluster; ``ratio`` is to the plain step there,
     ``efficiency`` to the images a second of as many single GPUs."""
     rows = []
     for title, cluster in clusters.items():
-        plain = predict(pieces, cluster, 1.0, plain=True)
-        for name, ratio in compute_ratios.items():
-            settings = (ratio, name == "plain", pieces.around_passes(name))
-            own = predict(pieces, cluster, *settings)
-            alone = predict(pieces, Cluster(1), *settings)
+        plain = predict(pieces, cluster, Training())
+        for name, training in trainings.items():
+            own = predict(pieces, cluster, training)
+            alone = predict(pieces, Cluster(1), training)
             rows.append(
                 {
                     "cluster": title,
@@ -197,19 +204,19 @@ def measure_scaling(
 
     Returns:
         ``size``, ``iterations``, ``plain_gflops``, ``flops_ratios`` (GradAug's over a plain
-        step's, by variant), ``gradient_bytes``, ``load_seconds``, ``host_seconds`` (see
-        :func:`measure_host`), ``cold_convolutions`` of a pass, and ``check``: see
+        step's, by variant), ``gradient_bytes``, ``head_bytes``, ``load_seconds``, ``host_seconds``
+        (see :func:`measure_host`), ``cold_convolutions`` of a pass, and ``check``: see
         :func:`check_on_two_processes`.
     """
     large = Workload("detectron2", configs, size, batch_size=1)
-    variants = [Variant("labels", n) for n in (1, 2, 3)]
     plain = mean_flops(large, Variant(), 1)
     ratios = {}
-    for variant in variants:
+    for variant in (Variant("labels", n) for n in SUBS):
         ratios[variant.name] = mean_flops(large, variant, iterations) / plain
         logger.info("FLOPs of %s: %.2f x plain", variant.name, ratios[variant.name])
     model = training_class("detectron2")(large, Variant()).model
-    gradient_bytes = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    network = GradAugDetector(model, GradAugOptions(num_subnets=1, supervision="labels"))
+    gradients = [p for p in model.parameters() if p.requires_grad]
     backbone = slimmable_part(model.backbone)
     layers = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)]
     seconds = measure_loading()
@@ -219,7 +226,8 @@ def measure_scaling(
         "iterations": iterations,
         "plain_gflops": plain / 1e9,
         "flops_ratios": ratios,
-        "gradient_bytes": gradient_bytes,
+        "gradient_bytes": sum(p.nbytes for p in gradients),
+        "head_bytes": sum(p.nbytes for p in network.head_parameters()),
         "load_seconds": seconds,
         "host_seconds": measure_host(backbone),
         "cold_convolutions": sum(3 if layer.weight.requires_grad else 1 for layer in layers),
@@ -270,14 +278,15 @@ def write_scaling(
     folder: Path, measured: dict[str, Any], pieces: Pieces, clusters: Mapping[str, Cluster]
 ) -> Path:
     """Writes ``scaling.md`` and ``scaling.json`` into a folder; returns the first."""
-    ratios = {"plain": 1.0}
-    for name, ratio in measured["flops_ratios"].items():
-        ratios |= {name: ratio, f"{name}, fixed widths": ratio}
+    trainings = {"plain": Training()}
+    for subs, (name, ratio) in zip(SUBS, measured["flops_ratios"].items(), strict=True):
+        trainings[name] = Training(ratio, subs)
+        trainings[f"{name}, fixed widths"] = Training(ratio, subs, fixed=True)
     content = {
         "measured": measured,
         "pieces": {**asdict(pieces), "messages": pieces.messages},
         "clusters": {title: asdict(cluster) for title, cluster in clusters.items()},
-        "predictions": predictions(pieces, clusters, ratios),
+        "predictions": predictions(pieces, clusters, trainings),
         "environment": describe_environment(),
     }
     machine = machine_line(content["environment"])

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import register_multi_grad_hook
 
 from gradaug_det.core.options import GradAugOptions
+from gradaug_det.core.processes import synchronized_norms
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import detector_backbone, slim_plan
@@ -44,6 +46,7 @@ class SlimmableDetector(ABC):
         slim_plan(self.slimmed).check_norm(options.subnet_norm)
         if options.channels_last:
             detector.to(memory_format=torch.channels_last)
+        self._after_heads: Callable[[], None] | None = None
         # Made only where needed: any detector can learn from labels.
         self.targets = self.make_soft_targets(detector) if options.uses_soft else None
 
@@ -86,6 +89,28 @@ class SlimmableDetector(ABC):
     def sizes(self, batch: Any) -> list[Size]:
         """Returns (height, width) of its images."""
 
+    # ---- gradients ----------------------------------------------------------------------------
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Returns those that are behind :attr:`last` and whole: their gradients are final while
+        the last backward pass is still before it. None if a norm there talks to other processes
+        itself."""
+        before = {id(p) for layer in (self.backbone, self.last) for p in layer.parameters()}
+        if self.options.slim != "backbone" or synchronized_norms(self.module, self.backbone):
+            return []
+        own = self.module.parameters()
+        return [p for p in own if p.requires_grad and id(p) not in before]
+
+    @contextmanager
+    def after_heads(self, run: Callable[[], None] | None) -> Iterator[None]:
+        """Within the block, the last sub-network's backward pass runs this once it has left the
+        heads."""
+        self._after_heads = run
+        try:
+            yield
+        finally:
+            self._after_heads = None
+
     # ---- passes -------------------------------------------------------------------------------
 
     @contextmanager
@@ -113,10 +138,13 @@ class SlimmableDetector(ABC):
                     labels = self._labels_pass(sub_batch)
                 for name, loss in labels.items():
                     losses[f"labels_{name.replace('loss_', '')}"] = options.labels_weight * loss
+            if self.targets and not kept:
+                kept.append(self.features(sub_batch))
+            if kept and self._after_heads and sub.index == options.num_subnets - 1:
+                _run_after_backward(kept[0], self._after_heads)
             if self.targets:
-                features = kept[0] if kept else self.features(sub_batch)
                 sizes = self.sizes(batch)
-                view = SubNetworkView(features, soft_target, sub.transform, sizes)
+                view = SubNetworkView(kept[0], soft_target, sub.transform, sizes)
                 soft = self.targets.losses(view)
                 weight = options.soft_weight_at(sub.iteration)
                 losses |= {f"soft_{name}": weight * loss for name, loss in soft.items()}
@@ -124,3 +152,10 @@ class SlimmableDetector(ABC):
 
     def _labels_pass(self, batch: Any) -> Losses:
         return self.losses(batch)
+
+
+def _run_after_backward(features: Any, run: Callable[[], None]) -> None:
+    """Runs it when a backward pass has all gradients of these, a tuple or a dict of tensors."""
+    tensors = features.values() if isinstance(features, dict) else features
+    if tensors := [t for t in tensors if t.requires_grad]:
+        register_multi_grad_hook(tensors, lambda _gradients: run())

@@ -39,7 +39,10 @@ def current_autocast(device_type: str) -> AbstractContextManager:
 
 @torch.no_grad()
 def average_gradients(
-    module: nn.Module, meeting: Meeting, dtype: torch.dtype | None = None
+    module: nn.Module,
+    meeting: Meeting,
+    dtype: torch.dtype | None = None,
+    early: EarlyGradients | None = None,
 ) -> None:
     """Averages ``.grad`` over all processes, once for all the passes of a step.
 
@@ -48,36 +51,95 @@ def average_gradients(
 
     Args:
         dtype: that gradients are sent in; see :func:`sent_dtype`.
+        early: those that may be on their way already; in all processes or in none.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         return
+    if early:
+        early.send()  # where that process did not get so far
+    messages = early.messages if early else []
+    changed = [message.has_changed for message in messages]
     # Which heads ran can differ between processes, but all must reduce the same tensors. Asked on
     # the host: nobody waits for a device.
-    used = meeting.largest([p.grad is not None for p in parameters])
+    used = [p.grad is not None and not (early and early.is_filler(p)) for p in parameters]
+    answers = meeting.largest([*used, *changed])
+    sent: deque[_Message] = deque()
+    for message, again in zip(messages, answers[len(parameters) :], strict=True):
+        message.work.wait()
+        if again:
+            message = _Message(message.gradients, dtype)
+            message.work.wait()
+        message.copy()
+    done = {id(gradient) for message in messages for gradient in message.gradients}
     gradients = []
-    for parameter, is_used in zip(parameters, used, strict=True):
-        if is_used:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+    for parameter, is_used in zip(parameters, answers, strict=False):
+        if not is_used:
+            parameter.grad = None
+        elif parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if parameter.grad is not None and id(parameter.grad) not in done:
             gradients.append(parameter.grad)
-    sent: deque[tuple[list[Tensor], Tensor, dist.Work]] = deque()
+    for bucket in _buckets(gradients):
+        sent.append(_Message(bucket, dtype))
+        if len(sent) == 2:  # one is copied while the other is on its way
+            sent.popleft().copy()
+    while sent:
+        sent.popleft().copy()
 
-    def receive() -> None:
-        bucket, flat, work = sent.popleft()
-        work.wait()
-        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+
+class _Message:
+    """Gradients on their way to all processes."""
+
+    def __init__(self, gradients: list[Tensor], dtype: torch.dtype | None) -> None:
+        self.gradients, self._versions = gradients, [g._version for g in gradients]
+        # Divided first, as DDP does: a sum can be too large for 16 bits.
+        flat = torch.cat([g.reshape(-1) for g in gradients]).div_(dist.get_world_size())
+        self._flat = flat if dtype is None else flat.to(dtype)
+        self.work = dist.all_reduce(self._flat, async_op=True)
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether something was added to a gradient after it was sent."""
+        return self._versions != [gradient._version for gradient in self.gradients]
+
+    def copy(self) -> None:
+        """Waits for the means, and writes them into the gradients."""
+        self.work.wait()
+        parts = self._flat.split([gradient.numel() for gradient in self.gradients])
+        for gradient, part in zip(self.gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    for bucket in _buckets(gradients):
-        # Divided first, as DDP does: a sum can be too large for 16 bits.
-        flat = torch.cat([g.reshape(-1) for g in bucket]).div_(dist.get_world_size())
-        flat = flat if dtype is None else flat.to(dtype)
-        sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-        if len(sent) == 2:  # one is copied while the other is on its way
-            receive()
-    while sent:
-        receive()
+
+class EarlyGradients:
+    """Gradients that are sent while the last backward pass is still in other layers.
+
+    Args:
+        parameters: whose gradients are thought to be final then; those that are not are sent again.
+        dtype: that gradients are sent in.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], dtype: torch.dtype | None) -> None:
+        self.messages: list[_Message] = []
+        self._parameters, self._dtype = list(parameters), dtype
+        self._fillers: dict[nn.Parameter, int] = {}  # and the versions of their gradients
+
+    @torch.no_grad()
+    def send(self) -> None:
+        """Sends the gradients, once; with zeros for those that are not there, as they may be in
+        another process."""
+        if self.messages:
+            return
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+                self._fillers[parameter] = parameter.grad._version
+        gradients = [parameter.grad for parameter in self._parameters]
+        self.messages = [_Message(bucket, self._dtype) for bucket in _buckets(gradients)]
+
+    def is_filler(self, parameter: nn.Parameter) -> bool:
+        """Whether the parameter has had no gradient here but these zeros."""
+        return self._fillers.get(parameter) == parameter.grad._version
 
 
 def sent_dtype(model: DistributedDataParallel) -> torch.dtype | None:
@@ -110,10 +172,15 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def synchronize(model: nn.Module, meeting: Meeting, dtype: torch.dtype | None) -> None:
+def synchronize(
+    model: nn.Module,
+    meeting: Meeting,
+    dtype: torch.dtype | None,
+    early: EarlyGradients | None = None,
+) -> None:
     """Does what DDP does in a backward pass outside ``no_sync``; nothing without DDP."""
     if isinstance(model, DistributedDataParallel):
-        average_gradients(model, meeting, dtype)
+        average_gradients(model, meeting, dtype, early)
         # no_sync also held back the buffers that a DDP with broadcast_buffers sends out before
         # the next forward pass.
         model.require_forward_param_sync = True

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradaug_det.core.detector import SlimmableDetector
 from gradaug_det.core.dump import Dump, with_replay_hint
 from gradaug_det.core.gradients import (
+    EarlyGradients,
     check_gradients,
     current_autocast,
     overflow,
@@ -235,21 +236,25 @@ class SubNetworkHook:
         """Returns what was left out of the step, in words."""
         skip = self.options.nonfinite == "skip"
         scaled = scaler is not None and scaler.is_enabled()
-        subs = sub_network_passes(
-            self.network,
-            self.network.on_device(step.batch) if step.subs else step.batch,
-            step.recorder.stop(),
-            step.subs,
-            backward,
-            nonfinite="skip" if skip else "note" if scaled else "raise",
-            meeting=self.meeting,
-        )
+        early = None
+        if last and step.subs and isinstance(self.model, DistributedDataParallel):
+            early = EarlyGradients(self.network.head_parameters(), self._sent_dtype)
+        with self.network.after_heads(early.send if early else None):
+            subs = sub_network_passes(
+                self.network,
+                self.network.on_device(step.batch) if step.subs else step.batch,
+                step.recorder.stop(),
+                step.subs,
+                backward,
+                nonfinite="skip" if skip else "note" if scaled else "raise",
+                meeting=self.meeting,
+            )
         own = [SubNetworkLosses(step.own, step.losses)] if step.losses else []
         self.results = [*own, *subs]
         problems = [r.problem for r in self.results if r.problem]
         skipped = [f"sub-network {r.sub.index}" for r in self.results if r.problem]
         if last and step.averages:
-            synchronize(self.model, self.meeting, self._sent_dtype)
+            synchronize(self.model, self.meeting, self._sent_dtype, early)
         if problems and not skip:
             # A scaler looks at the gradients of the losses that went backward, and those are
             # finite: it must be made to skip the step in every process.

@@ -10,7 +10,12 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import powerSGD_h
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet18
 
-from gradaug_det.core.gradients import average_gradients, check_gradients, sent_dtype
+from gradaug_det.core.gradients import (
+    EarlyGradients,
+    average_gradients,
+    check_gradients,
+    sent_dtype,
+)
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.processes import Meeting, synchronized_norms
 from gradaug_det.core.regularizer import sub_network_passes
@@ -57,7 +62,7 @@ def said_of_hook(hook):
     return said(lambda: found.append(str(sent_dtype(model)))) or found[0]
 
 
-def averaged(rank, meeting, dtype=None):
+def averaged(rank, meeting, dtype=None, early=False):
     torch.manual_seed(0)
     module = nn.ModuleDict(
         {
@@ -72,7 +77,14 @@ def averaged(rank, meeting, dtype=None):
     if rank == 1:
         for parameter in module["one"].parameters():
             parameter.grad = torch.full_like(parameter, 4.0)
-    average_gradients(module, meeting, dtype)
+    sent = None
+    if early:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        sent = EarlyGradients(trained, dtype)
+        if rank == 0:
+            sent.send()  # the other process comes later, and with more
+            module["one"].weight.grad.add_(1.0)
+    average_gradients(module, meeting, dtype, sent)
     return gradients(module)
 
 
@@ -81,6 +93,7 @@ def _work(rank, address, out):
     dist.init_process_group("gloo", init_method=f"file://{address}", rank=rank, world_size=2)
     meeting, seen = Meeting(), {}
     seen["average"] = averaged(rank, meeting)
+    seen["early"] = averaged(rank, meeting, early=True)
     seen["hooks"] = [said_of_hook(hook) for hook in (None, fp16_compress_hook, powerSGD_hook)]
     seen["in 16 bits"] = averaged(rank, meeting, torch.float16)
     seen["none"], seen["both"] = meeting.problems(), meeting.problems(f"problem of {rank}")
@@ -173,6 +186,13 @@ def test_average_gradients(seen):
         assert (grads["one.weight"] == 2.0).all() and grads["one.weight"].dtype == torch.float64
         assert grads["none.weight"] is None  # an optimizer must not touch it
         assert grads["frozen.weight"] is None
+
+
+def test_what_is_added_to_a_gradient_after_it_was_sent_is_sent_again(seen):
+    for grads in (one["early"] for one in seen):
+        assert (grads["both.weight"] == 1.5).all() and (grads["one.bias"] == 2.0).all()
+        assert (grads["one.weight"] == 2.5).all()
+        assert grads["none.weight"] is None and grads["frozen.weight"] is None
 
 
 def test_gradients_are_sent_as_ddps_hook_sends_them(seen):
