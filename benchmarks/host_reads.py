@@ -34,6 +34,7 @@ from gradaug_det.utils.environment import describe_environment
 
 PACKAGE = Path(gradaug_det.__file__).parent
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 VARIANTS = (Variant(), Variant("labels", 3), Variant("both", 3), ALTERNATING)
 _READS = {
     *(Tensor.item, Tensor.tolist, Tensor.nonzero, Tensor.numpy, Tensor.cpu, torch.nonzero),
@@ -113,15 +114,25 @@ def count(task: str, variants: tuple[Variant, ...] = VARIANTS) -> dict[str, dict
     return {name: {"alone": alone[name], "two": two[name]} for name in alone}
 
 
-def write_counts(content: dict[str, Any], out: Path) -> Path:
-    """Writes ``host_reads.json`` and ``host_reads.md`` into a folder; returns the second."""
+def write_counts(content: dict[str, Any], before: dict[str, Any], out: Path) -> Path:
+    """Writes ``host_reads.json`` and ``host_reads.md`` into a folder; returns the second.
+
+    Args:
+        before: an earlier ``host_reads.json``, which may have fewer trainings.
+    """
+
+    def reads(found: dict[str, Any]) -> list[str]:
+        counts = (found.get(how, {}).get("reads") for how in ("alone", "two"))
+        return ["" if lines is None else str(sum(lines.values())) for lines in counts]
+
     rows = [
         "# What a step waits for",
         "",
         *" ".join(__doc__.split("\n\n")[1].rpartition("Writes")[0].split()).split("\n"),
         "",
-        "| | training | reads, alone | reads, two processes | collectives, host's | training's |",
-        "|:--|:--|--:|--:|--:|--:|",
+        "| | training | reads, alone | in two processes | before, alone | in two "
+        "| collectives, host's | training's |",
+        "|:--|:--|--:|--:|--:|--:|--:|--:|",
     ]
     for task, variants in content["tasks"].items():
         for name, found in variants.items():
@@ -130,10 +141,10 @@ def write_counts(content: dict[str, Any], out: Path) -> Path:
                 f"{two['collectives'].get(group, 0)} ({two['bytes'].get(group, 0) / 1e3:.1f} kB)"
                 for group in ("host's", "training's")
             ]
-            reads = [str(sum(found[how]["reads"].values())) for how in ("alone", "two")]
-            rows.append(f"| {task} | {name} | {' | '.join([*reads, *groups])} |")
-    commit = content["environment"]["git_commit"]
-    rows += ["", f"By `python -m benchmarks.host_reads`, commit {commit}."]
+            earlier = reads(before["tasks"].get(task, {}).get(name, {}))
+            rows.append(f"| {task} | {name} | {' | '.join([*reads(found), *earlier, *groups])} |")
+    commit, old = (c["environment"]["git_commit"] for c in (content, before))
+    rows += ["", f"By `python -m benchmarks.host_reads`, commit {commit}; before: commit {old}."]
     texts = {"host_reads.json": json.dumps(content, indent=1), "host_reads.md": "\n".join(rows)}
     write_files(out, {name: f"{text}\n" for name, text in texts.items()})
     return out / "host_reads.md"
@@ -141,11 +152,12 @@ def write_counts(content: dict[str, Any], out: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host_reads", description=__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
     tasks = {task: count(task) for task in ("detectron2", "mmdet")}
     content = {"tasks": tasks, "environment": describe_environment()}
-    print(write_counts(content, args.out).read_text())
+    before = json.loads((RESULTS / "host_reads_before.json").read_text())
+    print(write_counts(content, before, args.out).read_text())
     return 0
 
 
