@@ -61,12 +61,13 @@ class HostReads(TorchFunctionMode):
 
 def _own_line() -> str | None:
     """Returns the line of gradaug_det that calls PyTorch; None if another's does, or if it reads
-    what processes have agreed on, which is on the host."""
+    what processes have agreed on, which is on the host, or crops of masks, which the crops of
+    MMDetection's own masks do as well, for its heads take arrays."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename:
         frame = frame.f_back
     path = Path(frame.f_code.co_filename)
-    if not path.is_relative_to(PACKAGE) or path.name == "processes.py":
+    if not path.is_relative_to(PACKAGE) or path.name in ("processes.py", "masks.py"):
         return None
     return f"{path.relative_to(PACKAGE)}:{frame.f_lineno}"
 

@@ -15,5 +15,9 @@ def test_reads_of_a_step(task, tmp_path):
     files = {line.partition(":")[0] for one in found.values() for line in one["reads"]}
     assert files == {"core/gradients.py", "core/regularizer.py"}
     tasks = {task: {name: {"alone": one, "two": one} for name, one in found.items()}}
-    text = write_counts({"tasks": tasks, "environment": {"git_commit": "abc"}}, tmp_path)
-    assert f"| {task} | both-3 | 2 | 2 | 0 (0.0 kB) | 0 (0.0 kB) |" in text.read_text()
+    content = {"tasks": tasks, "environment": {"git_commit": "abc"}}
+    earlier = {task: {"both-3": {"alone": {"reads": {"core/a.py:1": 7}}}}}
+    before = {"tasks": earlier, "environment": {"git_commit": "def"}}
+    text = write_counts(content, before, tmp_path).read_text()
+    assert f"| {task} | both-3 | 2 | 2 | 7 |  | 0 (0.0 kB) | 0 (0.0 kB) |" in text
+    assert f"| {task} | plain | 0 | 0 |  |  | 0 (0.0 kB) | 0 (0.0 kB) |" in text
