@@ -166,8 +166,13 @@ class _Split:
     positions: np.ndarray  # (N,) in what `load_garments` returned
 
     def only(self, classes: Sequence[str]) -> _Split:
-        """Returns the garments of these classes."""
+        """Returns the garments of these classes, or raises DataError if there are none."""
         kept = np.isin(self.labels, [CLASS_NAMES.index(name) for name in classes])
+        if not kept.any():
+            raise DataError(
+                f"no {self.name} image of Fashion-MNIST shows one of {list(classes)}: choose other "
+                "`classes`, or give the complete files"
+            )
         return _Split(self.name, self.images[kept], self.labels[kept], self.positions[kept])
 
 

@@ -248,6 +248,15 @@ def test_chosen_classes_and_sizes(tmp_path):
     assert (arguments["classes"], arguments["min_scale"]) == (names, 2.5)
 
 
+def test_files_without_the_chosen_classes(tmp_path):
+    source = write_fake_fashion_mnist(tmp_path / "source", train=20, test=5)  # the first five
+    with pytest.raises(DataError, match="no val image of Fashion-MNIST shows one of .'Sneaker'"):
+        build_mini_coco(
+            tmp_path / "coco", train=1, val=1, classes=["Sneaker"], fashion_mnist=source
+        )
+    assert not (tmp_path / "coco").exists()
+
+
 def test_contact_sheet_has_a_tile_for_each_of_the_first_images(mini_coco):
     with Image.open(mini_coco / "contact_sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
