@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, default_setup, hooks
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2.backbone import slimmable_part, slimmed_part
@@ -67,9 +69,11 @@ def train_cell(name: str, cell: dict[str, Any], data: Path, out: Path, results: 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GradAugError(f"{name} is being trained by another process") from None
-        trainer = CellTrainer(cfg)
+        trainer = CellTrainer(cfg, cell.get("ema", 0))
         trainer.resume_or_load(resume=True)
         trainer.train()
+        if trainer.average:
+            trainer.model.load_state_dict(trainer.average.model.module.state_dict())
         environment = describe_environment()
         command = "python -m studies.real_photos train --data DATA --only"
         record = {
@@ -114,12 +118,18 @@ def prepare_cell(name: str, cell: dict[str, Any], source: Path, out: Path) -> Cf
 class CellTrainer(Trainer):
     """The project's trainer with costs, one checkpoint at a time and no test at the end."""
 
+    def __init__(self, cfg: CfgNode, ema: float = 0) -> None:
+        self._ema = ema
+        super().__init__(cfg)
+
     def build_hooks(self) -> list[Any]:
         self.steps = StepCost()
         kept = [one for one in super().build_hooks() if not isinstance(one, hooks.EvalHook)]
         for one in kept:
             if isinstance(one, hooks.PeriodicCheckpointer):
                 one.max_to_keep = 1
+        self.average = WeightAverage(self.model, self._ema) if self._ema else None
+        kept = [self.average, *kept] if self.average else kept
         return [self.steps, *kept]  # first: neither checkpoints nor log lines are counted
 
 
@@ -143,6 +153,22 @@ class StepCost(HookBase):
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.cost = dict(state)
+
+
+class WeightAverage(HookBase):
+    """An exponential moving average of the weights, in checkpoints too."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def after_step(self) -> None:
+        self.model.update_parameters(self.trainer.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state)
 
 
 def measure_widths(trainer: CellTrainer, cell: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -89,10 +89,10 @@ def test_folds_are_disjoint_and_complete(data):
 
 @pytest.mark.integration
 def test_a_stopped_cell_goes_on_and_has_the_same_result(data, tmp_path):
-    whole = train_cell("whole", tiny_cell(), data, tmp_path, tmp_path / "results")
+    whole = train_cell("whole", tiny_cell(ema=0.5), data, tmp_path, tmp_path / "results")
     for steps, kept in ((2, "model_0000001.pth"), (3, "model_0000002.pth")):  # killed twice
-        cfg = prepare_cell("stopped", tiny_cell(), data / "tiny", tmp_path)
-        trainer = CellTrainer(cfg)
+        cfg = prepare_cell("stopped", tiny_cell(ema=0.5), data / "tiny", tmp_path)
+        trainer = CellTrainer(cfg, ema=0.5)
         trainer.resume_or_load(resume=True)
         trainer.max_iter = steps
         trainer.train()
@@ -100,7 +100,7 @@ def test_a_stopped_cell_goes_on_and_has_the_same_result(data, tmp_path):
         assert left >= {"model_final.pth", kept} and "model_0000000.pth" not in left
     assert type(trainer.optimizer).__mro__[0] is torch.optim.AdamW
     assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.05}
-    stopped = train_cell("stopped", tiny_cell(), data, tmp_path, tmp_path / "results")
+    stopped = train_cell("stopped", tiny_cell(ema=0.5), data, tmp_path, tmp_path / "results")
     folders = [next(tmp_path.glob(f"{name}-*")) for name in ("whole", "stopped")]
     assert not [*folders[0].glob("model_*.pth"), *folders[1].glob("model_*.pth")]
     weights = [torch.load(folder / "model.pth")["model"] for folder in folders]
