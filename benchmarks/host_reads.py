@@ -67,7 +67,9 @@ def _own_line() -> str | None:
     while frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename:
         frame = frame.f_back
     path = Path(frame.f_code.co_filename)
-    if not path.is_relative_to(PACKAGE) or path.name in ("processes.py", "masks.py"):
+    if frame.f_code.co_name == "crop_and_resize":
+        return None
+    if not path.is_relative_to(PACKAGE) or path.name == "processes.py":
         return None
     return f"{path.relative_to(PACKAGE)}:{frame.f_lineno}"
 

@@ -146,8 +146,9 @@ def predict(pieces: Pieces, cluster: Cluster, training: Training) -> dict[str, A
     compute = pieces.plain_seconds * training.compute_ratio
     around = pieces.around_passes(training)
     all_reduce = cluster.all_reduce_seconds(pieces.gradient_bytes, pieces.messages)
+    last_backward = compute / (training.subs + 1) * 2 / 3
     heads = cluster.all_reduce_seconds(pieces.head_bytes)
-    all_reduce -= min(all_reduce, heads if training.subs else compute * 2 / 3)
+    all_reduce -= min(heads if training.subs else all_reduce, last_backward)
     loading = pieces.images_per_gpu * pieces.load_seconds
     parts = {"compute": compute, "around": around, "data": loading / pieces.loaders}
     parts["all_reduce"] = all_reduce

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.graph import register_multi_grad_hook
 
 from gradaug_det.core.options import GradAugOptions
+from gradaug_det.core.plan import flatten_output
 from gradaug_det.core.processes import synchronized_norms
 from gradaug_det.core.regularizer import Losses
 from gradaug_det.core.sampling import SubNetwork
@@ -46,7 +47,7 @@ class SlimmableDetector(ABC):
         slim_plan(self.slimmed).check_norm(options.subnet_norm)
         if options.channels_last:
             detector.to(memory_format=torch.channels_last)
-        self._after_heads: Callable[[], None] | None = None
+        self._after_heads: tuple[Callable[[], None], ExitStack] | None = None
         # Made only where needed: any detector can learn from labels.
         self.targets = self.make_soft_targets(detector) if options.uses_soft else None
 
@@ -92,12 +93,12 @@ class SlimmableDetector(ABC):
     # ---- gradients ----------------------------------------------------------------------------
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """Returns those that are behind :attr:`last` and whole: their gradients are final while
-        the last backward pass is still before it. None if a norm there talks to other processes
-        itself."""
-        before = {id(p) for layer in (self.backbone, self.last) for p in layer.parameters()}
+        """Returns the parameters that are behind :attr:`last` and whole: their gradients are final
+        while the last backward pass is still before it. No parameters if a norm there talks to
+        other processes itself."""
         if self.options.slim != "backbone" or synchronized_norms(self.module, self.backbone):
             return []
+        before = {id(p) for layer in (self.backbone, self.last) for p in layer.parameters()}
         own = self.module.parameters()
         return [p for p in own if p.requires_grad and id(p) not in before]
 
@@ -105,11 +106,10 @@ class SlimmableDetector(ABC):
     def after_heads(self, run: Callable[[], None] | None) -> Iterator[None]:
         """Within the block, the last sub-network's backward pass runs this once it has left the
         heads."""
-        self._after_heads = run
-        try:
+        with ExitStack() as stack:
+            self._after_heads = (run, stack) if run else None
+            stack.callback(setattr, self, "_after_heads", None)
             yield
-        finally:
-            self._after_heads = None
 
     # ---- passes -------------------------------------------------------------------------------
 
@@ -141,7 +141,12 @@ class SlimmableDetector(ABC):
             if self.targets and not kept:
                 kept.append(self.features(sub_batch))
             if kept and self._after_heads and sub.index == options.num_subnets - 1:
-                _run_after_backward(kept[0], self._after_heads)
+                run, stack = self._after_heads
+                features = [t for t in flatten_output(kept[0])[0] if t.requires_grad]
+                if features:
+                    hook = register_multi_grad_hook(features, lambda _gradients: run())
+                    # It holds the graph, which holds it: nothing else would free either.
+                    stack.callback(hook.remove)
             if self.targets:
                 sizes = self.sizes(batch)
                 view = SubNetworkView(kept[0], soft_target, sub.transform, sizes)
@@ -152,10 +157,3 @@ class SlimmableDetector(ABC):
 
     def _labels_pass(self, batch: Any) -> Losses:
         return self.losses(batch)
-
-
-def _run_after_backward(features: Any, run: Callable[[], None]) -> None:
-    """Runs it when a backward pass has all gradients of these, a tuple or a dict of tensors."""
-    tensors = features.values() if isinstance(features, dict) else features
-    if tensors := [t for t in tensors if t.requires_grad]:
-        register_multi_grad_hook(tensors, lambda _gradients: run())

@@ -56,30 +56,28 @@ def average_gradients(
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         return
-    if early:
-        early.send()  # where that process did not get so far
-    messages = early.messages if early else []
-    changed = [message.has_changed for message in messages]
+    early = early or EarlyGradients((), dtype)
+    early.send()  # where this process did not get so far
+    changed = [message.has_changed for message in early.messages]
     # Which heads ran can differ between processes, but all must reduce the same tensors. Asked on
     # the host: nobody waits for a device.
-    used = [p.grad is not None and not (early and early.is_filler(p)) for p in parameters]
+    used = [p.grad is not None and not early.is_filler(p) for p in parameters]
     answers = meeting.largest([*used, *changed])
-    sent: deque[_Message] = deque()
-    for message, again in zip(messages, answers[len(parameters) :], strict=True):
-        message.work.wait()
+    for message, again in zip(early.messages, answers[len(parameters) :], strict=True):
         if again:
-            message = _Message(message.gradients, dtype)
             message.work.wait()
+            message = _Message(message.gradients, dtype)
         message.copy()
-    done = {id(gradient) for message in messages for gradient in message.gradients}
+    done = {id(gradient) for message in early.messages for gradient in message.gradients}
     gradients = []
-    for parameter, is_used in zip(parameters, answers, strict=False):
+    for parameter, is_used in zip(parameters, answers[: len(parameters)], strict=True):
         if not is_used:
             parameter.grad = None
         elif parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         if parameter.grad is not None and id(parameter.grad) not in done:
             gradients.append(parameter.grad)
+    sent: deque[_Message] = deque()
     for bucket in _buckets(gradients):
         sent.append(_Message(bucket, dtype))
         if len(sent) == 2:  # one is copied while the other is on its way

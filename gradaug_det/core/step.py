@@ -113,7 +113,7 @@ class SubNetworkHook:
             raise ConfigError(
                 "static_graph",
                 "of DistributedDataParallel must be False with GradAugHook, got True: gradients "
-                "are averaged once, after all passes, so that activation checkpointing works "
+                "are averaged once for all passes, so that activation checkpointing works "
                 "without it",
             )
         self._sent_dtype = sent_dtype(self.model) if wrapped else None
@@ -172,7 +172,7 @@ class SubNetworkHook:
             if self.options.passes == "alternating":
                 stack.enter_context(module.register_forward_hook(keep))
             if isinstance(self.model, DistributedDataParallel) and step.averages:
-                # Gradients cross the network once, after all the passes.
+                # Gradients cross the network once for all passes.
                 stack.enter_context(self.model.no_sync())
             try:
                 yield step

@@ -69,8 +69,8 @@ def make_batch(inputs: Any, samples: Any) -> Batch:
 
 
 def masks_on_device(batch: Batch) -> Batch:
-    """Returns the batch with its bitmaps, which MMDetection keeps on the host, where its images
-    are."""
+    """Returns the batch with its bitmaps on its images' device; MMDetection keeps them on the
+    host."""
     device = batch.inputs.device
 
     def move(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ class DeviceMasks(BitmapMasks):
         bits = torch.from_numpy(np.ascontiguousarray(masks.masks)).to(device)
         return cls(bits, masks.height, masks.width)
 
-    @property
+    cat = BitmapMasks.cat  # on the host
+
+    @cached_property
     def masks(self) -> np.ndarray:
         """All bitmaps on the host."""
         return self.bits.cpu().numpy()
@@ -42,8 +45,8 @@ class DeviceMasks(BitmapMasks):
         for dim, new in enumerate(out_shape, start=1):
             old = bits.shape[dim]
             # The pixel that OpenCV takes, in its arithmetic.
-            pixels = torch.arange(new, dtype=torch.float64) * (1 / (new / old))
-            bits = bits.index_select(dim, pixels.long().clamp(max=old - 1).to(bits.device))
+            pixels = torch.arange(new, dtype=torch.float64, device=bits.device) * (1 / (new / old))
+            bits = bits.index_select(dim, pixels.long().clamp(max=old - 1))
         return DeviceMasks(bits, *out_shape)
 
     def flip(self, flip_direction: str = "horizontal") -> DeviceMasks:
@@ -59,9 +62,9 @@ class DeviceMasks(BitmapMasks):
 
     def crop_and_resize(
         self,
-        bboxes: Tensor,
+        bboxes: np.ndarray | Tensor,
         out_shape: tuple[int, int],
-        inds: Tensor,
+        inds: np.ndarray | Tensor,
         device: Any = "cpu",
         interpolation: str = "bilinear",
         binarize: bool = True,

@@ -119,7 +119,7 @@ class CellTrainer(Trainer):
     """The project's trainer with costs, one checkpoint at a time and no test at the end."""
 
     def __init__(self, cfg: CfgNode, ema: float = 0) -> None:
-        self._ema = ema
+        self._ema = ema  # for build_hooks, which is called below
         super().__init__(cfg)
 
     def build_hooks(self) -> list[Any]:

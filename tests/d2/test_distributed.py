@@ -1,5 +1,7 @@
 """Two processes: one gradient crossing a step, the gradients of a single process."""
 
+import gc
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,7 +10,7 @@ from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
 from gradaug_det.core.depth import at_depth
-from gradaug_det.core.gradients import BUCKET_BYTES
+from gradaug_det.core.gradients import BUCKET_BYTES, EarlyGradients
 from gradaug_det.core.sampling import sample_own_pass, sample_sub_networks
 from gradaug_det.core.slimming import at_width
 from gradaug_det.d2 import GradAugHook
@@ -46,11 +48,13 @@ def _work(rank, address, out, options):
     trainer.train(0, 1)
     gradients = dict(seen)
     trainer.train(1, 2)
+    gc.collect()
     torch.save(
         {
             "gradients": gradients,
             "weights": model.state_dict(),
             "bytes": reduced,
+            "left": sum(isinstance(one, EarlyGradients) for one in gc.get_objects()),
             "scalars": {k: v for k, (v, _) in trainer.storage.latest().items()},
         },
         f"{out}/{rank}.pth",
@@ -94,6 +98,7 @@ def _check(tmp_path, options):
         assert (one["gradients"][name] - gradient).abs().max().item() <= 1e-8 * scale, name
     for name, value in one["weights"].items():
         assert torch.equal(value, two["weights"][name]), name
+    assert one["left"] == two["left"] == 0, "a step's graph and gradients are never freed"
     # Every gradient crossed once in each of the two steps, beside one flag a parameter, one for the
     # heads' message and one for all losses; in a step of one full pass by DDP itself, beside the
     # backward pass.

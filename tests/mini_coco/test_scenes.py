@@ -250,7 +250,7 @@ def test_chosen_classes_and_sizes(tmp_path):
 
 def test_files_without_the_chosen_classes(tmp_path):
     source = write_fake_fashion_mnist(tmp_path / "source", train=20, test=5)  # the first five
-    with pytest.raises(DataError, match="no val image of Fashion-MNIST shows one of .'Sneaker'"):
+    with pytest.raises(DataError, match=r"no val image of Fashion-MNIST shows one of .'Sneaker'"):
         build_mini_coco(
             tmp_path / "coco", train=1, val=1, classes=["Sneaker"], fashion_mnist=source
         )

@@ -151,6 +151,11 @@ def test_heads_get_the_same_of_bitmaps_on_a_device(cases, binarize):
     assert np.array_equal(ours[0].masks, theirs[0].masks)
     for direction in ("horizontal", "vertical", "diagonal"):
         assert np.array_equal(ours.flip(direction).masks, theirs.flip(direction).masks)
+    gt = InstanceData(bboxes=sample.bboxes, masks=ours)
+    for index in (torch.tensor([0, 0]), torch.ones(len(ours), dtype=torch.bool)):
+        assert np.array_equal(gt[index].masks.masks, theirs.masks[index.numpy()])
+    both = InstanceData.cat([gt, gt]).masks
+    assert np.array_equal(both.masks, np.concatenate([theirs.masks, theirs.masks]))
     none = DeviceMasks.of(theirs[np.zeros(len(theirs), bool)], "cpu")
     assert len(none.pad((90, 90)).resize((20, 30))) == 0
     assert len(none.crop_and_resize(boxes, (7, 5), index)) == 0

@@ -88,7 +88,7 @@ def test_two_processes_equal_one(name, results):
     assert first["losses"] != second["losses"]
     one_pass = "w1" if name == "alternating" else "sub0"
     assert first["losses"].keys() >= {"train/loss", f"train/gradaug/{one_pass}/loss"}
-    # DDP itself reduced nothing: gradients crossed the network once, after all the passes; but for
+    # DDP itself reduced nothing: gradients crossed the network once for all passes; but for
     # the full pass that ends a step of alternating ones.
     assert first["reductions"] == second["reductions"]
     assert bool(first["reductions"]) == (name == "alternating")
