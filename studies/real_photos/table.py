@@ -1,4 +1,4 @@
-"""The study's one table: AP by width over seeds, against plain training."""
+"""The study's one table: AP by width over seeds, against plain training; and its figures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ import yaml
 from gradaug_det.reports.rendering import MISSING, with_sign, write_files
 from studies.real_photos.study import FOLDER, TASKS
 from studies.report.statistics import agreement
+from studies.table3_mini.plots import Curve, Point, ap_plot
+
+WIDTH_CURVES = {  # of a figure: by label, which columns of which rows
+    "any width": [("any-half", "backbone", (1, 0.9, 0.75, 0.5))],
+    "plain, matched": [("any-plain", "backbone, matched", (0.9, 0.75, 0.5))],
+    "trained at that width alone": [
+        ("any-plain", "backbone", (1,)),
+        ("any-alone-0.75", "backbone", (0.75,)),
+        ("any-alone-0.5", "backbone", (0.5,)),
+    ],
+}
 
 
 def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -89,7 +100,29 @@ def write_table(results: list[dict[str, Any]], folder: Path) -> None:
         cells += [f"{row['time']:.2f}" if "time" in row else MISSING, f"{row['peak_mib']:.0f}"]
         lines.append(cells)
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    write_files(folder, {"table.md": text, "table.json": json.dumps(rows, indent=1) + "\n"})
+    files = {"table.md": text, "table.json": json.dumps(rows, indent=1) + "\n"}
+    for name in dict.fromkeys(row["set"] for row in rows):
+        files[f"width_{name}.svg"] = draw_widths([row for row in rows if row["set"] == name])
+    write_files(folder, {name: text for name, text in files.items() if text})
+
+
+def draw_widths(rows: list[dict[str, Any]]) -> str:
+    """Returns SVG text, box AP by width, of a set's rows over all folds; empty without any."""
+    found = {(r["arm"], r["cut"]): r["values"] for r in rows if r["folds"] == "all"}
+    curves = [
+        Curve(
+            label,
+            [
+                Point(width, found[arm, cut][f"box {width:g}"])
+                for arm, cut, widths in parts
+                if (arm, cut) in found
+                for width in widths
+            ],
+            colour,
+        )
+        for colour, (label, parts) in enumerate(WIDTH_CURVES.items())
+    ]
+    return ap_plot(curves, "width of the backbone", "box AP, %")
 
 
 def _spread(values: list[float]) -> str:
