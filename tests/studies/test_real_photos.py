@@ -18,6 +18,7 @@ from gradaug_det.check_data.check import check_before_training
 from gradaug_det.d2.config import gradaug_options, load_config
 from gradaug_det.evaluation.coco_data import CocoData
 from studies.real_photos import __main__ as program
+from studies.real_photos import table
 from studies.real_photos.study import FOLDER, read_cells, read_results, split_fold
 from studies.real_photos.table import make_rows, write_table
 from studies.real_photos.train import ROOT, CellTrainer, prepare_cell, train_cell
@@ -198,6 +199,25 @@ def encode(image, kind="png"):
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
+
+
+def test_the_figure_has_a_curve_of_each_kind(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(table, "ap_plot", lambda curves, *_: drawn.extend(curves) or "<svg/>")
+    widths = (1, 0.9, 0.75, 0.5)
+    values = {f"box {width:g}": [width] * 3 for width in widths}
+    rows = [
+        {"arm": arm, "cut": "backbone", "folds": "all", "values": values}
+        for arm in ("any-half", "any-plain", "any-alone-0.5")
+    ]
+    rows.append({**rows[0], "folds": "0", "values": {}})
+    assert table.draw_widths(rows) == "<svg/>"
+    found = {curve.label: [(p.x, p.values) for p in curve.points] for curve in drawn}
+    assert found["any width"] == [(w, [w] * 3) for w in widths]
+    assert found["plain, matched"] == []
+    assert found["trained at that width alone"] == [(1, [1] * 3), (0.5, [0.5] * 3)]
+    monkeypatch.undo()
+    assert table.draw_widths([]) == "" and table.draw_widths(rows).startswith("<svg")
 
 
 def test_sets_are_made_of_the_published_archives(tmp_path):
