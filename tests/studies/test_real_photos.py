@@ -150,20 +150,20 @@ def result(arm, seed, fold, ap, seconds=2.0):
 
 def test_the_page_of_any_width_has_the_tables_numbers():
     rows = {
-        tuple(row[key] for key in ("arm", "cut", "folds")): row["values"]
+        tuple(row[key] for key in ("set", "arm", "cut", "folds", "steps")): row
         for row in json.loads((FOLDER / "table.json").read_text())
     }
     page = (ROOT / "docs" / "any_width.md").read_text("utf-8")
-    told = page.partition("| training | from backbone |")[2].partition("\n\n")[0].splitlines()[2:]
-    arms = ["any-plain", "any-plain", "any-end", "any-plain", "any-alternating"]
-    arms += ["adamw-3e-4-0.05", "alone-0.75", "alone-0.5"]
-    assert len(told) == len(arms)
-    for line, arm in zip(told, arms, strict=True):
-        cut = "backbone, matched" if "matched" in line else "backbone"
-        _, _, folds, *cells = (cell.strip() for cell in line[1:-1].split("|"))
-        values = rows[arm, cut, folds]
+    told = page.partition("| training | arm |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(told) > 6
+    for line in told:
+        text, arm, *own = (cell.strip() for cell in line[1:-1].split("|"))
+        cut = "backbone, matched" if "matched" in text else "backbone"
+        steps, folds, seeds, *cells = own
+        row = rows["pennfudan", arm.strip("`"), cut, folds, int(steps)]
+        assert row["seeds"] == int(seeds), arm
         for width, cell in zip(("1", "0.9", "0.75", "0.5"), cells, strict=True):
-            wanted = f"{np.mean(values.get(f'box {width}', [np.nan])):.1f}"
+            wanted = f"{np.mean(row['values'].get(f'box {width}', [np.nan])):.1f}"
             assert cell in ("", wanted), (arm, width)
 
 
