@@ -60,16 +60,17 @@ class HostReads(TorchFunctionMode):
 
 
 def _own_line() -> str | None:
-    """Returns the line of gradaug_det that calls PyTorch; None if another's does, or if it reads
-    what processes have agreed on, which is on the host, or crops of masks, which the crops of
-    MMDetection's own masks do as well, for its heads take arrays."""
+    """Returns the line of gradaug_det that calls PyTorch; None if the line is another's.
+
+    Two places do not count: what processes have agreed on is on the host; and MMDetection's heads
+    take crops of masks as arrays, also from its own masks.
+    """
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename:
         frame = frame.f_back
     path = Path(frame.f_code.co_filename)
-    if frame.f_code.co_name == "crop_and_resize":
-        return None
-    if not path.is_relative_to(PACKAGE) or path.name == "processes.py":
+    allowed = path.name == "processes.py" or frame.f_code.co_name == "crop_and_resize"
+    if allowed or not path.is_relative_to(PACKAGE):
         return None
     return f"{path.relative_to(PACKAGE)}:{frame.f_lineno}"
 

@@ -40,6 +40,7 @@ BATCH = 16
 """Images of a step in the 1x schedule, which is 90,000 steps long; larger batches have fewer."""
 ITERATIONS = 90_000
 SUBS = (1, 2, 3)
+"""Numbers of sub-networks that are told of."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class SlimmableDetector(ABC):
         slim_plan(self.slimmed).check_norm(options.subnet_norm)
         if options.channels_last:
             detector.to(memory_format=torch.channels_last)
-        self._after_heads: tuple[Callable[[], None], ExitStack] | None = None
+        self._watch_heads: Callable[[Any], None] | None = None  # see after_heads
         # Made only where needed: any detector can learn from labels.
         self.targets = self.make_soft_targets(detector) if options.uses_soft else None
 
@@ -106,9 +106,17 @@ class SlimmableDetector(ABC):
     def after_heads(self, run: Callable[[], None] | None) -> Iterator[None]:
         """Within the block, the last sub-network's backward pass runs this once it has left the
         heads."""
+
+        def watch(features: Any) -> None:
+            tensors = [t for t in flatten_output(features)[0] if t.requires_grad]
+            if tensors:
+                hook = register_multi_grad_hook(tensors, lambda _gradients: run())
+                # It holds the graph, which holds it: nothing else would free either.
+                stack.callback(hook.remove)
+
         with ExitStack() as stack:
-            self._after_heads = (run, stack) if run else None
-            stack.callback(setattr, self, "_after_heads", None)
+            self._watch_heads = watch if run else None
+            stack.callback(setattr, self, "_watch_heads", None)
             yield
 
     # ---- passes -------------------------------------------------------------------------------
@@ -140,13 +148,8 @@ class SlimmableDetector(ABC):
                     losses[f"labels_{name.replace('loss_', '')}"] = options.labels_weight * loss
             if self.targets and not kept:
                 kept.append(self.features(sub_batch))
-            if kept and self._after_heads and sub.index == options.num_subnets - 1:
-                run, stack = self._after_heads
-                features = [t for t in flatten_output(kept[0])[0] if t.requires_grad]
-                if features:
-                    hook = register_multi_grad_hook(features, lambda _gradients: run())
-                    # It holds the graph, which holds it: nothing else would free either.
-                    stack.callback(hook.remove)
+            if kept and self._watch_heads and sub.index == options.num_subnets - 1:
+                self._watch_heads(kept[0])
             if self.targets:
                 sizes = self.sizes(batch)
                 view = SubNetworkView(kept[0], soft_target, sub.transform, sizes)

@@ -15,7 +15,8 @@ from torch.nn.functional import pad
 
 class DeviceMasks(BitmapMasks):
     """Bitmaps that are resized, mirrored, padded and cropped on a device, to the same pixels as
-    ``BitmapMasks``, which does it on the host; whatever else is asked of them is done there.
+    ``BitmapMasks`` on the host, which replayed steps have. What else is asked of them is done
+    there.
 
     Args:
         bits: (R, height, width), of type uint8.
@@ -26,7 +27,7 @@ class DeviceMasks(BitmapMasks):
 
     @classmethod
     def of(cls, masks: BitmapMasks, device: torch.device) -> DeviceMasks:
-        """Returns masks on the device."""
+        """Returns the same masks on a device."""
         bits = torch.from_numpy(np.ascontiguousarray(masks.masks)).to(device)
         return cls(bits, masks.height, masks.width)
 
