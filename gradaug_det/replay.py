@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -141,18 +141,14 @@ def _watch(module: nn.Module, found: Replay, name: str) -> Iterator[Pass]:
         if one.first is None and _is_finite(inputs) and not _is_finite(output):
             one.first = layer
 
-    handles = [
-        layer.register_forward_hook(partial(note, name))
-        for name, layer in module.named_modules()
-        if not any(layer.children())
-    ]
-    try:
-        yield one
-    except FloatingPointError as error:  # Detectron2 stops at proposals that are not finite
-        one.stopped = str(error)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for name, layer in module.named_modules():
+            if not any(layer.children()):
+                hooks.enter_context(layer.register_forward_hook(partial(note, name)))
+        try:
+            yield one
+        except FloatingPointError as error:  # Detectron2 stops at proposals that are not finite
+            one.stopped = str(error)
 
 
 def _is_finite(value: Any) -> bool:

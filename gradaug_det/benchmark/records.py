@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 from gradaug_det.benchmark.changes import FGSM, Corruption
-from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.coco import TASK_NAMES, Scoring
 from gradaug_det.evaluation.coco_data import CocoData
 
@@ -53,7 +52,7 @@ class WidthResult:
     Args:
         width: width multiplier; 1 is the full network.
         metrics: on the clean images.
-        predictions: COCO results on the clean images (or the path of a JSON list of them).
+        predictions: COCO results on the clean images.
         cost: of an image; None until it is measured.
         corruptions: corruption -> severity (1 to 5) -> task -> AP.
         fgsm: epsilon (on the 0-255 scale) -> task -> AP.
@@ -62,7 +61,7 @@ class WidthResult:
 
     width: float
     metrics: Metrics
-    predictions: Any
+    predictions: list[dict]
     cost: Cost | None = None
     corruptions: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     fgsm: dict[float, dict[str, float]] = field(default_factory=dict)
@@ -158,37 +157,25 @@ class Benchmark:
 
     Args:
         title: heading.
-        detectors: the first is what the others are compared with.
+        detectors: at least one, each with a label of its own; the others are compared with the
+            first.
         data: the ground truth, with its name for readers; without a folder of images, the report
             has no pictures.
-        image_ids: the images that were evaluated; None for all of the ground truth's.
+        image_ids: the images that were evaluated.
         environment: from :func:`gradaug_det.utils.environment.describe_environment`.
         command: that made it, as one can type it.
         num_pictures: best and worst images to show, of each.
         score_threshold: detections scoring less are not drawn.
-
-    Raises:
-        ConfigError: no detector, a label given twice, a detector without widths.
     """
 
     title: str
     detectors: Sequence[DetectorResult]
     data: CocoData
-    image_ids: Sequence[int] | None = None
+    image_ids: Sequence[int]
     environment: dict[str, Any] = field(default_factory=dict)
     command: str = ""
     num_pictures: int = 3
     score_threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        labels = [detector.label for detector in self.detectors]
-        if not labels:
-            raise ConfigError("detectors", "is empty; a report needs at least one")
-        if len(set(labels)) < len(labels):
-            raise ConfigError("label", f"each detector needs its own; got {labels}")
-        for detector in self.detectors:
-            if not detector.widths:
-                raise ConfigError("widths", f"is empty for the detector {detector.label!r}")
 
     @property
     def tasks(self) -> list[str]:

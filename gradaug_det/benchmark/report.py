@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gradaug_det.benchmark import plots
 from gradaug_det.benchmark.ranking import image_scores
 from gradaug_det.benchmark.records import Benchmark, DetectorResult, WidthResult
-from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import CATEGORY_PREFIX, TASK_NAMES, precision_curves
-from gradaug_det.evaluation.coco_data import check_scorable, load_predictions
 from gradaug_det.reports import pictures, rendering
 from gradaug_det.reports.rendering import count_items, embed_plots, format_number
 from gradaug_det.utils.environment import machine_line
@@ -34,11 +32,9 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
         Path of ``index.html``, which needs no other file and no network.
 
     Raises:
-        ConfigError: ``image_ids`` is empty.
-        DataError: ground truth, predictions or images that cannot be used.
+        DataError: an image cannot be read.
     """
     # Everything that can fail comes before the first file: an earlier report stays whole.
-    benchmark = _load_predictions(benchmark)
     curves = {detector.label: _curves(benchmark, detector) for detector in benchmark.detectors}
     ranked = _rank_images(benchmark)
     content = _content(benchmark, curves, ranked)
@@ -66,30 +62,6 @@ def write_benchmark(out_dir: str | Path, benchmark: Benchmark) -> Path:
     }
     rendering.write_files(out_dir, files)
     return Path(out_dir) / "index.html"
-
-
-def _load_predictions(benchmark: Benchmark) -> Benchmark:
-    # The benchmark with its images' ids, and with predictions read, checked and of them only.
-    data = benchmark.data
-    known = [image["id"] for image in data.truth["images"]]
-    ids = known if benchmark.image_ids is None else list(dict.fromkeys(benchmark.image_ids))
-    if not ids:
-        raise ConfigError("image_ids", "is empty; name at least one image, or None for all")
-    chosen = set(ids)
-    if unknown := sorted(chosen - set(known)):
-        raise DataError(
-            f"image_ids has {len(unknown)} ids that {Path(data.origin).name} does not have, the "
-            f"first is {unknown[0]!r}"
-        )
-
-    def load(result: WidthResult) -> WidthResult:
-        predictions = load_predictions(result.predictions)
-        # Scored and drawn from here on; a wrong one would only make the AP lower.
-        check_scorable(predictions, data.truth, "bbox")
-        return replace(result, predictions=[p for p in predictions if p["image_id"] in chosen])
-
-    detectors = [replace(one, widths=list(map(load, one.widths))) for one in benchmark.detectors]
-    return replace(benchmark, image_ids=ids, detectors=detectors)
 
 
 def _curves(benchmark: Benchmark, detector: DetectorResult) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def run_benchmark(
         title=f"Benchmark on {data.name}",
         detectors=results,
         data=data,
-        image_ids=image_ids if settings.limit else None,
+        image_ids=image_ids,
         environment=describe_environment(),
         command=command,
     )

@@ -170,20 +170,6 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-def synchronize(
-    model: nn.Module,
-    meeting: Meeting,
-    dtype: torch.dtype | None,
-    early: EarlyGradients | None = None,
-) -> None:
-    """Does what DDP does in a backward pass outside ``no_sync``; nothing without DDP."""
-    if isinstance(model, DistributedDataParallel):
-        average_gradients(model, meeting, dtype, early)
-        # no_sync also held back the buffers that a DDP with broadcast_buffers sends out before
-        # the next forward pass.
-        model.require_forward_param_sync = True
-
-
 @torch.no_grad()
 def overflow(module: nn.Module) -> None:
     """Makes all gradients infinite: float16's scaler then skips the optimizer's step."""

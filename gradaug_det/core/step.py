@@ -17,11 +17,11 @@ from gradaug_det.core.detector import SlimmableDetector
 from gradaug_det.core.dump import Dump, with_replay_hint
 from gradaug_det.core.gradients import (
     EarlyGradients,
+    average_gradients,
     check_gradients,
     current_autocast,
     overflow,
     sent_dtype,
-    synchronize,
 )
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.core.processes import Meeting
@@ -253,8 +253,11 @@ class SubNetworkHook:
         self.results = [*own, *subs]
         problems = [r.problem for r in self.results if r.problem]
         skipped = [f"sub-network {r.sub.index}" for r in self.results if r.problem]
-        if last and step.averages:
-            synchronize(self.model, self.meeting, self._sent_dtype, early)
+        if last and step.averages and isinstance(self.model, DistributedDataParallel):
+            average_gradients(self.model, self.meeting, self._sent_dtype, early)
+            # no_sync also held back the buffers that a DDP with broadcast_buffers sends out before
+            # the next forward pass.
+            self.model.require_forward_param_sync = True
         if problems and not skip:
             # A scaler looks at the gradients of the losses that went backward, and those are
             # finite: it must be made to skip the step in every process.

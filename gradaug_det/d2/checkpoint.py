@@ -46,17 +46,12 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
     def get_checkpoint_file(self) -> str:
         """Raises GradAugError if the checkpoint that ``last_checkpoint`` names is not there, or not
         whole."""
-        if self._is_remote:
-            return super().get_checkpoint_file() if super().has_checkpoint() else ""
         return last_checkpoint(self.save_dir) or ""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes under a temporary name and renames; then does the same with what names the last
         checkpoint."""
         if not self.save_dir or not self.save_to_disk:
-            return
-        if self._is_remote:
-            super().save(name, **kwargs)
             return
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
@@ -66,16 +61,9 @@ class SafeCheckpointer(DetectionCheckpointer, _SafeFiles):
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        if self._is_remote:
-            super().tag_last_checkpoint(last_filename_basename)
-            return
         path = Path(self.save_dir) / "last_checkpoint"
         with explain_write_errors("the note of", path), atomic_path(path) as temporary:
             temporary.write_text(last_filename_basename)
-
-    @property
-    def _is_remote(self) -> bool:
-        return "://" in self.save_dir  # a storage that writes in its own way
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # Here, because Detectron2's main branch takes what follows the ? for its own.

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -183,29 +184,26 @@ def _measure(
         wanted: of the outputs before weight and bias; by default mean 0 and deviation 1.
         replace: whether layers after a norm see the outputs of the measuring one.
     """
-    meters, handles = [], []
-    for index, norm in enumerate(norms):
-        # Without momentum it averages over all batches, as PyTorch's update_bn does; which cannot
-        # be used itself, as frozen norms are no BatchNorm layers that it would find.
-        meter = nn.BatchNorm2d(len(norm.running_mean), eps=norm.eps, momentum=None)
-        meter.to(norm.running_mean.device)
-        if norm.weight is not None:
-            meter.weight.copy_(norm.weight)
-            meter.bias.copy_(norm.bias)
-        if wanted is not None:
-            meter.bias += meter.weight * wanted[index].mean
-            meter.weight *= wanted[index].std
-        meters.append(meter)
+    meters = []
+    with ExitStack() as hooks:
+        for index, norm in enumerate(norms):
+            # Without momentum it averages over all batches, as PyTorch's update_bn does; which
+            # cannot be used itself, as frozen norms are no BatchNorm layers that it would find.
+            meter = nn.BatchNorm2d(len(norm.running_mean), eps=norm.eps, momentum=None)
+            meter.to(norm.running_mean.device)
+            if norm.weight is not None:
+                meter.weight.copy_(norm.weight)
+                meter.bias.copy_(norm.bias)
+            if wanted is not None:
+                meter.bias += meter.weight * wanted[index].mean
+                meter.weight *= wanted[index].std
+            meters.append(meter)
 
-        def measure(_: nn.Module, x: tuple, __: Tensor, meter: nn.Module = meter) -> Tensor | None:
-            measured = meter(*x)
-            return measured if replace else None  # what a hook returns replaces the output
+            def measure(_: nn.Module, x: tuple, __: Tensor, meter: nn.Module = meter) -> Any:
+                measured = meter(*x)
+                return measured if replace else None  # what a hook returns replaces the output
 
-        handles.append(norm.register_forward_hook(measure))
-    try:
+            hooks.enter_context(norm.register_forward_hook(measure))
         for images in batches:
             backbone(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return meters

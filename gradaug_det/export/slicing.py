@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -76,16 +77,11 @@ def layer_outputs(model: nn.Module, run: Callable[[], None]) -> dict[str, Tensor
         if isinstance(output, Tensor):
             found.setdefault(name, output)
 
-    handles = [
-        layer.register_forward_hook(partial(keep, name))
-        for name, layer in model.named_modules()
-        if any(True for _ in layer.parameters(recurse=False))
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in model.named_modules():
+            if any(True for _ in layer.parameters(recurse=False)):
+                hooks.enter_context(layer.register_forward_hook(partial(keep, name)))
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -13,6 +12,7 @@ from gradaug_det.errors import ConfigError
 from gradaug_det.export.widths import scale_channels
 from gradaug_det.mmdet.backbone import SlimmableResNet, SlimmableResNetV1d, SlimmableResNeXt
 from gradaug_det.mmdet.mask_head import SmallInitMaskHead
+from gradaug_det.mmdet.values import walk
 
 # Components of ours -> the same of MMDetection.
 _PLAIN_NAMES = {
@@ -41,8 +41,8 @@ def plain_config(config: Config, share: Fraction, heads: Fraction) -> Config:
         ConfigError: names the key that cannot be narrowed, or needs gradaug_det.
     """
     config = copy.deepcopy(config)
-    for node, _ in _nodes(config._cfg_dict):
-        if _type_name(node) in _PLAIN_NAMES:
+    for _, _, node in walk(config._cfg_dict):
+        if isinstance(node, dict) and _type_name(node) in _PLAIN_NAMES:
             node["type"] = _PLAIN_NAMES[_type_name(node)]
     _remove_hooks_and_imports(config)
     if share != 1:
@@ -115,30 +115,17 @@ def _narrowed(value: Any, share: Fraction, key: str, counts: bool = False) -> An
 
 
 def _check_plain(config: Config) -> None:
-    for node, key in _nodes(config._cfg_dict):
-        if _type_name(node) in _HOOKS or "gradaug_det." in str(node.get("type")):
+    for key, _, value in walk(config._cfg_dict):
+        kind = _type_name(value) if isinstance(value, dict) else ""
+        if kind in _HOOKS or (kind and "gradaug_det." in str(value["type"])):
             raise ConfigError(
                 f"{key}.type",
-                f"is {_type_name(node)}, which plain MMDetection has not got; take one of "
+                f"is {kind}, which plain MMDetection has not got; take one of "
                 "MMDetection's own, then train and export",
             )
-        for name, value in node.items():
-            if isinstance(value, str) and value.startswith("gradaug://"):
-                raise ConfigError(
-                    f"{key}.{name}".lstrip("."),
-                    f"is {value!r}, which only gradaug_det can read; remove it with --opts",
-                )
-
-
-def _nodes(value: Any, key: str = "") -> Iterator[tuple[dict, str]]:
-    """Yields every dict in a config with its dotted key, from the outside in."""
-    if isinstance(value, dict):
-        yield value, key
-        for name, item in value.items():
-            yield from _nodes(item, f"{key}.{name}".lstrip("."))
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from _nodes(item, f"{key}.{index}")
+        if isinstance(value, str) and value.startswith("gradaug://"):
+            problem = f"is {value!r}, which only gradaug_det can read; remove it with --opts"
+            raise ConfigError(key, problem)
 
 
 def _type_name(node: dict) -> str:

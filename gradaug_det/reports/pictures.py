@@ -93,8 +93,8 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(
-            f"image {path} does not exist; image_root must be the folder that the ground truth's "
-            "file names are relative to"
+            f"image {path} does not exist; the folder of images must be the one that the ground "
+            "truth's file names are relative to"
         ) from error
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"image {path} cannot be read: {error}") from error

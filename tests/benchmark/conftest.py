@@ -62,6 +62,7 @@ def benchmark(truth, folder):
             ),
         ],
         data=CocoData.read(folder / "truth.json", folder / "images", "made up"),
+        image_ids=[image["id"] for image in truth["images"]],
         environment={"cpu": "a CPU", "cores": 2, "versions": {"torch": "2"}},
         command="gradaug-det benchmark --config a.yaml",
         num_pictures=2,

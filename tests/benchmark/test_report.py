@@ -24,7 +24,7 @@ from gradaug_det.benchmark.plots import (
 from gradaug_det.benchmark.ranking import image_scores
 from gradaug_det.benchmark.records import Benchmark, Cost, DetectorResult, WidthResult
 from gradaug_det.benchmark.report import write_benchmark
-from gradaug_det.errors import ConfigError, DataError
+from gradaug_det.errors import DataError
 from gradaug_det.evaluation.coco import COCO_METRICS, evaluate_coco, precision_curves
 from gradaug_det.evaluation.coco_data import CocoData
 from tests.benchmark.conftest import HOSTILE
@@ -61,7 +61,9 @@ def data_of(folder, images="images"):
 
 def one_detector(folder, *widths, **more):
     detector = DetectorResult("only", "Detectron2", "a.yaml", "a.pth", widths)
-    return Benchmark("t", [detector], data_of(folder), **more)
+    data = data_of(folder)
+    ids = [image["id"] for image in data.truth["images"]]
+    return Benchmark("t", [detector], data, **{"image_ids": ids, **more})
 
 
 def test_every_number_is_in_all_three_files(benchmark, written):
@@ -296,8 +298,7 @@ def test_best_and_worst_pictures(truth, folder, tmp_path):
     ]
     metrics = evaluate_coco(truth, predictions, ("bbox",))
     result = WidthResult(1.0, metrics, predictions, Cost(1))
-    detector = DetectorResult("only", "Detectron2", "a.yaml", "a.pth", [result])
-    made = Benchmark("t", [detector], data_of(folder))
+    made = one_detector(folder, result)
     index = write_benchmark(tmp_path, dataclasses.replace(made, num_pictures=1))
     pictures = read_json(tmp_path)["pictures"]
     assert pictures["best"] == [{"image_id": perfect, "f1": 1.0}]
@@ -345,7 +346,10 @@ def test_the_curves_are_in_the_json(benchmark, written):
 
 def test_a_part_of_the_images(benchmark, truth, tmp_path):
     ids = [image["id"] for image in truth["images"][:6]]
-    part = dataclasses.replace(benchmark, image_ids=ids)
+    part = copy.deepcopy(benchmark)
+    part.image_ids = ids
+    for width in (width for detector in part.detectors for width in detector.widths):
+        width.predictions = [p for p in width.predictions if p["image_id"] in ids]
     write_benchmark(tmp_path, part)
     content = read_json(tmp_path)
     assert content["dataset"]["images"] == 6 and content["dataset"]["of_images"] == 20
@@ -371,36 +375,6 @@ def test_a_failure_leaves_the_old_report(benchmark, folder, tmp_path, monkeypatc
     with pytest.raises(jinja2.UndefinedError, match="columns"):
         write_benchmark(tmp_path, dataclasses.replace(benchmark, title="changed"))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_the_records_stay_as_they_are(benchmark, folder, tmp_path):
-    file = folder / "predictions.json"
-    file.write_text(json.dumps(benchmark.detectors[0].widths[0].predictions))
-    part = one_detector(folder, width_result(benchmark.detectors[0].widths[0].metrics, file))
-    records, content = (copy.deepcopy(one) for one in (part.detectors, part.data.content))
-    write_benchmark(tmp_path, part)
-    assert part.detectors == records and part.data.content == content
-    assert part.detectors[0].widths[0].predictions == file
-
-
-def test_images_that_are_not_there(benchmark, tmp_path):
-    for ids, error, message in (
-        ([], ConfigError, "image_ids is empty"),
-        ([5, 6, 7], DataError, r"2 ids that truth.json does not have, the first is 6"),
-    ):
-        with pytest.raises(error, match=message):
-            write_benchmark(tmp_path, dataclasses.replace(benchmark, image_ids=ids))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_predictions_of_every_width_are_checked(benchmark, folder, tmp_path):
-    metrics, found = (
-        getattr(benchmark.detectors[0].widths[0], n) for n in ("metrics", "predictions")
-    )
-    broken = [{**found[0], "bbox": [0, 0, math.nan, 1]}]
-    widths = width_result(metrics, found), width_result(metrics, broken, 0.5)
-    with pytest.raises(DataError, match="boxes that are not finite"):
-        write_benchmark(tmp_path, one_detector(folder, *widths))
 
 
 def test_nothing_to_find(truth, folder, tmp_path):
@@ -464,14 +438,3 @@ def test_few_images_are_worst_or_best_and_not_both(benchmark, truth, folder, tmp
         assert [p["f1"] for p in pictures["worst"]] == ranked[:worst]
         assert [p["f1"] for p in pictures["best"]] == ranked[::-1][:best]
         assert [p["f1"] for p in pictures["typical"]] == ranked[count // 2 :][:typical]
-
-
-def test_records_that_cannot_be_shown(benchmark):
-    detector = benchmark.detectors[0]
-    for detectors, message in (
-        ([], "detectors is empty"),
-        ([detector, detector], "label each detector needs its own"),
-        ([dataclasses.replace(detector, widths=[])], "widths is empty for the detector 'plain'"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            dataclasses.replace(benchmark, detectors=detectors)

@@ -116,7 +116,7 @@ def test_instances_of_an_image():
 
 
 def test_unreadable_images_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"5\.png does not exist; image_root"):
+    with pytest.raises(DataError, match=r"5\.png does not exist; the folder of images"):
         read_image(tmp_path / "5.png")
     (tmp_path / "5.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"5\.png cannot be read"):

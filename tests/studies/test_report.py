@@ -310,7 +310,7 @@ def test_unusable_input_is_named(report, tmp_path):
         Report("t", [run, run], "plain", report.gt_json)
     with pytest.raises(ConfigError, match="'gone' is not one of the runs"):
         Report("t", [run], "gone", report.gt_json)
-    with pytest.raises(DataError, match="image_root must be"):
+    with pytest.raises(DataError, match="the folder of images must be"):
         write_report(tmp_path, Report("t", [run], "plain", report.gt_json, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
