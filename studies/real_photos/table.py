@@ -16,7 +16,7 @@ from studies.report.statistics import agreement
 from studies.table3_mini.plots import Curve, Point, ap_plot
 
 WIDTH_CURVES = {  # of a figure: by label, which columns of which rows
-    "any width": [("any-width", "backbone", (1, 0.9, 0.75, 0.5))],
+    "any width": [("any-late", "backbone", (1, 0.9, 0.75, 0.5))],
     "plain, matched": [("any-plain", "backbone, matched", (0.9, 0.75, 0.5))],
     "trained at that width alone": [
         ("any-plain", "backbone", (1,)),

@@ -208,7 +208,7 @@ def test_the_figure_has_a_curve_of_each_kind(monkeypatch):
     values = {f"box {width:g}": [width] * 3 for width in widths}
     rows = [
         {"arm": arm, "cut": "backbone", "folds": "all", "values": values}
-        for arm in ("any-width", "any-plain", "any-alone-0.5")
+        for arm in ("any-late", "any-plain", "any-alone-0.5")
     ]
     rows.append({**rows[0], "folds": "0", "values": {}})
     assert table.draw_widths(rows) == "<svg/>"
