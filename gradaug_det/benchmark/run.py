@@ -168,7 +168,7 @@ def _detect_and_score(
     logger.info("%s (%s)", files.label, detector.framework)
     if settings.match:
         match_statistics(detector, settings.widths, settings.match)
-    folder = store / _folder_name(detector, data)
+    folder = store / _folder_name(detector, data, settings.match if detector.statistics else ())
 
     def detect(width: float, change: Change) -> list[dict]:
         return _detect(detector, image_ids, folder, width, change, settings.workers)
@@ -264,16 +264,15 @@ def _pass_on(sample: Any) -> Any:
     return sample  # a function of its own, because workers are sent it by name
 
 
-def _folder_name(detector: Detector, data: CocoData) -> str:
+def _folder_name(detector: Detector, data: CocoData, matched: Sequence[Path]) -> str:
     # All that detections depend on: another detector's are never taken for these.
     digest = hashlib.sha256(detector.description.encode())
     # The weights themselves: a file's name says nothing about what is in it today.
     for name, tensor in sorted(detector.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for statistics in detector.statistics.values():
-        for mean, var in statistics:
-            digest.update(torch.cat([mean, var]).cpu().numpy().tobytes())
+    for image in matched:  # not the statistics, which differ by rounding from process to process
+        digest.update(image.read_bytes())
     digest.update(data.path.read_bytes())
     digest.update(str(data.folder.resolve()).encode())
     slug = re.sub(r"[^A-Za-z0-9]+", "-", detector.files.label).strip("-").lower()

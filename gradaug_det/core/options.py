@@ -218,6 +218,8 @@ class GradAugOptions:
     @property
     def trained_width(self) -> float:
         """Returns the smallest width that there is in such a training: 1 without sub-networks."""
+        if self.passes == "alternating":
+            return min(width for width, share in self.shares.items() if share)
         return self.smallest_width if self.active else 1.0
 
     @property

@@ -173,14 +173,15 @@ def set_width(module: nn.Module, width: float, norm: str = "frozen", divisor: in
 
     No weight is copied, and a change takes some milliseconds. The width is the module's: a pass in
     another thread has it too, so change it between passes, and give a thread that needs a width of
-    its own a copy of the module. Copy and save it at full width.
+    its own a copy of the module. Copy, move and save it at full width.
 
     Args:
         module, norm, divisor: see :func:`at_width`.
         width: share of the channels that is kept, in (0, 1].
 
     Raises:
-        ConfigError, UnslimmableError: as :func:`at_width`.
+        ConfigError, UnslimmableError: as :func:`at_width`; later, of ``state_dict`` until it is at
+            full width again.
     """
     check_width(width)
     if (before := module.__dict__.pop(_SET, None)) is not None:
@@ -188,7 +189,15 @@ def set_width(module: nn.Module, width: float, norm: str = "frozen", divisor: in
     if width < 1:
         with ExitStack() as stack:
             stack.enter_context(at_width(module, width, norm, divisor))
+            stack.enter_context(module.register_state_dict_pre_hook(_refuse_cut_state))
             module.__dict__[_SET] = stack.pop_all()
+
+
+def _refuse_cut_state(module: nn.Module, *_: Any) -> None:
+    raise UnslimmableError(
+        f"state_dict of {type(module).__name__} would hold tensors cut to width "
+        f"{module._gradaug_width:g}: set_width(module, 1) first"
+    )
 
 
 @contextmanager

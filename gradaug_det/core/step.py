@@ -97,8 +97,10 @@ class SubNetworkHook:
         model: nn.Module,
         make_network: Callable[[nn.Module, GradAugOptions], SlimmableDetector],
         logger: logging.Logger,
+        steps: float,
     ) -> None:
-        """Begins a training of what the framework trains, wrapped for distribution or not.
+        """Begins a training of what the framework trains, wrapped for distribution or not, of that
+        many steps.
 
         Raises:
             UnslimmableError: the detector's backbone cannot be slimmed.
@@ -125,6 +127,13 @@ class SubNetworkHook:
                 compiled,
             )
         options = self.options
+        if options.start >= steps:
+            logger.warning(
+                "GradAug: `start` is %d, and the training ends after %d iterations: no step will "
+                "have sub-networks",
+                options.start,
+                steps,
+            )
         continuous = options.passes == "added" and not options.widths and options.min_width < 1
         if torch.backends.cudnn.benchmark and continuous and options.divisor == 1:
             logger.warning(

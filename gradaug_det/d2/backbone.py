@@ -66,6 +66,7 @@ def slimmed_part(
         UnslimmableError: the detector has no ``backbone``, or a layer cannot be slimmed.
         ConfigError: it has no part of a name to be kept whole.
     """
+    detector = core.uncompiled(detector)
     backbone = core.detector_backbone(detector)
     if slim == "backbone":
         return _checked(slimmable_part(backbone))

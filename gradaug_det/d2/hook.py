@@ -77,7 +77,9 @@ class GradAugHook(SubNetworkHook, HookBase):
         hooks = getattr(self.trainer, "_hooks", ())
         check_alone(hooks, GradAugHook, "a step can have its sub-networks once")
         engine = _engine(self.trainer)
-        self.start(engine.model, GradAugDetector, logger)
+        self.start(
+            engine.model, GradAugDetector, logger, getattr(self.trainer, "max_iter", math.inf)
+        )
         self._insertion = _call_after_backward(engine, self.run_sub_networks)
 
     def before_step(self) -> None:

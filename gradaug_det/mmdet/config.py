@@ -10,6 +10,7 @@ from mmengine.config import Config
 
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.errors import ConfigError
+from gradaug_det.mmdet.values import type_name
 
 
 def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -41,7 +42,6 @@ def load_config(file: str | Path, overrides: Mapping[str, Any] | None = None) ->
 def trained_options(config: Config) -> GradAugOptions:
     """Returns which sub-networks a config's detector was trained with, if any."""
     for hook in config.get("custom_hooks") or []:
-        # The type is a name, or in new-style configs the class itself.
-        if getattr(hook["type"], "__name__", hook["type"]) == "GradAugHook":
+        if type_name(hook) == "GradAugHook":
             return GradAugOptions.widths_of(hook)
     return GradAugOptions.widths_of(None)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from fractions import Fraction
 from typing import Any
 
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from gradaug_det.errors import ConfigError
 from gradaug_det.export.widths import scale_channels
 from gradaug_det.mmdet.backbone import SlimmableResNet, SlimmableResNetV1d, SlimmableResNeXt
 from gradaug_det.mmdet.mask_head import SmallInitMaskHead
-from gradaug_det.mmdet.values import walk
+from gradaug_det.mmdet.values import type_name, walk
 
 # Components of ours -> the same of MMDetection.
 _PLAIN_NAMES = {
@@ -42,8 +44,8 @@ def plain_config(config: Config, share: Fraction, heads: Fraction) -> Config:
     """
     config = copy.deepcopy(config)
     for _, _, node in walk(config._cfg_dict):
-        if isinstance(node, dict) and _type_name(node) in _PLAIN_NAMES:
-            node["type"] = _PLAIN_NAMES[_type_name(node)]
+        if isinstance(node, dict) and type_name(node) in _PLAIN_NAMES:
+            node["type"] = _PLAIN_NAMES[type_name(node)]
     _remove_hooks_and_imports(config)
     if share != 1:
         _narrow_backbone(config.model.backbone, share)
@@ -62,7 +64,7 @@ def plain_config(config: Config, share: Fraction, heads: Fraction) -> Config:
 def _remove_hooks_and_imports(config: Config) -> None:
     if "custom_hooks" in config:
         hooks = config.custom_hooks or []
-        config.custom_hooks = [hook for hook in hooks if _type_name(hook) not in _HOOKS]
+        config.custom_hooks = [hook for hook in hooks if type_name(hook) not in _HOOKS]
     imports = (config.get("custom_imports") or {}).get("imports") or []
     imports = [imports] if isinstance(imports, str) else imports
     others = [name for name in imports if name.split(".")[0] != "gradaug_det"]
@@ -73,10 +75,10 @@ def _remove_hooks_and_imports(config: Config) -> None:
 
 
 def _narrow_backbone(backbone: Any, share: Fraction) -> None:
-    if _type_name(backbone) not in _NARROWED:
+    if type_name(backbone) not in _NARROWED:
         raise ConfigError(
             "model.backbone.type",
-            f"is {_type_name(backbone)}, whose channels no setting changes; "
+            f"is {type_name(backbone)}, whose channels no setting changes; "
             f"{', '.join(_NARROWED)} can be exported at other widths than 1",
         )
     backbone.setdefault("base_channels", 64)
@@ -107,16 +109,33 @@ def _narrowed(value: Any, share: Fraction, key: str, counts: bool = False) -> An
     if isinstance(value, dict):
         return {
             name: _narrowed(item, share, f"{key}.{name}", name in _CHANNELS)
-            for name, item in value.items()
+            for name, item in {**_defaults(value), **value}.items()
         }
     if isinstance(value, (list, tuple)):
         return type(value)(_narrowed(v, share, f"{key}[{i}]", counts) for i, v in enumerate(value))
     return scale_channels(key, value, share) if counts and isinstance(value, int) else value
 
 
+def _defaults(part: dict) -> dict[str, Any]:
+    """Returns the settings that count channels, or a norm's groups, and that a part leaves to its
+    class, as FCOS its ``norm_cfg``."""
+    kind = part.get("type")
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    found: dict[str, Any] = {}
+    for one in inspect.getmro(kind) if inspect.isclass(kind) else ():
+        for name, parameter in inspect.signature(one.__init__).parameters.items():
+            found.setdefault(name, parameter.default)
+    return {
+        name: copy.deepcopy(default)
+        for name, default in found.items()
+        if (name in _CHANNELS and type(default) is int)
+        or (name == "norm_cfg" and isinstance(default, dict) and "num_groups" in default)
+    }
+
+
 def _check_plain(config: Config) -> None:
     for key, _, value in walk(config._cfg_dict):
-        kind = _type_name(value) if isinstance(value, dict) else ""
+        kind = type_name(value) if isinstance(value, dict) else ""
         if kind in _HOOKS or (kind and "gradaug_det." in str(value["type"])):
             raise ConfigError(
                 f"{key}.type",
@@ -126,9 +145,3 @@ def _check_plain(config: Config) -> None:
         if isinstance(value, str) and value.startswith("gradaug://"):
             problem = f"is {value!r}, which only gradaug_det can read; remove it with --opts"
             raise ConfigError(key, problem)
-
-
-def _type_name(node: dict) -> str:
-    """Returns ``type`` without its scope or module, be it a name or a class."""
-    given = node.get("type")
-    return given.rpartition(".")[2] if isinstance(given, str) else getattr(given, "__name__", "")

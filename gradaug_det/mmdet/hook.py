@@ -63,7 +63,7 @@ class GradAugHook(SubNetworkHook, Hook):
             return
         check_alone(runner.hooks, GradAugHook, "a step can have its sub-networks once")
         _check_engine(runner)
-        self.start(runner.model, GradAugDetector, runner.logger)
+        self.start(runner.model, GradAugDetector, runner.logger, runner.max_iters)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None

@@ -58,6 +58,12 @@ def walk(value: Any, key: str = "") -> Iterator[tuple[str, str, Any]]:
         yield from walk(one, f"{key}.{name}")
 
 
+def type_name(node: dict) -> str:
+    """Returns ``type`` without its scope or module, be it a name or a class."""
+    given = node.get("type")
+    return given.rpartition(".")[2] if isinstance(given, str) else getattr(given, "__name__", "")
+
+
 def check_values(config: Config) -> None:
     """Looks at types and ranges, at the names of datasets, transforms and optimizers, and at what
     the machine lacks.

@@ -202,6 +202,20 @@ def test_active(options, active):
     assert GradAugOptions(**options).active is active
 
 
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [
+        ({}, 0.9),
+        ({"num_subnets": 0}, 1.0),
+        ({"passes": "alternating"}, 0.5),
+        ({"passes": "alternating", "full_share": 1.0}, 1.0),
+        ({"passes": "alternating", "smallest_share": 0.0}, 0.75),
+    ],
+)
+def test_the_smallest_width_that_is_trained(options, width):
+    assert GradAugOptions(**options).trained_width == width
+
+
 def test_soft_weight_rises_in_equal_steps():
     options = GradAugOptions(soft_weight=2.0, soft_warmup=4)
     assert [options.soft_weight_at(i) for i in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]

@@ -298,8 +298,11 @@ def test_a_width_that_is_set_stays_until_the_next_one(resnet18):
     with pytest.raises(ConfigError, match="width must be"):
         set_width(resnet18, 2)
     assert resnet18.conv1.weight.shape[0] == 32
+    with pytest.raises(UnslimmableError, match=r"cut to width 0.5: set_width\(module, 1\) first"):
+        nn.Sequential(resnet18).state_dict()
     set_width(resnet18, 1)
     assert resnet18.conv1.weight is whole and not resnet18._forward_hooks
+    assert resnet18.state_dict()["conv1.weight"].shape == whole.shape
 
 
 def test_slices_that_are_kept_follow_their_network(resnet18):

@@ -64,10 +64,12 @@ def assert_equal(one, two):
         {"supervision": "both", "labels_weight": 0.0, "soft_weight": 0.0},
     ],
 )
-def test_nothing_to_do_is_bitwise_plain_training(options):
+def test_nothing_to_do_is_bitwise_plain_training(options, caplog):
     model = tiny_model()
     plain = copy.deepcopy(model)
     ours = train(model, GradAugHook(**options), steps=4)
+    said = "`start` is 100, and the training ends after 4 iterations" in caplog.text
+    assert said is ("start" in options)
     theirs = train(plain, None, steps=4)
     assert_equal(weights(model), weights(plain))
     assert_equal(

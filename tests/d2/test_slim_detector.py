@@ -1,6 +1,7 @@
 """Sub-networks whose neck and heads are narrow, too."""
 
 import pytest
+import torch
 from detectron2.utils.events import EventStorage
 
 from gradaug_det.d2.backbone import slimmed_part
@@ -32,3 +33,8 @@ def test_gradients_are_those_of_a_narrow_detector(kind):
     batch = tiny_batch()
     with EventStorage():
         check_against_narrow(model, narrow, lambda detector: detector(batch), 0.5)
+
+
+def test_a_compiled_detector_is_slimmed_as_it_is():
+    model = tiny_model()
+    assert slimmed_part(torch.compile(model), "detector") is model

@@ -90,10 +90,9 @@ def tiny_model_cfg(kind="mask_rcnn", backbone="SlimmableResNet", norm_eval=True)
         cfg.bbox_head.update(
             num_classes=NUM_CLASSES, in_channels=FPN_CHANNELS, feat_channels=16, stacked_convs=1
         )
-        if "norm_cfg" in cfg.bbox_head or kind == "fcos":
-            cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4, requires_grad=True)
+        if kind in ("fcos", "atss"):
+            cfg.bbox_head.feat_channels = 64  # for the 32 groups of their classes' own norms
         if kind == "atss":
-            cfg.bbox_head.norm_cfg = dict(type="GN", num_groups=4, requires_grad=True)
             cfg.bbox_head.anchor_generator.octave_base_scale = 4
         if kind == "retinanet":
             cfg.bbox_head.anchor_generator.octave_base_scale = 2

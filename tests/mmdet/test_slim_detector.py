@@ -7,6 +7,7 @@ from mmdet.models.dense_heads import rpn_head
 from mmengine.config import Config
 
 from gradaug_det.mmdet.backbone import slimmed_part
+from gradaug_det.mmdet.config import trained_options
 from gradaug_det.mmdet.export_config import plain_config
 from tests.core.narrow import check_against_narrow
 
@@ -31,3 +32,10 @@ def test_gradients_are_those_of_a_narrow_detector(kind, monkeypatch):
         return {name: term for name, term in terms.items() if "loss" in name and name != "loss"}
 
     check_against_narrow(model, narrow, losses, 0.5)
+
+
+@pytest.mark.parametrize("kind", ["GradAugHook", "mmengine.GradAugHook"])
+def test_a_config_says_what_was_trained(kind):
+    hooks = [{"type": kind, "passes": "alternating", "slim": "detector"}]
+    options = trained_options(Config({"custom_hooks": hooks}))
+    assert options.slim == "detector" and options.trained_width == 0.5
