@@ -30,6 +30,8 @@ def read_cells(file: Path = FOLDER / "cells.yaml") -> dict[str, dict[str, Any]]:
             steps = round(options["steps"] * schedule)
             own = {"SOLVER.MAX_ITER": steps, "SOLVER.STEPS": [steps * 3 // 4]}
             own |= {"SEED": seed, "GRADAUG.SEED": seed}
+            moments = ("GRADAUG.START", "GRADAUG.STOP", "GRADAUG.SOFT_WARMUP")
+            own |= {key: round(options[key] * schedule) for key in moments if key in options}
             cells[f"{of_set}-{arm}-{schedule:g}x-seed{seed}-fold{fold}"] = {
                 **{"set": of_set, "arm": arm, "schedule": schedule, "seed": seed, "fold": fold},
                 **{key: options.get(key, default) for key, default in _OWN.items()},

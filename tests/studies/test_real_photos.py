@@ -63,6 +63,8 @@ def test_cells_have_their_settings():
     long = CELLS["pennfudan-any-plain-2x-seed3-fold1"]["overrides"]
     assert long["SOLVER.MAX_ITER"] == 3600 and long["SOLVER.STEPS"] == [2700]
     assert long["SEED"] == long["GRADAUG.SEED"] == 3
+    late = [CELLS[f"pennfudan-any-late-{s}x-seed1-fold0"]["overrides"] for s in (1, 2)]
+    assert [one["GRADAUG.START"] for one in late] == [900, 1800]
     clips = {
         c["optimizer"]: c["overrides"]["SOLVER.CLIP_GRADIENTS.ENABLED"] for c in CELLS.values()
     }
