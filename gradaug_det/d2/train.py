@@ -48,6 +48,23 @@ from gradaug_det.utils.files import check_writable
 class Trainer(DefaultTrainer):
     """Detectron2's DefaultTrainer with the GradAug hook, COCO evaluation and exact resume."""
 
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer scales, too, but by its own function.
+        super().__init__(self.auto_scale_workers(cfg, comm.get_world_size()))
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Returns the config for another number of processes than ``REFERENCE_WORLD_SIZE``, with
+        GradAug's iterations scaled as Detectron2's are."""
+        scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
+        if scaled is not cfg:
+            scaled.defrost()
+            factor = cfg.SOLVER.REFERENCE_WORLD_SIZE / num_workers
+            for key in ("START", "STOP", "SOFT_WARMUP"):
+                scaled.GRADAUG[key] = round(factor * cfg.GRADAUG[key])
+            scaled.freeze()
+        return scaled
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         if not cfg.SOLVER.EXACT_RESUME:

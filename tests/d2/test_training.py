@@ -14,6 +14,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from gradaug_det.d2 import GradAugHook
+from gradaug_det.d2.config import load_config
 from gradaug_det.d2.train import Trainer, run
 
 from .dataset import annotation, write_coco
@@ -154,6 +155,21 @@ def test_errors_are_one_sentence(coco, tmp_path, opts, sentence):
     assert result.returncode == 2
     assert sentence in result.stderr.strip().splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("processes", "factor"), [(16, 0.5), (8, 1), (1, 8)])
+def test_iterations_are_scaled_to_the_processes(processes, factor):
+    cfg = load_config(CONFIGS / "mask_rcnn_R_50_FPN_1x_anywidth.yaml", [])
+    cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.GRADAUG.STOP = 8, 80000
+    cfg.freeze()
+    scaled = Trainer.auto_scale_workers(cfg, processes)
+    assert scaled.is_frozen() and 90000 * factor == scaled.SOLVER.MAX_ITER
+    assert [scaled.GRADAUG[key] for key in ("START", "STOP", "SOFT_WARMUP")] == [
+        45000 * factor,
+        80000 * factor,
+        0,
+    ]
+    assert cfg.GRADAUG.START == 45000
 
 
 @pytest.mark.parametrize(("clipped", "largest"), [(False, 1.0), (True, 0.5)])
