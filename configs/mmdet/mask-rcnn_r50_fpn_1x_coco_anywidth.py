@@ -4,7 +4,7 @@
 
 _base_ = "./mask-rcnn_r50_fpn_1x_coco_gradaug.py"
 
-# In the second half of the 87960 iterations of 8 GPUs, each other step is narrow.
+# In the second half of the 87960 iterations of 8 GPUs, every other step is narrow.
 custom_hooks = [
     dict(
         type="GradAugHook",

@@ -12,6 +12,8 @@ from gradaug_det.core.plan import NORM_POLICIES
 from gradaug_det.errors import ConfigError
 
 DEFAULT_WIDTHS = (0.875, 0.75, 0.5)
+ITERATION_KEYS = ("start", "stop", "soft_warmup")
+"""Settings that count iterations of a training, and are scaled with its length."""
 _CHOICES = {
     "passes": ("added", "alternating"),
     "supervision": ("soft", "labels", "both"),
@@ -128,7 +130,7 @@ class GradAugOptions:
                 raise ConfigError(key, f"must be one of {allowed}, got {value!r}")
         for key in ("soft_weight", "labels_weight"):
             check_number(key, getattr(self, key))
-        for key in ("soft_warmup", "log_period", "start", "stop"):
+        for key in (*ITERATION_KEYS, "log_period"):
             check_integer(key, getattr(self, key), low=0)
         check_integer("seed", self.seed)
         check_bool("channels_last", self.channels_last)

@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
+from gradaug_det.core.options import ITERATION_KEYS
 from gradaug_det.d2.checkpoint import SafeCheckpointer
 from gradaug_det.d2.checks import check_batch, check_detector, check_device, check_operators
 from gradaug_det.d2.config import gradaug_options, load_config, load_lazy_config, name_config_keys
@@ -58,11 +59,12 @@ class Trainer(DefaultTrainer):
         GradAug's iterations scaled as Detectron2's are."""
         scaled = DefaultTrainer.auto_scale_workers(cfg, num_workers)
         if scaled is not cfg:
-            scaled.defrost()
             factor = cfg.SOLVER.REFERENCE_WORLD_SIZE / num_workers
-            for key in ("START", "STOP", "SOFT_WARMUP"):
+            scaled.defrost()
+            for key in map(str.upper, ITERATION_KEYS):
                 scaled.GRADAUG[key] = round(factor * cfg.GRADAUG[key])
-            scaled.freeze()
+            if cfg.is_frozen():
+                scaled.freeze()
         return scaled
 
     @classmethod

@@ -33,6 +33,7 @@ from gradaug_det.mmdet.backbone import slimmed_part
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.config import load_config, trained_options
 from gradaug_det.mmdet.data import find_leaves, find_metrics, read_part
+from gradaug_det.mmdet.values import type_name
 from gradaug_det.utils.detector_files import DetectorFiles
 
 
@@ -149,7 +150,7 @@ def prepared_batches(model: nn.Module, config: Config, images: Sequence[Path]) -
 
 
 def _loads_annotations(step: dict) -> bool:
-    return str(step["type"]).rpartition(".")[2] == "LoadAnnotations"
+    return type_name(step) == "LoadAnnotations"
 
 
 @TRANSFORMS.register_module()
@@ -179,7 +180,7 @@ def _with_ground_truth(pipeline: list[dict], masks: bool) -> list[dict]:
 
 def _loading(pipeline: list[dict]) -> int:
     for position, step in enumerate(pipeline):
-        if step["type"].rpartition(".")[2] == "LoadImageFromFile":
+        if type_name(step) == "LoadImageFromFile":
             return position
     raise ConfigError(
         "test_dataloader.dataset.pipeline", "has no LoadImageFromFile, after which images change"

@@ -28,7 +28,7 @@ from gradaug_det.mmdet.data import (
     count_training_classes,
     find_metrics,
 )
-from gradaug_det.mmdet.values import check_values, walk
+from gradaug_det.mmdet.values import check_values, type_name, walk
 
 # Of other things than the data's classes: stages of proposals, a backbone's own classifier.
 _OTHERS = re.compile(r"(^|\.)(backbone|rpn_head|reid)(\.|$)")
@@ -162,8 +162,7 @@ def _find_pretrained(model: nn.Module) -> Iterator[tuple[str, nn.Module, Mapping
             continue
         given = module.init_cfg or []
         for settings in given if isinstance(given, list) else [given]:
-            kind = settings.get("type")
-            if getattr(kind, "__name__", kind) in ("Pretrained", "PretrainedInit"):
+            if type_name(settings) in ("Pretrained", "PretrainedInit"):
                 yield name, module, settings
 
 

@@ -28,7 +28,7 @@ from gradaug_det.check_data.check import check_before_training
 from gradaug_det.check_data.kinds import CheckResult
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco_data import CocoData
-from gradaug_det.mmdet.values import walk
+from gradaug_det.mmdet.values import type_name, walk
 from gradaug_det.utils.seeding import temporary_seed
 
 SPLITS = ("train", "val", "test")
@@ -309,7 +309,7 @@ def _check_ground_truth(scorer: _Scorer, key: str, leaf: Any) -> None:
     """Without a file of its own, CocoMetric needs the objects beside the predictions."""
     steps = leaf.get("pipeline") or [] if isinstance(leaf, Mapping) else []
     kept = [value for _, name, value in walk(steps) if name == "meta_keys"]
-    packs = any(getattr(s.get("type"), "__name__", s.get("type")) == "PackDetInputs" for s in steps)
+    packs = any(type_name(step) == "PackDetInputs" for step in steps)
     if packs and not any("instances" in keys for keys in kept):
         problem = f"is missing; give it the annotation file of {key}"
         raise ConfigError(f"{scorer.key}.ann_file", problem)

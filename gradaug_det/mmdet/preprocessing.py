@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from gradaug_det.errors import ConfigError
+from gradaug_det.mmdet.values import type_name
 from gradaug_det.mmdet.zoo import zoo_url
 from gradaug_det.zoo.info import BackboneInfo
 from gradaug_det.zoo.preprocessing import Setting, check_settings, fix_settings
@@ -73,8 +74,7 @@ def _list_settings(model: Mapping[str, Any], info: BackboneInfo) -> Iterator[Set
     if info.is_bottleneck:
         style = "caffe" if info.stride_in == "1x1" else "pytorch"
         yield Setting(f"{key}.style", backbone.get("style", "pytorch"), style)
-    kind = backbone.get("type")
-    name = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    name = type_name(backbone)
     if match := _RESNET.fullmatch(name):
         yield Setting(f"{key}.type", name, match[1] + _name_class(info))
     if backbone.get("deep_stem") and info.stem != "deep":

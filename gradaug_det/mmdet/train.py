@@ -20,7 +20,7 @@ from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.checks import TrainingChecks
 from gradaug_det.mmdet.config import load_config
 from gradaug_det.mmdet.resume import ExactResumeHook
-from gradaug_det.mmdet.values import check_values
+from gradaug_det.mmdet.values import check_values, type_name
 from gradaug_det.utils.files import check_writable
 
 # A runner's methods that build parts of it when they are needed -> what of the config they build.
@@ -92,5 +92,5 @@ def _explain_build_errors(key: str) -> Iterator[None]:
 
 
 def _is_exact_resume(hook: Any) -> bool:
-    kind = hook.get("type") if isinstance(hook, Mapping) else type(hook)
-    return kind is ExactResumeHook or kind == ExactResumeHook.__name__
+    name = type_name(hook) if isinstance(hook, Mapping) else type(hook).__name__
+    return name == ExactResumeHook.__name__

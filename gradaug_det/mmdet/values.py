@@ -58,8 +58,9 @@ def walk(value: Any, key: str = "") -> Iterator[tuple[str, str, Any]]:
         yield from walk(one, f"{key}.{name}")
 
 
-def type_name(node: dict) -> str:
-    """Returns ``type`` without its scope or module, be it a name or a class."""
+def type_name(node: Mapping[str, Any]) -> str:
+    """Returns a part's ``type`` without its scope or module: a name, or in new-style configs the
+    class itself."""
     given = node.get("type")
     return given.rpartition(".")[2] if isinstance(given, str) else getattr(given, "__name__", "")
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from gradaug_det.core.options import ITERATION_KEYS
+
 FOLDER = Path(__file__).parent
 TASKS = {"bbox": "box", "segm": "mask"}
 _OWN = {"optimizer": "SGD", "images": 1, "match": 0}  # keys of an arm that are not Detectron2's
@@ -30,8 +32,8 @@ def read_cells(file: Path = FOLDER / "cells.yaml") -> dict[str, dict[str, Any]]:
             steps = round(options["steps"] * schedule)
             own = {"SOLVER.MAX_ITER": steps, "SOLVER.STEPS": [steps * 3 // 4]}
             own |= {"SEED": seed, "GRADAUG.SEED": seed}
-            moments = ("GRADAUG.START", "GRADAUG.STOP", "GRADAUG.SOFT_WARMUP")
-            own |= {key: round(options[key] * schedule) for key in moments if key in options}
+            counted = [f"GRADAUG.{key.upper()}" for key in ITERATION_KEYS]
+            own |= {key: round(options[key] * schedule) for key in counted if key in options}
             cells[f"{of_set}-{arm}-{schedule:g}x-seed{seed}-fold{fold}"] = {
                 **{"set": of_set, "arm": arm, "schedule": schedule, "seed": seed, "fold": fold},
                 **{key: options.get(key, default) for key, default in _OWN.items()},

@@ -14,6 +14,8 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets.transforms import LoadAnnotations
 from mmengine.runner import Runner
 
 from gradaug_det.benchmark.changes import FGSM, Clean, Corruption
@@ -31,6 +33,8 @@ from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import evaluate_coco
 from gradaug_det.frameworks import load_detector
 from gradaug_det.mini_coco import build_mini_coco
+from gradaug_det.mmdet.benchmark import _with_ground_truth
+from gradaug_det.mmdet.values import type_name
 from gradaug_det.utils.detector_files import DetectorFiles
 from tests.cross.helpers import ROOT, configs, detectors
 
@@ -410,3 +414,9 @@ def test_data_with_other_classes_is_refused(world, tmp_path):
     for framework in FRAMEWORKS:
         with pytest.raises((ConfigError, DataError), match=said[framework]):
             load_detector(files(world, framework), data, "cpu")
+
+
+def test_transforms_may_be_named_by_their_class():
+    steps = [{"type": LoadImageFromFile}, {"type": "mmdet.Resize"}, {"type": LoadAnnotations}]
+    found = _with_ground_truth(steps, masks=False)
+    assert [type_name(step) for step in found] == ["LoadImageFromFile", "LoadAnnotations", "Resize"]

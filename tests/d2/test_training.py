@@ -161,6 +161,7 @@ def test_errors_are_one_sentence(coco, tmp_path, opts, sentence):
 def test_iterations_are_scaled_to_the_processes(processes, factor):
     cfg = load_config(CONFIGS / "mask_rcnn_R_50_FPN_1x_anywidth.yaml", [])
     cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.GRADAUG.STOP = 8, 80000
+    assert not Trainer.auto_scale_workers(cfg, processes).is_frozen()
     cfg.freeze()
     scaled = Trainer.auto_scale_workers(cfg, processes)
     assert scaled.is_frozen() and 90000 * factor == scaled.SOLVER.MAX_ITER

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from gradaug_det.mmdet.backbone import slimmed_part
 from gradaug_det.mmdet.config import trained_options
 from gradaug_det.mmdet.export_config import plain_config
+from gradaug_det.mmdet.hook import GradAugHook
 from tests.core.narrow import check_against_narrow
 
 from .helpers import KINDS, collated, tiny_items, tiny_model, tiny_model_cfg
@@ -34,7 +35,7 @@ def test_gradients_are_those_of_a_narrow_detector(kind, monkeypatch):
     check_against_narrow(model, narrow, losses, 0.5)
 
 
-@pytest.mark.parametrize("kind", ["GradAugHook", "mmengine.GradAugHook"])
+@pytest.mark.parametrize("kind", ["GradAugHook", "mmengine.GradAugHook", GradAugHook])
 def test_a_config_says_what_was_trained(kind):
     hooks = [{"type": kind, "passes": "alternating", "slim": "detector"}]
     options = trained_options(Config({"custom_hooks": hooks}))
