@@ -3,9 +3,11 @@
 from fractions import Fraction
 
 import pytest
+import torch
 from mmdet.models.dense_heads import rpn_head
 from mmengine.config import Config
 
+from gradaug_det.core.slimming import at_width, set_width
 from gradaug_det.mmdet.backbone import slimmed_part
 from gradaug_det.mmdet.config import trained_options
 from gradaug_det.mmdet.export_config import plain_config
@@ -40,3 +42,23 @@ def test_a_config_says_what_was_trained(kind):
     hooks = [{"type": kind, "passes": "alternating", "slim": "detector"}]
     options = trained_options(Config({"custom_hooks": hooks}))
     assert options.slim == "detector" and options.trained_width == 0.5
+    hooks[0] |= {"passes": "added", "num_subnets": 0}
+    plain = trained_options(Config({"custom_hooks": hooks}))
+    assert plain.slim == "detector" and plain.trained_width == 1  # so that it can be a control
+
+
+@torch.no_grad()
+def test_a_detector_runs_at_the_width_that_is_set():
+    model = slimmed_part(tiny_model("faster_rcnn"), "detector").eval()
+
+    def scores():
+        (found,) = model.test_step(collated(tiny_items()[:1]))
+        return found.pred_instances.scores
+
+    whole = scores()
+    with at_width(model, 0.5, "frozen"):
+        half = scores()
+    assert not torch.equal(whole, half)
+    for width, wanted in ((0.5, half), (1, whole)):
+        set_width(model, width)
+        torch.testing.assert_close(scores(), wanted, rtol=0, atol=0)
