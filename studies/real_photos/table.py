@@ -15,7 +15,8 @@ from studies.real_photos.study import FOLDER, TASKS
 from studies.report.statistics import agreement
 from studies.table3_mini.plots import Curve, Point, ap_plot
 
-WIDTH_CURVES = {  # of a figure: by label, which columns of which rows
+# Curves of the figures, by label: which columns of which rows; and which arms.
+WIDTH_CURVES = {
     "any width": [("any-late", "backbone", (1, 0.9, 0.75, 0.5))],
     "plain, matched": [("any-plain", "backbone, matched", (0.9, 0.75, 0.5))],
     "trained at that width alone": [
@@ -23,6 +24,13 @@ WIDTH_CURVES = {  # of a figure: by label, which columns of which rows
         ("any-alone-0.75", "backbone", (0.75,)),
         ("any-alone-0.5", "backbone", (0.5,)),
     ],
+}
+COMPUTE_CURVES = {
+    "plain": "any-plain",
+    "GradAug": "added-labels",
+    "any width": "any-late",
+    "each batch twice": "twice",
+    "weights averaged": "ema",
 }
 
 
@@ -45,8 +53,8 @@ def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for key, of_arm in seeds.items():
         whole = [[*of.values()] for of in of_arm.values() if len(of) == study["folds"]]
         first = [[folds[0]] for folds in of_arm.values() if 0 in folds]
-        # Plain training has both rows: arms of either kind are compared with it.
-        both = key[2] == plain[key[0], key[2]]
+        # Both rows where arms of either kind are compared with it, or the figure shows it.
+        both = key[2] == plain[key[0], key[2]] or key[2] in COMPUTE_CURVES.values()
         for folds, found in (("all", whole), ("0", first if both or not whole else [])):
             for cut in found[0][0]["ap"] if found else ():
                 rows[(*key, folds, cut)] = {"folds": folds, **_make_row(found, cut)}
@@ -102,27 +110,38 @@ def write_table(results: list[dict[str, Any]], folder: Path) -> None:
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     files = {"table.md": text, "table.json": json.dumps(rows, indent=1) + "\n"}
     for name in dict.fromkeys(row["set"] for row in rows):
-        files[f"width_{name}.svg"] = draw_widths([row for row in rows if row["set"] == name])
+        of_set = [row for row in rows if row["set"] == name]
+        files[f"width_{name}.svg"] = draw_widths(of_set)
+        files[f"compute_{name}.svg"] = draw_compute(of_set)
     write_files(folder, {name: text for name, text in files.items() if text})
 
 
 def draw_widths(rows: list[dict[str, Any]]) -> str:
     """Returns SVG text, box AP by width, of a set's rows over all folds; empty without any."""
-    found = {(r["arm"], r["cut"]): r["values"] for r in rows if r["folds"] == "all"}
-    curves = [
-        Curve(
-            label,
-            [
-                Point(width, found[arm, cut][f"box {width:g}"])
-                for arm, cut, widths in parts
-                for width in widths
-                if f"box {width:g}" in found.get((arm, cut), {})
-            ],
-            colour,
-        )
-        for colour, (label, parts) in enumerate(WIDTH_CURVES.items())
-    ]
+    found = {(r["arm"], r["cut"]): r for r in rows if r["folds"] == "all" and r["schedule"] == 1}
+    curves = []
+    for colour, (label, parts) in enumerate(WIDTH_CURVES.items()):
+        of_parts = [(found.get((arm, cut), {}).get("values", {}), w) for arm, cut, w in parts]
+        pairs = [(w, values.get(f"box {w:g}")) for values, widths in of_parts for w in widths]
+        points = [Point(width, aps) for width, aps in pairs if aps]
+        curves.append(Curve(label, points, colour))
     return ap_plot(curves, "width of the backbone", "box AP, %")
+
+
+def draw_compute(rows: list[dict[str, Any]]) -> str:
+    """Returns SVG text, box AP at full width by processor time, of a set's rows over fold 0."""
+    rows = [row for row in rows if row["folds"] == "0" and row["cut"] == "backbone"]
+    cost = {(row["arm"], row["schedule"]): row["steps"] * row["seconds"] for row in rows}
+    curves = []
+    for colour, (label, arm) in enumerate(COMPUTE_CURVES.items()):
+        of_arm = [row for row in rows if row["arm"] == arm and ("any-plain", 1) in cost]
+        points = [
+            Point(cost[arm, row["schedule"]] / cost["any-plain", 1], row["values"]["box 1"])
+            for row in of_arm
+        ]
+        curves.append(Curve(label, points, colour))
+    label = "processor time of the training, 1: plain, schedule 1"
+    return ap_plot(curves, label, "box AP, %", bottom=None)
 
 
 def _spread(values: list[float]) -> str:

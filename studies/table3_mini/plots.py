@@ -35,8 +35,12 @@ class Curve:
     colour: int
 
 
-def ap_plot(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
-    """SVG text: a line through the means, a small dot for each seed; empty without any point."""
+def ap_plot(curves: Sequence[Curve], x_label: str, y_label: str, bottom: float | None = 0) -> str:
+    """SVG text: a line through the means, a small dot for each seed; empty without any point.
+
+    Args:
+        bottom: the least AP that is shown; None: of the points.
+    """
     if not any(curve.points for curve in curves):
         return ""
 
@@ -54,7 +58,7 @@ def ap_plot(curves: Sequence[Curve], x_label: str, y_label: str) -> str:
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=bottom)
         axes.legend(frameon=False, fontsize=9.5)
 
     return render_svg(draw)

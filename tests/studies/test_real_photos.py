@@ -170,7 +170,7 @@ def test_the_page_of_any_width_has_the_tables_numbers():
 
 
 def test_the_table_has_means_over_folds_and_spreads_over_seeds(tmp_path):
-    plain, other, tuned = "any-plain", "added-labels", "double-rate"
+    plain, other, tuned = "any-plain", "added-both", "double-rate"
     results = [
         *(result(plain, s, f, 10 * s + 3 * f) for s in (1, 2, 3) for f in (0, 1, 2)),
         *(result(other, s, f, 10 * s + 3 * f + 5, 3.0) for s in (1, 2, 3) for f in (0, 1, 2)),
@@ -203,23 +203,29 @@ def encode(image, kind="png"):
     return buffer.getvalue()
 
 
-def test_the_figure_has_a_curve_of_each_kind(monkeypatch):
+def test_the_figures_have_a_curve_of_each_kind(monkeypatch):
     drawn = []
-    monkeypatch.setattr(table, "ap_plot", lambda curves, *_: drawn.extend(curves) or "<svg/>")
+    monkeypatch.setattr(table, "ap_plot", lambda curves, *_, **__: drawn.extend(curves) or "<svg/>")
     widths = (1, 0.9, 0.75, 0.5)
     values = {f"box {width:g}": [width] * 3 for width in widths}
-    rows = [
-        {"arm": arm, "cut": "backbone", "folds": "all", "values": values}
-        for arm in ("any-late", "any-plain", "any-alone-0.5")
-    ]
-    rows.append({**rows[0], "folds": "0", "values": {}})
+    common = {"cut": "backbone", "folds": "all", "schedule": 1, "values": values}
+    rows = [{"arm": arm, **common} for arm in ("any-late", "any-plain", "any-alone-0.5")]
+    rows += [{**rows[0], "folds": "0", "values": {}}, {**rows[0], "schedule": 2, "values": {}}]
     assert table.draw_widths(rows) == "<svg/>"
     found = {curve.label: [(p.x, p.values) for p in curve.points] for curve in drawn}
     assert found["any width"] == [(w, [w] * 3) for w in widths]
     assert found["plain, matched"] == []
     assert found["trained at that width alone"] == [(1, [1] * 3), (0.5, [0.5] * 3)]
+
+    drawn.clear()
+    costs = {1: {"steps": 100, "seconds": 0.5}, 2: {"steps": 200, "seconds": 0.75}}
+    rows += [{**rows[1], "folds": "0", "schedule": s, **cost} for s, cost in costs.items()]
+    assert table.draw_compute(rows[5:]) == "<svg/>"
+    found = {curve.label: [(p.x, p.values) for p in curve.points] for curve in drawn}
+    assert found["plain"] == [(1, [1] * 3), (3, [1] * 3)] and found["GradAug"] == []
     monkeypatch.undo()
     assert table.draw_widths([]) == "" and table.draw_widths(rows).startswith("<svg")
+    assert table.draw_compute([]) == "" and table.draw_compute(rows[5:]).startswith("<svg")
 
 
 def test_sets_are_made_of_the_published_archives(tmp_path):
