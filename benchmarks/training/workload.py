@@ -62,13 +62,16 @@ class Variant:
         return f"{self.kind}-{self.num_subnets}" if self.num_subnets else self.kind
 
     def detector_options(self, options: Mapping[str, Any]) -> GradAugOptions:
-        """These settings with the variant's own.
+        """These settings with the variant's own; plain steps have none.
 
         Raises:
             ConfigError: one of them is unknown or not allowed.
         """
-        own = {"supervision": self.kind} if self.num_subnets else {}
-        own |= {"passes": self.kind} if self == ALTERNATING else {"num_subnets": self.num_subnets}
+        if self == ALTERNATING:
+            return GradAugOptions.from_mapping({**options, "passes": self.kind})
+        if not self.num_subnets:
+            return GradAugOptions(num_subnets=0)
+        own = {"supervision": self.kind, "num_subnets": self.num_subnets}
         return GradAugOptions.from_mapping({**options, **own})
 
 
