@@ -9,4 +9,4 @@ model = dict(
         type="SlimmableResNet", init_cfg=dict(checkpoint="gradaug://mini-resnet18-anywidth")
     )
 )
-custom_hooks = [dict(type="GradAugHook", passes="alternating")]
+custom_hooks = [dict(type="GradAugHook", passes="alternating", start=650, full_share=0.5)]
