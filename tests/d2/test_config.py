@@ -10,7 +10,7 @@ from detectron2.config import get_cfg
 from gradaug_det.core.options import GradAugOptions
 from gradaug_det.d2 import GradAugHook, add_gradaug_config, gradaug_options
 from gradaug_det.d2.checks import check_batch, check_device, check_gpus, check_operators
-from gradaug_det.d2.config import load_config
+from gradaug_det.d2.config import load_config, trained_options
 from gradaug_det.errors import ConfigError, UnslimmableError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "detectron2"
@@ -34,6 +34,16 @@ def test_defaults_are_plain_training(cfg):
     assert GradAugHook.from_config(cfg) is None
     cfg.GRADAUG.ENABLED = True
     assert GradAugHook.from_config(cfg).options.num_subnets == 3
+
+
+def test_a_plain_detector_can_be_cut_as_a_whole(cfg):
+    assert trained_options(cfg) == GradAugOptions(num_subnets=0)
+    cfg.GRADAUG.SLIM = "detector"
+    options = trained_options(cfg)
+    assert options.slim == "detector" and options.trained_width == 1 and not options.active
+    cfg.GRADAUG.SLIM = "neck"
+    with pytest.raises(ConfigError, match=r"GRADAUG.SLIM must be one of"):
+        trained_options(cfg)
 
 
 @pytest.mark.parametrize(
