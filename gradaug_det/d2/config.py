@@ -60,12 +60,12 @@ def gradaug_options(cfg: CN) -> GradAugOptions:
 
 def trained_options(cfg: CN) -> GradAugOptions:
     """Returns the settings with which a config's detector was trained; without GradAug, that there
-    were no sub-networks, and what is cut."""
+    were no sub-networks, and what of the detector is narrow at a width below 1."""
+    options = gradaug_options(cfg)
     if cfg.GRADAUG.ENABLED:
-        return gradaug_options(cfg)
-    with name_config_keys():
-        cut = {key: cfg.GRADAUG[key.upper()] for key in ("divisor", "slim", "keep_whole")}
-        return GradAugOptions(num_subnets=0, **cut)
+        return options
+    cut = {key: getattr(options, key) for key in ("divisor", "slim", "keep_whole")}
+    return GradAugOptions(num_subnets=0, **cut)
 
 
 @contextmanager

@@ -118,28 +118,27 @@ def write_table(results: list[dict[str, Any]], folder: Path) -> None:
 
 def draw_widths(rows: list[dict[str, Any]]) -> str:
     """Returns SVG text, box AP by width, of a set's rows over all folds; empty without any."""
-    found = {(r["arm"], r["cut"]): r for r in rows if r["folds"] == "all" and r["schedule"] == 1}
+    used = [row for row in rows if row["folds"] == "all" and row["schedule"] == 1]
+    found = {(row["arm"], row["cut"]): row["values"] for row in used}
     curves = []
     for colour, (label, parts) in enumerate(WIDTH_CURVES.items()):
-        of_parts = [(found.get((arm, cut), {}).get("values", {}), w) for arm, cut, w in parts]
-        pairs = [(w, values.get(f"box {w:g}")) for values, widths in of_parts for w in widths]
-        points = [Point(width, aps) for width, aps in pairs if aps]
-        curves.append(Curve(label, points, colour))
+        pairs = [(width, found.get((arm, cut), {})) for arm, cut, ws in parts for width in ws]
+        aps = [(width, values.get(f"box {width:g}")) for width, values in pairs]
+        curves.append(Curve(label, [Point(*one) for one in aps if one[1]], colour))
     return ap_plot(curves, "width of the backbone", "box AP, %")
 
 
 def draw_compute(rows: list[dict[str, Any]]) -> str:
-    """Returns SVG text, box AP at full width by processor time, of a set's rows over fold 0."""
-    rows = [row for row in rows if row["folds"] == "0" and row["cut"] == "backbone"]
-    cost = {(row["arm"], row["schedule"]): row["steps"] * row["seconds"] for row in rows}
-    curves = []
-    for colour, (label, arm) in enumerate(COMPUTE_CURVES.items()):
-        of_arm = [row for row in rows if row["arm"] == arm and ("any-plain", 1) in cost]
-        points = [
-            Point(cost[arm, row["schedule"]] / cost["any-plain", 1], row["values"]["box 1"])
-            for row in of_arm
-        ]
-        curves.append(Curve(label, points, colour))
+    """Returns SVG text, box AP at full width by processor time, of a set's rows over fold 0; empty
+    without plain training's at schedule 1, whose time is the unit."""
+    used = [row for row in rows if row["folds"] == "0" and row["cut"] == "backbone"]
+    points: dict[str, list[Point]] = defaultdict(list)
+    plain = [r for r in used if (r["arm"], r["schedule"]) == (COMPUTE_CURVES["plain"], 1)]
+    for row in used if plain else []:
+        time = row["steps"] * row["seconds"] / (plain[0]["steps"] * plain[0]["seconds"])
+        points[row["arm"]].append(Point(time, row["values"]["box 1"]))
+    named = enumerate(COMPUTE_CURVES.items())
+    curves = [Curve(label, points[arm], colour) for colour, (label, arm) in named]
     label = "processor time of the training, 1: plain, schedule 1"
     return ap_plot(curves, label, "box AP, %", bottom=None)
 

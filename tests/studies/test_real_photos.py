@@ -156,8 +156,8 @@ def test_pages_have_the_tables_numbers(page):
         tuple(row[key] for key in ("set", "arm", "cut", "folds", "steps")): row
         for row in json.loads((FOLDER / "table.json").read_text())
     }
-    text = (ROOT / page).read_text("utf-8")
-    told = text.partition("| set | training |")[2].partition("\n\n")[0].splitlines()[2:]
+    content = (ROOT / page).read_text("utf-8")
+    told = content.partition("| set | training |")[2].partition("\n\n")[0].splitlines()[2:]
     assert len(told) > 5
     for line in told:
         name, text, arm, *own = (cell.strip() for cell in line[1:-1].split("|"))
