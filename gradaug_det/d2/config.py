@@ -64,8 +64,7 @@ def trained_options(cfg: CN) -> GradAugOptions:
     options = gradaug_options(cfg)
     if cfg.GRADAUG.ENABLED:
         return options
-    cut = {key: getattr(options, key) for key in ("divisor", "slim", "keep_whole")}
-    return GradAugOptions(num_subnets=0, **cut)
+    return GradAugOptions(num_subnets=0, slim=options.slim, keep_whole=options.keep_whole)
 
 
 @contextmanager
