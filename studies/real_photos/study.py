@@ -38,7 +38,7 @@ def read_cells(file: Path = FOLDER / "cells.yaml") -> dict[str, dict[str, Any]]:
                 **{"set": of_set, "arm": arm, "schedule": schedule, "seed": seed, "fold": fold},
                 **{key: options.get(key, default) for key, default in _OWN.items()},
                 # Not in older results, whose settings have to be the same.
-                **({"ema": options["ema"]} if "ema" in options else {}),
+                **{key: options[key] for key in ("ema", "views") if key in options},
                 **common,
                 "overrides": {k: v for k, v in options.items() if k.isupper()} | own,
             }

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gradaug_det.core.slimming import at_width
+from gradaug_det.core.transforms import BatchTransform
 from gradaug_det.d2.backbone import slimmable_part, slimmed_part
+from gradaug_det.d2.batch import Batch, transform_batch
 from gradaug_det.d2.config import load_config
 from gradaug_det.d2.data import check_datasets, register_coco
+from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.d2.train import Trainer
 from gradaug_det.errors import DataError, GradAugError
@@ -70,6 +74,10 @@ def train_cell(name: str, cell: dict[str, Any], data: Path, out: Path, results: 
         except BlockingIOError:
             raise GradAugError(f"{name} is being trained by another process") from None
         trainer = CellTrainer(cfg, cell.get("ema", 0))
+        if cell.get("views") == "own":
+            loader = trainer.data_loader
+            loader.mapper = TwoViews(loader.mapper)
+            GradAugDetector.transform = second_view  # of all in this process
         trainer.resume_or_load(resume=True)
         trainer.train()
         if trainer.average:
@@ -169,6 +177,21 @@ class WeightAverage(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state)
+
+
+@dataclass
+class TwoViews:
+    """Reads an image twice, with its own size, crop and mirroring each time."""
+
+    mapper: Callable[[dict], dict]
+
+    def __call__(self, record: dict) -> dict:
+        return {**self.mapper(record), "view": self.mapper(record)}
+
+
+def second_view(detector: GradAugDetector, batch: Batch, transform: BatchTransform) -> Batch:
+    """Returns the batch that an added pass sees, in place of a transformed one."""
+    return transform_batch([item["view"] for item in batch], transform, detector.options)
 
 
 def measure_widths(trainer: CellTrainer, cell: dict[str, Any]) -> dict[str, dict[str, float]]:

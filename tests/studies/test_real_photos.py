@@ -16,9 +16,10 @@ from pycocotools import mask as coco_mask
 
 from gradaug_det.check_data.check import check_before_training
 from gradaug_det.d2.config import gradaug_options, load_config
+from gradaug_det.d2.detector import GradAugDetector
 from gradaug_det.evaluation.coco_data import CocoData
 from studies.real_photos import __main__ as program
-from studies.real_photos import table
+from studies.real_photos import table, train
 from studies.real_photos.study import FOLDER, read_cells, read_results, split_fold
 from studies.real_photos.table import make_rows, write_table
 from studies.real_photos.train import ROOT, CellTrainer, prepare_cell, train_cell
@@ -88,6 +89,37 @@ def test_folds_are_disjoint_and_complete(data):
     half, same = split_fold(data / "tiny", tiny_cell(fold=2, folds=3, images=0.5))
     assert len(half["images"]) == 2 and same == test
     assert {i["id"] for i in half["images"]} < {i["id"] for i in train["images"]}
+
+
+@pytest.mark.integration
+def test_an_added_pass_sees_the_images_augmented_anew(data, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(detector, batch, transform):
+        seen.append((batch, second_view(detector, batch, transform)))
+        return seen[-1][1]
+
+    second_view = train.second_view
+    monkeypatch.setattr(GradAugDetector, "transform", GradAugDetector.transform)  # put back later
+    monkeypatch.setattr(train, "second_view", spy)
+    cell = tiny_cell(views="own", match=0)
+    cell["overrides"] |= (
+        CELLS["pennfudan-added-views-1x-seed1-fold0"]["overrides"] | tiny_cell()["overrides"]
+    )
+    train_cell("views", cell, data, tmp_path, tmp_path / "results")
+    assert len(seen) == 3
+    for batch, views in seen:
+        for item, view in zip(batch, views, strict=True):
+            assert view["file_name"] == item["file_name"]
+            assert torch.equal(view["image"], item["view"]["image"])
+            assert len(view["instances"]) == len(item["instances"])
+    views = [view for _, batch in seen for view in batch]
+    images = [item for batch, _ in seen for item in batch]
+    mirrored = [
+        torch.equal(item["image"].flip(-1), view["image"])
+        for item, view in zip(images, views, strict=True)
+    ]
+    assert True in mirrored and False in mirrored
 
 
 @pytest.mark.integration
