@@ -35,6 +35,7 @@ PAGES = [
     *("troubleshooting", "check_data", "zoo", "benchmark", "export", "licences"),
     *("RESULTS", "MODEL_ZOO", "CHANGELOG", "CONTRIBUTING", "SECURITY"),
     *("studies/table3_mini/index", "studies/mini_zoo/index", "studies/mini_zoo/FINDINGS"),
+    "studies/table3_mini/FINDINGS",
     *("benchmarks/results/training", "studies/frameworks/results/report"),
     *("studies/demo/index", "studies/demo/results/report", "measured"),
     *("reference/core", "reference/d2", "reference/mmdet", "reference/errors"),
