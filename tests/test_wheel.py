@@ -175,5 +175,5 @@ def test_mmdetection_trains_with_the_readmes_lines(user, dist):
         *("--cfg-options", "model.backbone.init_cfg=None", "train_cfg.max_iters=1"),
         "custom_hooks.0.log_period=1",
     )
-    assert "GradAug iter 1: sub0 width" in printed
+    assert re.search(r"GradAug iter 1: width [\d.]+ loss", printed)
     assert (user.folder / "mmdet" / "iter_1.pth").is_file()
