@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gradaug_det.core.checks import check_integer, check_width
 from gradaug_det.core.plan import SlimPlan, flatten_output
 from gradaug_det.core.tracing import ExamplePass, example_image, trace_plan
-from gradaug_det.errors import ConfigError, UnslimmableError
+from gradaug_det.errors import ConfigError, GradAugError, UnslimmableError
 
 _PLAN = "_gradaug_slim_plan"
 _SET = "_gradaug_set_width"
@@ -50,13 +50,17 @@ def slim_plan(module: nn.Module, example: ExamplePass | None = None) -> SlimPlan
                 if getattr(layer, "_compiled_call_impl", None) is not None:
                     overrides.set(vars(layer), "_compiled_call_impl", None)
             module.__dict__.pop(_PLAN, None)
-            plan = trace_plan(module, example)
-            module.__dict__[_PLAN] = plan
             try:
+                plan = module.__dict__[_PLAN] = trace_plan(module, example)
                 _check_plan(module, plan, example)
-            except BaseException:
-                del module.__dict__[_PLAN]
-                raise
+            except BaseException as error:
+                module.__dict__.pop(_PLAN, None)
+                if isinstance(error, GradAugError) or not isinstance(error, Exception):
+                    raise
+                raise UnslimmableError(
+                    f"cannot slim {type(module).__name__}: in evaluation mode, a pass of a blank "
+                    f"image stops with {type(error).__name__}: {error}"
+                ) from error
     return plan
 
 
@@ -96,11 +100,6 @@ def slim_detector(detector: nn.Module, example: ExamplePass) -> nn.Module:
     except UnslimmableError as error:
         raise UnslimmableError(
             f"{error}; slim the backbone alone, or name the layer, or what it is in, in keep_whole"
-        ) from error
-    except Exception as error:
-        raise UnslimmableError(
-            f"cannot slim {type(detector).__name__}: in evaluation mode, a pass of a blank image "
-            f"stops with {type(error).__name__}: {error}"
         ) from error
     return detector
 

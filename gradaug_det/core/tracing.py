@@ -26,11 +26,12 @@ from gradaug_det.errors import UnslimmableError
 # Functions that map each channel to itself. Their result is also checked by its shape.
 # fmt: off
 _CHANNELWISE = frozenset({
-    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "silu", "gelu", "hardtanh",
-    "hardswish", "sigmoid", "tanh", "clone", "contiguous", "to", "float", "half", "bfloat16",
-    "double", "detach", "dropout", "dropout2d", "dropout_", "mean", "adaptive_avg_pool2d",
-    "avg_pool2d", "max_pool2d", "boolean_dispatch", "fn", "interpolate", "pad", "squeeze", "div",
-    "__truediv__",
+    "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "selu", "celu", "silu", "gelu",
+    "mish", "softplus", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "tanh", "clamp",
+    "clamp_", "clamp_min", "neg", "abs", "exp", "sqrt", "clone", "contiguous", "to", "float",
+    "half", "bfloat16", "double", "detach", "dropout", "dropout2d", "dropout_", "mean", "amax",
+    "adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "boolean_dispatch",
+    "fn", "interpolate", "pad", "squeeze", "div", "__truediv__",
 })
 # fmt: on
 _ADDITIONS = frozenset({"add", "add_", "__add__", "__iadd__", "__radd__"})

@@ -407,11 +407,32 @@ def test_running_statistics_are_never_written_at_a_width(norm):
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.PixelShuffle(2)), "'1'.*'pixel_shuffle'"),
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 1, groups=4)), "'1'.*8 to 16"),
         (lambda: nn.Sequential(nn.Linear(3, 3)), "no convolution"),
+        # The first convolution reads more channels than the image has, as YOLOX's.
+        (
+            lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3)),
+            "Sequential: .* blank image stops with RuntimeError: .*got 48 channels",
+        ),
     ],
 )
 def test_unslimmable_networks_name_the_layer(build, layer):
     with pytest.raises(UnslimmableError, match=layer):
         slim_plan(build())
+
+
+class Maximum(nn.Module):
+    def forward(self, maps):
+        return maps.clamp(-6, 6).amax((2, 3), keepdim=True).neg().exp()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.SELU(), nn.SELU(True), nn.Mish(True), nn.Hardsigmoid(), nn.Softplus(), Maximum()],
+)
+def test_functions_of_each_channel_are_followed(layer):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), layer, nn.AdaptiveMaxPool2d(2), nn.Conv2d(8, 4, 1))
+    plan = slim_plan(network)
+    assert plan.tensor_shape("0.weight", network[0].weight.shape, 0.5) == (4, 3, 3, 3)
+    assert plan.tensor_shape("3.weight", network[3].weight.shape, 0.5) == (2, 4, 1, 1)
 
 
 def test_unused_parameters_are_named():
