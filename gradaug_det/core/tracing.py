@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -230,9 +229,22 @@ class _Tracer(TorchFunctionMode):
 
     # ---- modules --------------------------------------------------------------------------------
 
-    def enter(self, name: str, look: _Look | None, _layer: nn.Module, _args: tuple) -> None:
-        self.scope.append(name)
-        self.muted += look is not None
+    def watch(self, name: str, look: _Look | None, layer: nn.Module, stack: ExitStack) -> None:
+        """Sees what a module reads and makes, until the end of ``stack``."""
+        forward, own = layer.forward, vars(layer)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.scope.append(name)
+            self.muted += look is not None
+            out = forward(*args, **kwargs)
+            self.leave(name, look, layer, args, kwargs, out)
+            return out
+
+        # Not the module's hooks: MMDetection calls a dense head's `forward` itself.
+        before = {"forward": own["forward"]} if "forward" in own else {}
+        stack.callback(own.update, before)
+        stack.callback(own.pop, "forward")
+        own["forward"] = watched
 
     def leave(
         self, name: str, look: _Look | None, layer: nn.Module, args: tuple, kwargs: dict, out: Any
@@ -358,9 +370,7 @@ def trace_plan(module: nn.Module, example: ExamplePass | None = None) -> SlimPla
                 look = _Tracer.pooling
             elif _is_channelwise(layer):
                 look = _Tracer.channelwise
-            enter, leave = (partial(step, name, look) for step in (tracer.enter, tracer.leave))
-            stack.enter_context(layer.register_forward_pre_hook(enter))
-            stack.enter_context(layer.register_forward_hook(leave, with_kwargs=True))
+            tracer.watch(name, look, layer, stack)
         stack.enter_context(tracer)
         output = example.run(module) if example else module(example_image(module))
     return _finish(module, tracer, example, [] if example else flatten_output(output)[0])

@@ -568,7 +568,8 @@ def test_what_cannot_be_cut_is_named_or_kept_whole(part, build, problem):
     setattr(detector, part, build())
     with pytest.raises(UnslimmableError, match=problem):
         slim_detector(detector, example())
-    assert all(not layer._forward_hooks for layer in detector.modules())
+    left = [vars(layer) for layer in detector.modules()]
+    assert not any(own["_forward_hooks"] or "forward" in own for own in left)
     if part == "spare":
         with pytest.raises(UnslimmableError, match="'spare' whole: no pass in evaluation mode"):
             slim_detector(detector, example(part))

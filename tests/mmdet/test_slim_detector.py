@@ -37,6 +37,21 @@ def test_gradients_are_those_of_a_narrow_detector(kind, monkeypatch):
     check_against_narrow(model, narrow, losses, 0.5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["retinanet", "fcos", "atss"])
+def test_a_dense_head_is_kept_whole(kind):
+    """MMDetection calls its `forward`, so that no hook of it runs."""
+    model = slimmed_part(tiny_model(kind).eval(), "detector", ["bbox_head"])
+    shapes = [weight.shape for weight in model.bbox_head.parameters()]
+    lateral = model.neck.lateral_convs[0].conv
+    channels = lateral.out_channels
+    with at_width(model, 0.5, "frozen"):
+        assert lateral.weight.shape[0] == channels // 2
+        assert [weight.shape for weight in model.bbox_head.parameters()] == shapes
+        (found,) = model.test_step(collated(tiny_items()[:1]))
+    assert found.pred_instances.scores.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["GradAugHook", "mmengine.GradAugHook", GradAugHook])
 def test_a_config_says_what_was_trained(kind):
     hooks = [{"type": kind, "passes": "alternating", "slim": "detector"}]
