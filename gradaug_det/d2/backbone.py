@@ -75,5 +75,6 @@ def slimmed_part(
 
 
 def _run_blank(detector: nn.Module) -> None:
-    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    detector([{"image": image, "height": 64, "width": 64}])
+    channels = len(getattr(detector, "pixel_mean", (0, 0, 0)))
+    image = torch.zeros(channels, 128, 160, dtype=torch.uint8)  # large enough for seven levels
+    detector([{"image": image, "height": 128, "width": 160}])

@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode as CN
 from detectron2.config import LazyConfig, get_cfg
 from yaml import YAMLError
+from yaml.constructor import ConstructorError
 
 from gradaug_det.core.checks import check_bool, check_integer
 from gradaug_det.core.options import GradAugOptions
@@ -182,6 +183,11 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
     if isinstance(error, (KeyError, ValueError, AssertionError)):
         return text
+    if isinstance(error, ConstructorError):  # as in Detectron2's Base-RetinaNet.yaml
+        return (
+            "it has a tag that would run code; write the value that comes out, as "
+            f"configs/detectron2/retinanet_R_50_FPN_1x_gradaug.yaml has anchors' sizes ({text})"
+        )
     if isinstance(error, YAMLError):
         return f"it is not valid yaml: {text}"
     if isinstance(error, RecursionError):

@@ -137,7 +137,7 @@ class Detectron2Exporter:
         """Returns the detector as a function of one image of any size, without mask pasting."""
         generator = torch.Generator().manual_seed(0)
         image, other = (
-            torch.randint(0, 256, (3, *size), generator=generator).float()
+            torch.randint(0, 256, (len(model.pixel_mean), *size), generator=generator).float()
             for size in ((192, 256), (224, 160))
         )
         inputs = [{"image": image}]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradaug_det.core.slimming import at_width, slim_plan
+from gradaug_det.core.tracing import example_image
 from gradaug_det.errors import ConfigError
 from gradaug_det.export.calibration import find_norms, measure_moments, recalibrate
 from gradaug_det.export.programs import Traceable, make_program
@@ -57,7 +58,7 @@ class Exporter(Protocol):
         """Builds the detector of such a config, in evaluation mode, without weights."""
 
     def run(self, model: nn.Module, image: Tensor) -> None:
-        """Runs all layers on an image (1, 3, H, W) of noise, of mean 0 and deviation 1.
+        """Runs all layers on an image (1, C, H, W) of noise, of mean 0 and deviation 1.
 
         The heads first see one box, whatever the detector finds; then it detects.
         """
@@ -121,14 +122,15 @@ def export_detector(
         narrow = exporter.build(path)
     narrow.load_state_dict(narrow_state(model, slimmed, narrow, width, exporter.divisor))
 
+    backbone = exporter.backbone_of(model)
     # No image: in noise every channel matters, so that a wrong slice cannot go unnoticed.
-    noise = torch.randn(1, 3, 256, 384, generator=torch.Generator().manual_seed(0))
+    shape = 1, example_image(backbone).shape[1], 256, 384
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with at_width(slimmed, width, norm="frozen", divisor=exporter.divisor):
         sliced = layer_outputs(model, lambda: exporter.run(model, noise))
     difference = largest_difference(
         lambda: layer_outputs(narrow, lambda: exporter.run(narrow, noise)), sliced
     )
-    backbone = exporter.backbone_of(model)
     if images:
         moments = measure_moments(backbone, exporter.batches(model, images)) if match else None
         recalibrate(exporter.backbone_of(narrow), exporter.batches(narrow, images), moments)

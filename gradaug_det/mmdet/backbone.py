@@ -74,7 +74,10 @@ def slimmed_part(
 
 
 def _run_blank(detector: nn.Module) -> None:
-    run_layers(detector, next(detector.parameters()).new_zeros(1, 3, 64, 64))
+    mean = getattr(detector.data_preprocessor, "mean", None)  # of the image's channels
+    channels = 3 if mean is None else len(mean)
+    # Large enough for seven levels.
+    run_layers(detector, next(detector.parameters()).new_zeros(1, channels, 128, 160))
 
 
 def run_layers(detector: nn.Module, image: Tensor) -> None:

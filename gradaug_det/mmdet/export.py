@@ -17,6 +17,7 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from gradaug_det.core.dump import to_plain
+from gradaug_det.core.tracing import example_image
 from gradaug_det.errors import ZooError
 from gradaug_det.export.programs import Traceable
 from gradaug_det.mmdet.backbone import run_layers, slimmed_part
@@ -80,8 +81,10 @@ class MMDetectionExporter:
         """Backbone and neck: MMCV's own operations, which the heads use, cannot be traced."""
         generator = torch.Generator().manual_seed(0)
         module = _Features(model).eval()
+        channels = example_image(model.backbone).shape[1]
         example, other = (
-            torch.randn(*shape, generator=generator) for shape in ((1, 3, 64, 96), (2, 3, 128, 64))
+            torch.randn(images, channels, *size, generator=generator)
+            for images, size in ((1, (64, 96)), (2, (128, 64)))
         )
         with torch.no_grad():
             levels = len(module(example))

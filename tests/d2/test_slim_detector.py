@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from gradaug_det.core.slimming import at_width
 from gradaug_det.d2.backbone import slimmed_part
 from tests.core.narrow import check_against_narrow
 
@@ -33,6 +35,14 @@ def test_gradients_are_those_of_a_narrow_detector(kind):
     batch = tiny_batch()
     with EventStorage():
         check_against_narrow(model, narrow, lambda detector: detector(batch), 0.5)
+
+
+def test_images_of_one_channel():
+    cfg = bottleneck_cfg("retinanet")
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [100.0], [50.0]
+    model = slimmed_part(build_model(cfg), "detector")
+    with at_width(model, 0.5):
+        assert model.backbone.bottom_up.stem.conv1.weight.shape == (8, 1, 7, 7)
 
 
 def test_a_compiled_detector_is_slimmed_as_it_is():

@@ -71,7 +71,8 @@ def random_checkpoint(path, *opts):
     config = load_config(CONFIGS["mmdet"], options(opts))
     config.model.backbone.init_cfg = None
     model = MODELS.build(config.model)
-    calibrate_backbone(model.backbone, torch.randn(2, 3, 64, 96))
+    channels = model.backbone.conv1.in_channels
+    calibrate_backbone(model.backbone, torch.randn(2, channels, 64, 96))
     torch.save({"state_dict": model.state_dict()}, path)
     return model.eval()
 
@@ -86,6 +87,16 @@ def mini(checkpoints, tmp_path_factory):
 
 def test_detections_and_ap_are_the_sliced_networks(mini, data):
     assert_detections_and_ap_of_the_slice(*mini, data)
+
+
+def test_images_of_one_channel(tmp_path):
+    gray = ("model.backbone.in_channels=1", "model.data_preprocessor.bgr_to_rgb=False")
+    gray += ("model.data_preprocessor.mean=[100.0]", "model.data_preprocessor.std=[50.0]")
+    opts = (*MINI, *gray, *NARROW_HEADS)
+    random_checkpoint(tmp_path / "gray.pth", *opts)
+    exported = export(files(tmp_path / "gray.pth", *opts), 0.5, tmp_path / "narrow")
+    state = torch.load(exported.weights)["state_dict"]
+    assert state["backbone.conv1.weight"].shape == (32, 1, 7, 7)
 
 
 def test_benchmark_measures_it(mini, data, tmp_path):

@@ -337,7 +337,7 @@ EXPECTED = {
     "annotation files: an image id that is a string: MMDetection": 'DataError: train_dataloader.dataset: 1 x ids-mixed: ... text "1"',
     "annotation files: an image id that is a string: gradaug-det benchmark": 'DataError: faults: 1 x ids-mixed: ... text "1"',
     "configs: no yaml: Detectron2": 'ConfigError: FOLDER/config.yaml or an override cannot be used: it is not valid yaml: while parsing a flow sequence in "FOLDER/config.yaml", line 1, co',
-    "configs: code in yaml: Detectron2": "ConfigError: FOLDER/config.yaml or an override cannot be used: it is not valid yaml",
+    "configs: code in yaml: Detectron2": "ConfigError: FOLDER/config.yaml or an override cannot be used: it has a tag that would run code; write the value that comes out",
     "configs: not text: Detectron2": "ConfigError: FOLDER/config.yaml or an override cannot be used: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte",
     "configs: empty: Detectron2": "ConfigError: FOLDER/config.yaml or an override cannot be used: a mapping of keys is expected where something else stands",
     "configs: a list: Detectron2": "ConfigError: FOLDER/config.yaml or an override cannot be used: a mapping of keys is expected where something else stands",
