@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,6 +27,7 @@ from gradaug_det.core.tracing import ExamplePass, example_image, trace_plan
 from gradaug_det.errors import ConfigError, GradAugError, UnslimmableError
 
 _PLAN = "_gradaug_slim_plan"
+_WIDTH = "_gradaug_width"
 _SET = "_gradaug_set_width"
 _MISSING = object()
 
@@ -39,9 +40,17 @@ def slim_plan(module: nn.Module, example: ExamplePass | None = None) -> SlimPlan
 
     Raises:
         UnslimmableError: the module has a layer that cannot be cut to its first channels.
+        GradAugError: a part of it is narrow already.
     """
-    plan = module.__dict__.get(_PLAN) if example is None else None
+    before = module.__dict__.get(_PLAN)
+    plan = before if example is None else None
     if plan is None:
+        for name, layer in module.named_modules():
+            if (width := layer.__dict__.get(_WIDTH)) is not None:
+                raise GradAugError(
+                    f"cannot slim {type(module).__name__}: {name or 'it'} is at width {width:g} "
+                    "already; set_width(..., 1) first"
+                )
         with no_traces(module), Overrides() as overrides:
             for layer in module.modules():
                 # Not module.eval(): frameworks override train() with side effects.
@@ -55,6 +64,8 @@ def slim_plan(module: nn.Module, example: ExamplePass | None = None) -> SlimPlan
                 _check_plan(module, plan, example)
             except BaseException as error:
                 module.__dict__.pop(_PLAN, None)
+                if before is not None:
+                    module.__dict__[_PLAN] = before
                 if isinstance(error, GradAugError) or not isinstance(error, Exception):
                     raise
                 raise UnslimmableError(
@@ -90,11 +101,15 @@ def slim_detector(detector: nn.Module, example: ExamplePass) -> nn.Module:
         UnslimmableError: names the layer that cannot be slimmed.
         ConfigError: it has no part of a name to be kept whole.
     """
-    names = [name for name, _ in detector.named_modules() if name]
+    parts = {name: part for name, part in detector.named_modules() if name}
+    whole: list[str] = []
     for name in example.whole:
-        if name not in names:
-            near = difflib.get_close_matches(name, names) or names[:3]
+        if name not in parts:
+            near = difflib.get_close_matches(name, parts) or [*parts][:3]
             raise ConfigError("keep_whole", f"has {name!r}, not a part as {', '.join(near)}")
+        listed = isinstance(parts[name], nn.ModuleList)  # a cascade's stages, which run one by one
+        whole += [f"{name}.{key}" for key in parts[name]._modules] if listed else [name]
+    example = replace(example, whole=whole)
     try:
         slim_plan(detector, example)
     except UnslimmableError as error:
@@ -136,13 +151,13 @@ def at_width(
     check_integer("divisor", divisor, low=1)
     plan = slim_plan(module)
     plan.check_norm(norm)
-    if module.__dict__.get("_gradaug_width") is not None:
+    if module.__dict__.get(_WIDTH) is not None:
         raise UnslimmableError("at_width cannot be nested: the module is already a sub-network")
     kept = plan.channels(width, divisor)
     layers = _layers_of(module, plan)
     with Overrides() as overrides:
         override = overrides.set
-        override(module.__dict__, "_gradaug_width", width)
+        override(module.__dict__, _WIDTH, width)
         for layer in layers.norms:
             use_batch = norm == "batch" or (norm == "auto" and layer["training"])
             override(layer, "training", use_batch)
@@ -162,8 +177,8 @@ def at_width(
                 slices[index] = (whole, part)
             override(table, key, part.clone() if is_written else part)
         if plan.outputs:
-            pad = module.register_forward_hook(lambda _m, _i, out: _pad_outputs(out, plan, kept))
-            overrides.enter_context(pad)
+            pad = partial(_pad_outputs, plan, kept)
+            overrides.enter_context(module.register_forward_hook(pad))
         yield module
 
 
@@ -186,16 +201,24 @@ def set_width(module: nn.Module, width: float, norm: str = "frozen", divisor: in
     if (before := module.__dict__.pop(_SET, None)) is not None:
         before.close()
     if width < 1:
-        with ExitStack() as stack:
+        with _SetWidth() as stack:
             stack.enter_context(at_width(module, width, norm, divisor))
-            stack.enter_context(module.register_state_dict_pre_hook(_refuse_cut_state))
+            for part in module.modules():
+                stack.enter_context(part.register_state_dict_pre_hook(_refuse_cut_state))
             module.__dict__[_SET] = stack.pop_all()
 
 
-def _refuse_cut_state(module: nn.Module, *_: Any) -> None:
+class _SetWidth(ExitStack):
+    """What ends a width that was set. A copy or a pickle of the module would have it, too."""
+
+    def __reduce__(self) -> None:
+        _refuse_cut_state()
+
+
+def _refuse_cut_state(*_: Any) -> None:
     raise UnslimmableError(
-        f"state_dict of {type(module).__name__} would hold tensors cut to width "
-        f"{module._gradaug_width:g}: set_width(module, 1) first"
+        "the module is at a width that was set: its state, a copy or a file would hold tensors "
+        "that are cut; set_width(module, 1) first"
     )
 
 
@@ -332,7 +355,9 @@ def _pass_on_gradient(tensor: Tensor, first: tuple[slice, ...], part: Tensor) ->
     part.grad = None  # freed now, not when the whole backward pass is done
 
 
-def _pad_outputs(output: Any, plan: SlimPlan, kept: Sequence[int]) -> Any:
+def _pad_outputs(
+    plan: SlimPlan, kept: Sequence[int], _module: nn.Module, _inputs: tuple, output: Any
+) -> Any:
     """Zero-pads (N, c, ...) outputs to the full (N, C, ...)."""
     leaves, rebuild = flatten_output(output)
     padded = []

@@ -134,6 +134,13 @@ class SubNetworkHook:
                 options.start,
                 steps,
             )
+        if options.passes == "alternating" and not (options.full_share or options.start):
+            logger.warning(
+                "GradAug: `full_share` is 0, so that nothing is trained at full width, at which "
+                "evaluations during the training are made, and no BatchNorm that trains writes "
+                "running statistics. Benchmark and export the detector at the widths %s",
+                options.widths,
+            )
         continuous = options.passes == "added" and not options.widths and options.min_width < 1
         if torch.backends.cudnn.benchmark and continuous and options.divisor == 1:
             logger.warning(

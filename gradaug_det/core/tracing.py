@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradaug_det.core.plan import ChannelGroup, SlimPlan, flatten_output
-from gradaug_det.errors import UnslimmableError
+from gradaug_det.errors import ConfigError, UnslimmableError
 
 # Functions that map each channel to itself. Their result is also checked by its shape.
 # fmt: off
@@ -100,6 +100,7 @@ class _Tracer(TorchFunctionMode):
         self.counts: dict[tuple[str, str], tuple[_Node, int]] = {}
         self.linear_outputs: set[tuple] = set()
         self.left_whole: set[str] = set()
+        self.pooled: set[str] = set()
 
     def tag(self, tensor: Tensor, dim: _Dim | str) -> None:
         self.dims[_key(tensor)] = dim
@@ -284,6 +285,7 @@ class _Tracer(TorchFunctionMode):
         # Regions are predictions.
         dims = [self.dim_of(tensor) for tensor in inputs if tensor.dim() > 2]
         self._unite(dims)
+        self.pooled.add(name)
         if getattr(layer, "out_channels", None) == dims[0].node.channels:
             self.counts[name, "out_channels"] = (dims[0].node, 1)
         self.tag(out, dims[0])
@@ -382,10 +384,27 @@ def _finish(
     whole = tuple(f"{name}." for name in example.whole) if example else ()
     for name in example.whole if example else ():
         if name not in tracer.left_whole:
-            raise UnslimmableError(
-                f"cannot leave '{name}' whole: no pass in evaluation mode runs it, so that what it "
-                "reads is unknown"
+            raise ConfigError(
+                "keep_whole",
+                f"has {name!r}, which no pass in evaluation mode runs, so that what it reads is "
+                "unknown; name what it is in, or slim the backbone alone",
             )
+    for name, layer in module.named_modules() if example else ():
+        if (
+            isinstance(layer, example.pooling)
+            and hasattr(layer, "out_channels")
+            and name not in tracer.pooled
+            and not name.startswith(whole)
+        ):
+            # Stages of a cascade pool from the same maps, and not all do in evaluation mode.
+            folder = name.rpartition(".")[0]
+            beside = [key for key in tracer.counts if key[0].rpartition(".")[0] == folder]
+            if not beside:
+                raise UnslimmableError(
+                    f"cannot slim layer '{name}': no pass in evaluation mode runs it, so that what "
+                    "it reads is unknown"
+                )
+            tracer.counts[name, "out_channels"] = tracer.counts[beside[0]]
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if name not in tracer.tensors and parameter.dim() > 0 and not name.startswith(whole):
             layer = name.rpartition(".")[0]

@@ -34,7 +34,7 @@ from gradaug_det.d2.evaluation import read_scoring
 from gradaug_det.d2.preprocessing import check_preprocessing
 from gradaug_det.errors import ConfigError
 from gradaug_det.evaluation.coco_data import CocoData
-from gradaug_det.export.calibration import split_evenly
+from gradaug_det.export.calibration import read_batches
 from gradaug_det.utils.detector_files import DetectorFiles
 
 # Config, detector, mapper, what its sub-networks are, and the config as text.
@@ -102,8 +102,7 @@ def prepared_batches(
     model: nn.Module, mapper: DatasetMapper, images: Sequence[Path]
 ) -> Iterator[Tensor]:
     """Yields images (N, 3, H, W) as a backbone sees them."""
-    for files in split_evenly(images):
-        samples = [mapper({"file_name": str(file)}) for file in files]
+    for samples in read_batches(images, lambda file: mapper({"file_name": str(file)})):
         yield model.preprocess_image(samples).tensor
 
 

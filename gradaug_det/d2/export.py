@@ -87,12 +87,18 @@ class Detectron2Exporter:
         cfg.MODEL.BACKBONE.NAME = _BUILDERS[cfg.MODEL.BACKBONE.NAME]
         cfg.MODEL.WEIGHTS = weights
         resnets = cfg.MODEL.RESNETS
-        if share != 1 and resnets.NORM == "GN":
-            raise ConfigError(
-                "MODEL.RESNETS.NORM",
-                "is GN, whose 32 groups no key of Detectron2 changes, and a sub-network has fewer; "
-                "only --width 1 can be exported",
-            )
+        normed = ["RESNETS"]
+        if self._options.slim == "detector":
+            normed += ["FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"]
+            if cfg.MODEL.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor"):
+                normed.append("SEM_SEG_HEAD")
+        for part in normed:
+            if share != 1 and cfg.MODEL[part].NORM == "GN":
+                raise ConfigError(
+                    f"MODEL.{part}.NORM",
+                    "is GN, whose 32 groups no key of Detectron2 changes, and a sub-network has "
+                    "fewer; only --width 1 can be exported",
+                )
         keys = ["STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS"]
         keys.append("NUM_GROUPS" if resnets.NUM_GROUPS > 1 else "WIDTH_PER_GROUP")
         narrow = {key: scale_channels(f"MODEL.RESNETS.{key}", resnets[key], share) for key in keys}

@@ -7,7 +7,7 @@ fewer channels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,6 +83,23 @@ def split_evenly(items: Sequence, size: int = BATCH_SIZE) -> Iterator[Sequence]:
     count = -(-len(items) // size)
     for index in range(count):
         yield items[index * len(items) // count : (index + 1) * len(items) // count]
+
+
+def read_batches(images: Sequence[Path], read: Callable[[Path], Any]) -> Iterator[list[Any]]:
+    """Yields what ``read`` makes of each image, in batches.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    for files in split_evenly(images):
+        batch = []
+        for file in files:
+            try:
+                batch.append(read(file))
+            except Exception as error:  # of whatever reads images there
+                problem = f"{str(file)!r} cannot be read: {type(error).__name__}: {error}"
+                raise DataError(f"--calibrate: {problem}") from error
+        yield batch
 
 
 def find_norms(backbone: nn.Module) -> list[nn.Module]:
@@ -205,5 +222,11 @@ def _measure(
 
             hooks.enter_context(norm.register_forward_hook(measure))
         for images in batches:
-            backbone(images)
+            try:
+                backbone(images)
+            except ValueError as error:  # of a batch norm that sees one number a channel
+                raise DataError(
+                    f"--calibrate: images of {tuple(images.shape)} are too few or too small to "
+                    f"measure statistics on: {error}"
+                ) from None
     return meters

@@ -107,6 +107,11 @@ def largest_difference(narrow: Callable[[], dict[str, Tensor]], sliced: dict[str
     except RuntimeError as error:
         raise UnslimmableError(_REFUSED.format(f"stops with an error ({error})")) from None
     for name, expected in sliced.items():
+        if not expected.isfinite().all():
+            raise UnslimmableError(
+                f"the detector finds numbers that are not finite at '{name}', from noise: its "
+                "weights may hold some; nothing was written"
+            )
         found = outputs.get(name)
         if found is None or found.shape != expected.shape:
             shapes = [_to_text(None if x is None else tuple(x.shape)) for x in (found, expected)]

@@ -92,5 +92,7 @@ def run_layers(detector: nn.Module, image: Tensor) -> None:
     features = detector.extract_feat(image)
     if detector.with_rpn:
         detector.rpn_head(features)
+    if getattr(detector, "with_semantic_head", False):
+        detector.semantic_head(features)
     box = InstanceData(bboxes=image.new_tensor([[0.0, 0.0, 48.0, 48.0]]))
     detector.roi_head(features, [box], [sample])

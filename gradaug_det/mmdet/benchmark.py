@@ -28,7 +28,7 @@ from gradaug_det.core.slimming import Overrides, no_traces
 from gradaug_det.errors import ConfigError, DataError
 from gradaug_det.evaluation.coco import Scoring
 from gradaug_det.evaluation.coco_data import CocoData
-from gradaug_det.export.calibration import split_evenly
+from gradaug_det.export.calibration import read_batches
 from gradaug_det.mmdet.backbone import slimmed_part
 from gradaug_det.mmdet.checkpoint import load_files_safely
 from gradaug_det.mmdet.config import load_config, trained_options
@@ -144,8 +144,9 @@ def prepared_batches(model: nn.Module, config: Config, images: Sequence[Path]) -
     """Yields images (N, 3, H, W) as a backbone sees them."""
     steps = get_test_pipeline_cfg(config)
     pipeline = Compose([step for step in steps if not _loads_annotations(step)])
-    for files in split_evenly(images):
-        samples = [pipeline({"img_path": str(file), "img_id": 0}) for file in files]
+    for samples in read_batches(
+        images, lambda file: pipeline({"img_path": str(file), "img_id": 0})
+    ):
         yield model.data_preprocessor(pseudo_collate(samples), False)["inputs"]
 
 

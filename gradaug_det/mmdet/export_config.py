@@ -27,7 +27,7 @@ _NARROWED = ("ResNet", "ResNetV1d", "ResNeXt")
 _HEADS = ("neck", "rpn_head", "bbox_head", "roi_head")
 _CHANNELS = (
     *("in_channels", "out_channels", "feat_channels", "conv_out_channels", "fc_out_channels"),
-    "num_groups",
+    *("num_groups", "block_mid_channels"),
 )
 
 

@@ -1,6 +1,7 @@
 """Plans and sub-networks of the three frameworks' ResNets."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from gradaug_det.benchmark.cost import peak_growth
 from gradaug_det.core.slimming import at_width, no_traces, set_width, slim_detector, slim_plan
 from gradaug_det.core.tracing import ExamplePass
-from gradaug_det.errors import ConfigError, UnslimmableError
+from gradaug_det.errors import ConfigError, GradAugError, UnslimmableError
 
 
 def group_norm(channels):
@@ -298,8 +299,12 @@ def test_a_width_that_is_set_stays_until_the_next_one(resnet18):
     with pytest.raises(ConfigError, match="width must be"):
         set_width(resnet18, 2)
     assert resnet18.conv1.weight.shape[0] == 32
-    with pytest.raises(UnslimmableError, match=r"cut to width 0.5: set_width\(module, 1\) first"):
-        nn.Sequential(resnet18).state_dict()
+    for use in (nn.Sequential(resnet18).state_dict, resnet18.layer1.state_dict):
+        with pytest.raises(UnslimmableError, match=r"tensors that are cut; set_width\(module, 1\)"):
+            use()
+    for use in (copy.deepcopy, lambda network: torch.save(network, io.BytesIO())):
+        with pytest.raises(UnslimmableError, match=r"set_width\(module, 1\) first"):
+            use(resnet18)
     set_width(resnet18, 1)
     assert resnet18.conv1.weight is whole and not resnet18._forward_hooks
     assert resnet18.state_dict()["conv1.weight"].shape == whole.shape
@@ -527,6 +532,43 @@ def test_a_part_that_is_kept_whole_reads_whole_maps():
         slim_detector(detector, example("masks"))
 
 
+def test_a_plan_is_not_derived_of_a_narrow_detector():
+    detector = slim_detector(Detector(), example())
+    set_width(detector, 0.5)
+    for part in (detector, nn.Sequential(detector)):
+        with pytest.raises(GradAugError, match=r"at width 0.5 already; set_width\("):
+            slim_plan(part, example())
+    set_width(detector, 1)
+    set_width(detector, 0.5)  # the plan is still there
+    assert detector.box[1].weight.shape == (6, 16)
+
+
+class Stages(Detector):
+    """A cascade, of which evaluation runs the last stage's mask alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.poolers = nn.ModuleList([Pooler(), Pooler()])
+        self.masks = nn.ModuleList([copy.deepcopy(self.mask), self.mask])
+        del self.pooler, self.mask
+
+    def forward(self, image):
+        maps = [layer(self.backbone(image)) for layer in self.neck]
+        scores = [self.scores(self.shared(x)).flatten() for x in maps]
+        pooled = self.poolers[1](maps, torch.cat(scores)[:2, None])
+        return self.box(pooled).softmax(1), [mask(pooled) for mask in self.masks]
+
+
+def test_stages_pool_alike_and_are_kept_whole_together():
+    with at_width(slim_detector(Stages(), example()), 0.5) as detector:
+        assert [pooler.out_channels for pooler in detector.poolers] == [4, 4]
+    with at_width(slim_detector(Stages(), example("masks")), 0.5) as detector:
+        assert [mask[0].weight.shape[:2] for mask in detector.masks] == [(8, 6)] * 2
+    detector.other = Pooler()
+    with pytest.raises(UnslimmableError, match="layer 'other': no pass in evaluation mode runs"):
+        slim_detector(detector, example())
+
+
 class Hidden(nn.Module):
     """A layer whose function nobody sees, as a deformable convolution is."""
 
@@ -571,7 +613,7 @@ def test_what_cannot_be_cut_is_named_or_kept_whole(part, build, problem):
     left = [vars(layer) for layer in detector.modules()]
     assert not any(own["_forward_hooks"] or "forward" in own for own in left)
     if part == "spare":
-        with pytest.raises(UnslimmableError, match="'spare' whole: no pass in evaluation mode"):
+        with pytest.raises(ConfigError, match="keep_whole has 'spare', which no pass in eval"):
             slim_detector(detector, example(part))
     else:
         with at_width(slim_detector(detector, example(part)), 0.5):

@@ -283,10 +283,11 @@ def test_refusals(checkpoints, tmp_path, opts, width, error, message):
 
 
 def test_group_norm_has_no_narrow_config(tmp_path):
-    opts = ("MODEL.RESNETS.NORM", "GN")
-    random_checkpoint(tmp_path / "full.pth", *opts)
-    with pytest.raises(ConfigError, match=r"MODEL.RESNETS.NORM is GN, whose 32 groups no key"):
-        export(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
+    for part, *more in (("RESNETS",), ("FPN", "GRADAUG.SLIM", "detector")):
+        opts = (f"MODEL.{part}.NORM", "GN", *more)
+        random_checkpoint(tmp_path / "full.pth", *opts)
+        with pytest.raises(ConfigError, match=f"MODEL.{part}.NORM is GN, whose 32 groups no key"):
+            export(files(tmp_path / "full.pth", *opts), WIDTH, tmp_path / "narrow")
 
 
 def test_a_lazy_config_is_refused(checkpoints, tmp_path):

@@ -126,6 +126,8 @@ def test_maps_that_differ_are_an_error():
     ):
         with pytest.raises(UnslimmableError, match=message):
             largest_difference(lambda wrong=wrong: {"a": wrong}, {"a": found})
+    with pytest.raises(UnslimmableError, match="detector finds numbers that are not finite at 'a'"):
+        largest_difference(lambda: {"a": found}, {"a": found / 0})
 
 
 def test_one_batch_gives_fvcores_statistics():
@@ -145,6 +147,8 @@ def test_one_batch_gives_fvcores_statistics():
     assert not ours[1].training and ours[1].momentum == 0.1 and type(ours[1]) is nn.BatchNorm2d
     with pytest.raises(ConfigError, match="--calibrate needs norms with running statistics"):
         recalibrate(nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8)), [images])
+    with pytest.raises(DataError, match=r"images of \(1, 3, 5, 5\) are too few or too small"):
+        recalibrate(ours, [images[:1, :, :5, :5]])
 
 
 def test_a_narrow_network_gets_the_full_ones_moments():
@@ -233,7 +237,10 @@ def test_the_command(checkpoints, coco, tmp_path, capsys):
         "matched": False,
     }
     assert len(record["source"]["weights_sha256"]) == 64
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
     for wrong, message in (
+        (["0.875", "--calibrate", str(tmp_path / "broken")], "a.png' cannot be read: Unidentified"),
         (["0.875", "--images", "3"], "--images says how many of --calibrate are used"),
         (["0.875", "--match", "3"], "--match says how many of --calibrate are used"),
         (["0.9"], "nearest widths that it can express are 0.890625 or 0.90625"),
