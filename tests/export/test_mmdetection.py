@@ -71,7 +71,7 @@ def random_checkpoint(path, *opts):
     config = load_config(CONFIGS["mmdet"], options(opts))
     config.model.backbone.init_cfg = None
     model = MODELS.build(config.model)
-    channels = model.backbone.conv1.in_channels
+    channels = next(model.backbone.parameters()).shape[1]
     calibrate_backbone(model.backbone, torch.randn(2, channels, 64, 96))
     torch.save({"state_dict": model.state_dict()}, path)
     return model.eval()
