@@ -19,7 +19,6 @@ from gradaug_det.core.sampling import SubNetwork
 from gradaug_det.core.slimming import detector_backbone, slim_plan
 from gradaug_det.core.soft_targets import Calls, ForwardRecorder, SoftTargets, SubNetworkView
 from gradaug_det.core.transforms import BatchTransform, Size
-from gradaug_det.errors import ConfigError
 
 
 class SlimmableDetector(ABC):
@@ -45,15 +44,9 @@ class SlimmableDetector(ABC):
         self.slimmed = self.find_slimmed(detector, options.slim, options.keep_whole)
         self.subnet_norm = options.subnet_norm
         self.autocast: AbstractContextManager = nullcontext()
-        plan, width = slim_plan(self.slimmed), options.smallest_width
+        plan = slim_plan(self.slimmed)
         plan.check_norm(options.subnet_norm)
-        divided = width < 1 < options.divisor
-        if divided and plan.channels(width, options.divisor) == plan.channels(1):
-            raise ConfigError(
-                "divisor",
-                f"must be smaller, got {options.divisor}: in its multiples, all channels are kept "
-                f"at width {width:g}",
-            )
+        plan.check_divisor(options.divisor, options.smallest_width)
         if options.channels_last:
             detector.to(memory_format=torch.channels_last)
         self._watch_heads: Callable[[Any], None] | None = None  # see after_heads

@@ -87,6 +87,15 @@ class SlimPlan:
                 "frozen one; use 'frozen' (or 'auto'), or build the backbone with BN or SyncBN",
             )
 
+    def check_divisor(self, divisor: int, width: float) -> None:
+        """Raises ConfigError if it is so large that nothing is left out at the width."""
+        if width < 1 < divisor and self.channels(width, divisor) == self.channels(1):
+            raise ConfigError(
+                "divisor",
+                f"must be smaller, got {divisor}: in its multiples, all channels are kept at width "
+                f"{width:g}",
+            )
+
 
 def flatten_output(output: Any) -> tuple[list[Tensor], Any]:
     """Returns the tensors of a (nested) dict, list or tuple, and what puts new ones in place."""

@@ -58,14 +58,11 @@ def slim_plan(module: nn.Module, example: ExamplePass | None = None) -> SlimPlan
                 # torch.compile would trace the tiny image's pass, and hide its layers.
                 if getattr(layer, "_compiled_call_impl", None) is not None:
                     overrides.set(vars(layer), "_compiled_call_impl", None)
-            module.__dict__.pop(_PLAN, None)
             try:
                 plan = module.__dict__[_PLAN] = trace_plan(module, example)
                 _check_plan(module, plan, example)
             except BaseException as error:
-                module.__dict__.pop(_PLAN, None)
-                if before is not None:
-                    module.__dict__[_PLAN] = before
+                module.__dict__[_PLAN] = before
                 if isinstance(error, GradAugError) or not isinstance(error, Exception):
                     raise
                 raise UnslimmableError(

@@ -99,8 +99,7 @@ class _Tracer(TorchFunctionMode):
         self.tensors: dict[str, tuple[_Dim | None, ...]] = {}
         self.counts: dict[tuple[str, str], tuple[_Node, int]] = {}
         self.linear_outputs: set[tuple] = set()
-        self.left_whole: set[str] = set()
-        self.pooled: set[str] = set()
+        self.run: set[str] = set()  # names of the modules whose forward ran
 
     def tag(self, tensor: Tensor, dim: _Dim | str) -> None:
         self.dims[_key(tensor)] = dim
@@ -236,6 +235,7 @@ class _Tracer(TorchFunctionMode):
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             self.scope.append(name)
+            self.run.add(name)
             self.muted += look is not None
             out = forward(*args, **kwargs)
             self.leave(name, look, layer, args, kwargs, out)
@@ -285,14 +285,12 @@ class _Tracer(TorchFunctionMode):
         # Regions are predictions.
         dims = [self.dim_of(tensor) for tensor in inputs if tensor.dim() > 2]
         self._unite(dims)
-        self.pooled.add(name)
         if getattr(layer, "out_channels", None) == dims[0].node.channels:
             self.counts[name, "out_channels"] = (dims[0].node, 1)
         self.tag(out, dims[0])
 
     def whole(self, name: str, layer: nn.Module, inputs: list[Tensor], out: Any) -> None:
         """Is left as it is, and so is what it reads."""
-        self.left_whole.add(name)
         for tensor in inputs:
             if not isinstance(dim := self.dims[_key(tensor)], str):
                 dim.root().node.fixed = True
@@ -383,7 +381,7 @@ def _finish(
 ) -> SlimPlan:
     whole = tuple(f"{name}." for name in example.whole) if example else ()
     for name in example.whole if example else ():
-        if name not in tracer.left_whole:
+        if name not in tracer.run:
             raise ConfigError(
                 "keep_whole",
                 f"has {name!r}, which no pass in evaluation mode runs, so that what it reads is "
@@ -393,8 +391,8 @@ def _finish(
         if (
             isinstance(layer, example.pooling)
             and hasattr(layer, "out_channels")
-            and name not in tracer.pooled
-            and not name.startswith(whole)
+            and name not in tracer.run
+            and not f"{name}.".startswith(whole)
         ):
             # Stages of a cascade pool from the same maps, and not all do in evaluation mode.
             folder = name.rpartition(".")[0]

@@ -50,14 +50,14 @@ def assert_equal(one, two):
         assert torch.equal(one[key], two[key]), key
 
 
-# ---- bitwise plain training ---------------------------------------------------------------------
-
-
 def test_what_leaves_nothing_out_or_nothing_full_is_told(caplog):
     train(tiny_model(), GradAugHook(passes="alternating", full_share=0, widths=[0.5]), steps=1)
     assert "`full_share` is 0, so that nothing is trained at full width" in caplog.text
     with pytest.raises(ConfigError, match=r"divisor must be smaller, got 4096: .* at width 0.5"):
         train(tiny_model(), GradAugHook(passes="alternating", divisor=4096), steps=1)
+
+
+# ---- bitwise plain training ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
