@@ -25,12 +25,16 @@ WIDTH_CURVES = {
         ("any-alone-0.5", "backbone", (0.5,)),
     ],
 }
-COMPUTE_CURVES = {
-    "plain": "any-plain",
-    "GradAug": "added-labels",
-    "any width": "any-late",
-    "each batch twice": "twice",
-    "weights averaged": "ema",
+COMPUTE_CURVES = {  # by figure; the first is plain training
+    "compute": {
+        "plain": "any-plain",
+        "GradAug": "added-labels",
+        "any width": "any-late",
+        "each batch twice": "twice",
+        "weights averaged": "ema",
+    },
+    "compute_few": {"plain": "few-plain", "GradAug": "few-added", "any width": "few-late"},
+    "compute_tenth": {"plain": "tenth-plain", "GradAug": "tenth-added", "any width": "tenth-late"},
 }
 
 
@@ -54,7 +58,8 @@ def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         whole = [[*of.values()] for of in of_arm.values() if len(of) == study["folds"]]
         first = [[folds[0]] for folds in of_arm.values() if 0 in folds]
         # Both rows where arms of either kind are compared with it, or the figure shows it.
-        both = key[2] == plain[key[0], key[2]] or key[2] in COMPUTE_CURVES.values()
+        drawn = any(key[2] in curves.values() for curves in COMPUTE_CURVES.values())
+        both = drawn or key[2] == plain[key[0], key[2]]
         for folds, found in (("all", whole), ("0", first if both or not whole else [])):
             for cut in found[0][0]["ap"] if found else ():
                 rows[(*key, folds, cut)] = {"folds": folds, **_make_row(found, cut)}
@@ -112,7 +117,8 @@ def write_table(results: list[dict[str, Any]], folder: Path) -> None:
     for name in dict.fromkeys(row["set"] for row in rows):
         of_set = [row for row in rows if row["set"] == name]
         files[f"width_{name}.svg"] = draw_widths(of_set)
-        files[f"compute_{name}.svg"] = draw_compute(of_set)
+        for figure, curves in COMPUTE_CURVES.items():
+            files[f"{figure}_{name}.svg"] = draw_compute(of_set, curves)
     write_files(folder, {name: text for name, text in files.items() if text})
 
 
@@ -128,19 +134,21 @@ def draw_widths(rows: list[dict[str, Any]]) -> str:
     return ap_plot(curves, "width of the backbone", "box AP, %")
 
 
-def draw_compute(rows: list[dict[str, Any]]) -> str:
+def draw_compute(rows: list[dict[str, Any]], curves: dict[str, str]) -> str:
     """Returns SVG text, box AP at full width by processor time, of a set's rows over fold 0; empty
-    without plain training's at schedule 1, whose time is the unit."""
+    without those of two arms, or plain training's at schedule 1, whose time is the unit."""
     used = [row for row in rows if row["folds"] == "0" and row["cut"] == "backbone"]
     points: dict[str, list[Point]] = defaultdict(list)
-    plain = [r for r in used if (r["arm"], r["schedule"]) == (COMPUTE_CURVES["plain"], 1)]
+    plain = [r for r in used if (r["arm"], r["schedule"]) == (curves["plain"], 1)]
     for row in used if plain else []:
         time = row["steps"] * row["seconds"] / (plain[0]["steps"] * plain[0]["seconds"])
         points[row["arm"]].append(Point(time, row["values"]["box 1"]))
-    named = enumerate(COMPUTE_CURVES.items())
-    curves = [Curve(label, points[arm], colour) for colour, (label, arm) in named]
+    named = enumerate(curves.items())
+    drawn = [Curve(label, points[arm], colour) for colour, (label, arm) in named]
+    if sum(bool(curve.points) for curve in drawn) < 2:
+        return ""
     label = "processor time of the training, 1: plain, schedule 1"
-    return ap_plot(curves, label, "box AP, %", bottom=None)
+    return ap_plot(drawn, label, "box AP, %", bottom=None)
 
 
 def _spread(values: list[float]) -> str:

@@ -253,12 +253,17 @@ def test_the_figures_have_a_curve_of_each_kind(monkeypatch):
     drawn.clear()
     costs = {1: {"steps": 100, "seconds": 0.5}, 2: {"steps": 200, "seconds": 0.75}}
     rows += [{**rows[1], "folds": "0", "schedule": s, **cost} for s, cost in costs.items()]
-    assert table.draw_compute(rows[5:]) == "<svg/>"
+    curves = table.COMPUTE_CURVES["compute"]
+    assert table.draw_compute(rows[5:], curves) == ""  # of plain training alone
+    rows += [{**rows[0], "folds": "0", **costs[1]}]
+    assert table.draw_compute(rows[5:], curves) == "<svg/>"
     found = {curve.label: [(p.x, p.values) for p in curve.points] for curve in drawn}
     assert found["plain"] == [(1, [1] * 3), (3, [1] * 3)] and found["GradAug"] == []
+    assert found["any width"] == [(1, [1] * 3)]
     monkeypatch.undo()
     assert table.draw_widths([]) == "" and table.draw_widths(rows).startswith("<svg")
-    assert table.draw_compute([]) == "" and table.draw_compute(rows[5:]).startswith("<svg")
+    assert table.draw_compute([], curves) == ""
+    assert table.draw_compute(rows[5:], curves).startswith("<svg")
 
 
 def test_sets_are_made_of_the_published_archives(tmp_path):
