@@ -25,17 +25,22 @@ WIDTH_CURVES = {
         ("any-alone-0.5", "backbone", (0.5,)),
     ],
 }
-COMPUTE_CURVES = {  # by figure; the first is plain training
+COMPUTE_CURVES = {  # by figure and label: the arms
     "compute": {
-        "plain": "any-plain",
-        "GradAug": "added-labels",
-        "any width": "any-late",
-        "each batch twice": "twice",
-        "weights averaged": "ema",
+        "plain": ["any-plain"],
+        "GradAug": ["added-labels", "added-short"],
+        "any width": ["any-late"],
+        "each batch twice": ["twice"],
+        "weights averaged": ["ema"],
     },
-    "compute_few": {"plain": "few-plain", "GradAug": "few-added", "any width": "few-late"},
-    "compute_tenth": {"plain": "tenth-plain", "GradAug": "tenth-added", "any width": "tenth-late"},
+    "compute_tenth": {
+        "plain": ["tenth-plain"],
+        "GradAug": ["tenth-added"],
+        "any width": ["tenth-late"],
+        "larger jitter": ["tenth-jitter"],
+    },
 }
+_DRAWN = {arm for curves in COMPUTE_CURVES.values() for arms in curves.values() for arm in arms}
 
 
 def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -58,8 +63,7 @@ def make_rows(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         whole = [[*of.values()] for of in of_arm.values() if len(of) == study["folds"]]
         first = [[folds[0]] for folds in of_arm.values() if 0 in folds]
         # Both rows where arms of either kind are compared with it, or the figure shows it.
-        drawn = any(key[2] in curves.values() for curves in COMPUTE_CURVES.values())
-        both = drawn or key[2] == plain[key[0], key[2]]
+        both = key[2] in _DRAWN or key[2] == plain[key[0], key[2]]
         for folds, found in (("all", whole), ("0", first if both or not whole else [])):
             for cut in found[0][0]["ap"] if found else ():
                 rows[(*key, folds, cut)] = {"folds": folds, **_make_row(found, cut)}
@@ -134,17 +138,17 @@ def draw_widths(rows: list[dict[str, Any]]) -> str:
     return ap_plot(curves, "width of the backbone", "box AP, %")
 
 
-def draw_compute(rows: list[dict[str, Any]], curves: dict[str, str]) -> str:
+def draw_compute(rows: list[dict[str, Any]], curves: dict[str, list[str]]) -> str:
     """Returns SVG text, box AP at full width by processor time, of a set's rows over fold 0; empty
     without those of two arms, or plain training's at schedule 1, whose time is the unit."""
     used = [row for row in rows if row["folds"] == "0" and row["cut"] == "backbone"]
-    points: dict[str, list[Point]] = defaultdict(list)
-    plain = [r for r in used if (r["arm"], r["schedule"]) == (curves["plain"], 1)]
-    for row in used if plain else []:
-        time = row["steps"] * row["seconds"] / (plain[0]["steps"] * plain[0]["seconds"])
-        points[row["arm"]].append(Point(time, row["values"]["box 1"]))
-    named = enumerate(curves.items())
-    drawn = [Curve(label, points[arm], colour) for colour, (label, arm) in named]
+    times = {id(row): row["steps"] * row["seconds"] for row in used}
+    plain = [r for r in used if r["arm"] in curves["plain"] and r["schedule"] == 1]
+    drawn = []
+    for colour, (label, arms) in enumerate(curves.items()):
+        own = sorted((r for r in used if plain and r["arm"] in arms), key=lambda r: times[id(r)])
+        points = [Point(times[id(r)] / times[id(plain[0])], r["values"]["box 1"]) for r in own]
+        drawn.append(Curve(label, points, colour))
     if sum(bool(curve.points) for curve in drawn) < 2:
         return ""
     label = "processor time of the training, 1: plain, schedule 1"
