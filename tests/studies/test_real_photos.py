@@ -104,7 +104,7 @@ def test_an_added_pass_sees_the_images_augmented_anew(data, tmp_path, monkeypatc
     monkeypatch.setattr(train, "second_view", spy)
     cell = tiny_cell(views="own", match=0)
     cell["overrides"] |= (
-        CELLS["pennfudan-added-views-1x-seed1-fold0"]["overrides"] | tiny_cell()["overrides"]
+        CELLS["bccd-tenth-views-1x-seed1-fold0"]["overrides"] | tiny_cell()["overrides"]
     )
     train_cell("views", cell, data, tmp_path, tmp_path / "results")
     assert len(seen) == 3
@@ -203,7 +203,7 @@ def test_pages_have_the_tables_numbers(page):
 
 
 def test_the_table_has_means_over_folds_and_spreads_over_seeds(tmp_path):
-    plain, other, tuned = "any-plain", "added-both", "double-rate"
+    plain, other, tuned = "any-plain", "decay-0.1", "double-rate"
     results = [
         *(result(plain, s, f, 10 * s + 3 * f) for s in (1, 2, 3) for f in (0, 1, 2)),
         *(result(other, s, f, 10 * s + 3 * f + 5, 3.0) for s in (1, 2, 3) for f in (0, 1, 2)),
