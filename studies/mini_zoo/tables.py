@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
-from gradaug_det.reports.rendering import with_sign
 from gradaug_det.utils.files import atomic_path
 from studies.mini_zoo.study import COMPUTE_RATIO, LONG, METHODS, PLAIN, SPLITS, Run
-from studies.report.statistics import agreement
+from studies.report.statistics import agreement, mean_text
 
 Results = Mapping[str, dict]
 
@@ -83,8 +82,9 @@ def _section(
         if not top1:
             continue
         cells = [
-            _cell(values(results, run, seeds, metric), spread=metric == "top1")
+            mean_text(found) if metric == "top1" else f"{fmean(found):.1f}"
             for metric in COLUMNS
+            for found in [values(results, run, seeds, metric)]
         ]
         differences = [
             _difference(
@@ -119,22 +119,16 @@ def _fit_table(fit: Mapping[str, float], seeds: list) -> str:
         cells = []
         for _, split, budget in columns:
             found = values(results, Run(method, split, budget, 0), seeds, "train")
-            cells.append(_cell(found, spread=True) if found else "")
+            cells.append(mean_text(found))
         if any(cells):
             lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(numbers: list[float], spread: bool) -> str:
-    text = f"{fmean(numbers):.1f}"
-    return f"{text} ± {stdev(numbers):.1f}" if spread and len(numbers) > 1 else text
-
-
 def _difference(method: str, numbers: list[float], reference: list[float]) -> str:
     if method == "baseline" or min(len(numbers), len(reference)) < 2:
         return ""
-    found = agreement(numbers, reference)
-    return f"{with_sign(found.difference)} [{with_sign(found.low)}, {with_sign(found.high)}]"
+    return str(agreement(numbers, reference))
 
 
 _FIT = """Per cent right without augmentation: near 100, a network has learned its images by heart,

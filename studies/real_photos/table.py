@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import yaml
 
 from gradaug_det.reports.rendering import MISSING, with_sign, write_files
 from studies.real_photos.study import FOLDER, TASKS
-from studies.report.statistics import agreement
+from studies.report.statistics import agreement, mean_text
 from studies.table3_mini.plots import Curve, Point, ap_plot
 
 # Curves of the figures, by label: which columns of which rows; and which arms.
@@ -112,7 +112,7 @@ def write_table(results: list[dict[str, Any]], folder: Path) -> None:
     lines = [titles, [*[":--"] * 3, *["--:"] * (len(titles) - 3)]]
     for row in rows:
         cells = [str(row[key]) for key in ("set", "arm", "cut", "steps", "folds", "seeds")]
-        cells += [_spread(row["values"].get(column, [])) for column in columns]
+        cells += [mean_text(row["values"].get(column, [])) for column in columns]
         cells += [_signed(row.get("minus plain", {}).get(column, [])) for column in differences]
         cells += [f"{row['time']:.2f}" if "time" in row else MISSING, f"{row['peak_mib']:.0f}"]
         lines.append(cells)
@@ -153,11 +153,6 @@ def draw_compute(rows: list[dict[str, Any]], curves: dict[str, list[str]]) -> st
         return ""
     label = "processor time of the training, 1: plain, schedule 1"
     return ap_plot(drawn, label, "box AP, %", bottom=None)
-
-
-def _spread(values: list[float]) -> str:
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{fmean(values):.1f}{spread}" if values else ""
 
 
 def _signed(values: list[float]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import fmean, stdev, variance
 
 from gradaug_det.errors import ConfigError
+from gradaug_det.reports.rendering import with_sign
 
 CONFIDENCE = 0.95
 
@@ -26,6 +27,15 @@ class Agreement:
     pooled: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{with_sign(self.difference)} [{with_sign(self.low)}, {with_sign(self.high)}]"
+
+
+def mean_text(values: Sequence[float]) -> str:
+    """Returns the mean with one digit, and the standard deviation if there is one."""
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{fmean(values):.1f}{spread}" if values else ""
 
 
 def agreement(first: Sequence[float], second: Sequence[float]) -> Agreement:

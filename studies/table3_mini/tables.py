@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from gradaug_det.benchmark.records import relative_performance
 from gradaug_det.evaluation.coco import IOU_TYPES, TASK_NAMES
-from gradaug_det.reports.rendering import with_sign
 from gradaug_det.utils.files import atomic_path
-from studies.report.statistics import Agreement, agreement
+from studies.report.statistics import agreement, mean_text
 from studies.table3_mini.plots import Curve, Point, ap_plot
 from studies.table3_mini.study import (
     BACKBONES,
@@ -201,7 +199,7 @@ def _table(part: str, results: Results) -> str:
             *row.title,
             str(row.cell.iterations),
             str(len(aps["bbox"])),
-            *(_mean(own) for own in aps.values()),
+            *(mean_text(own) for own in aps.values()),
             *(_difference(results, row, task) for task in IOU_TYPES),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -232,12 +230,12 @@ def _robustness_table(results: Results) -> str:
         if not own["box AP"]:
             continue
         differences = [
-            _interval(agreement(own[name], reference[name]))
+            str(agreement(own[name], reference[name]))
             if own is not reference and min(len(own[name]), len(reference[name])) > 1
             else ""
             for name in ("box mPC", names[-1])
         ]
-        cells = [title, str(len(own["box AP"])), *(_mean(own[n]) for n in names), *differences]
+        cells = [title, str(len(own["box AP"])), *(mean_text(own[n]) for n in names), *differences]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -329,18 +327,7 @@ def _difference(results: Results, row: Row, task: str) -> str:
     if row.reference is None or row.reference == row.cell:
         return ""
     ours, theirs = (values(results, cell, task) for cell in (row.cell, row.reference))
-    return _interval(agreement(ours, theirs)) if min(len(ours), len(theirs)) > 1 else ""
-
-
-def _interval(found: Agreement) -> str:
-    return f"{with_sign(found.difference)} [{with_sign(found.low)}, {with_sign(found.high)}]"
-
-
-def _mean(numbers: list[float]) -> str:
-    if not numbers:
-        return ""
-    text = f"{fmean(numbers):.1f}"
-    return f"{text} ± {stdev(numbers):.1f}" if len(numbers) > 1 else text
+    return str(agreement(ours, theirs)) if min(len(ours), len(theirs)) > 1 else ""
 
 
 def _settings(cell: Cell) -> str:
