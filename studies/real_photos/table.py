@@ -15,7 +15,7 @@ from studies.real_photos.study import FOLDER, TASKS
 from studies.report.statistics import agreement, mean_text
 from studies.table3_mini.plots import Curve, Point, ap_plot
 
-# Curves of the figures, by label: which columns of which rows; and which arms.
+# By label: which columns of which rows are a curve's points.
 WIDTH_CURVES = {
     "any width": [("any-late", "backbone", (1, 0.9, 0.75, 0.5))],
     "plain, matched": [("any-plain", "backbone, matched", (0.9, 0.75, 0.5))],
@@ -25,7 +25,8 @@ WIDTH_CURVES = {
         ("any-alone-0.5", "backbone", (0.5,)),
     ],
 }
-COMPUTE_CURVES = {  # by figure and label: the arms
+# By figure and label: the arms whose points are joined.
+COMPUTE_CURVES = {
     "compute": {
         "plain": ["any-plain"],
         "GradAug": ["added-labels", "added-short"],
@@ -142,13 +143,15 @@ def draw_compute(rows: list[dict[str, Any]], curves: dict[str, list[str]]) -> st
     """Returns SVG text, box AP at full width by processor time, of a set's rows over fold 0; empty
     without those of two arms, or plain training's at schedule 1, whose time is the unit."""
     used = [row for row in rows if row["folds"] == "0" and row["cut"] == "backbone"]
-    times = {id(row): row["steps"] * row["seconds"] for row in used}
+    points: dict[str, list[Point]] = defaultdict(list)  # by arm
     plain = [r for r in used if r["arm"] in curves["plain"] and r["schedule"] == 1]
+    for row in used if plain else []:
+        time = row["steps"] * row["seconds"] / (plain[0]["steps"] * plain[0]["seconds"])
+        points[row["arm"]].append(Point(time, row["values"]["box 1"]))
     drawn = []
     for colour, (label, arms) in enumerate(curves.items()):
-        own = sorted((r for r in used if plain and r["arm"] in arms), key=lambda r: times[id(r)])
-        points = [Point(times[id(r)] / times[id(plain[0])], r["values"]["box 1"]) for r in own]
-        drawn.append(Curve(label, points, colour))
+        of_arms = sorted((one for arm in arms for one in points[arm]), key=lambda one: one.x)
+        drawn.append(Curve(label, of_arms, colour))
     if sum(bool(curve.points) for curve in drawn) < 2:
         return ""
     label = "processor time of the training, 1: plain, schedule 1"
