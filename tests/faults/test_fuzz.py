@@ -89,6 +89,7 @@ calls = []
 def read(folder, path):
     calls.append(path)
     if len(calls) == 3:
+        (folder / "third").write_bytes(path.read_bytes())
         raise KeyError("planted")
     if len(calls) == 5:
         {action}
@@ -115,7 +116,8 @@ def test_planted_faults_are_found(tmp_path, monkeypatch, action, reason):
     assert reason in ended
     assert [finding["at"].split(":")[0] for finding in report.findings] == ["planted.py"]
     assert "KeyError" in report.findings[0]["finding"]
-    assert (tmp_path / "keep" / "zoo-index" / "0" / "index.json").is_file()
+    kept = tmp_path / "keep" / "zoo-index" / "0" / "index.json"
+    assert kept.read_bytes() == (folder / "third").read_bytes()
     write(report, tmp_path)
     assert "| zoo-index |" in (tmp_path / PAGE).read_text()
 

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -71,6 +72,7 @@ def read_forever(name: str, folder: Path, first_seed: int) -> None:
         importlib.import_module(module)
     canary = Canary(folder)
     peaks: list[int] = []  # of memory, after each input
+    kept = {""}  # where findings happened whose inputs are kept
 
     def attempt(drawn: Input) -> None:
         for old in place.iterdir():
@@ -94,6 +96,10 @@ def read_forever(name: str, folder: Path, first_seed: int) -> None:
         # The first inputs import what the target needs.
         if len(peaks) > 21 and (grown := peaks[-1] - peaks[-2]) > MEMORY_BYTES:
             answer |= {"finding": f"memory grew by {grown >> 20} MiB", "at": "memory"}
+        # The next input is written before the watching process has heard of this one.
+        if answer.get("at", "") not in kept:
+            kept.add(answer["at"])
+            answer["input"] = str(shutil.copytree(place, folder / f"finding{len(kept)}"))
         print(json.dumps(answer), file=lines, flush=True)
 
     quiet = settings(

@@ -58,7 +58,7 @@ class Report:
             place = keep / self.target / str(number)
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
-            for path in (folder / "input").glob("*"):
+            for path in Path(answer.get("input", folder / "input")).glob("*"):
                 shutil.copy(path, place / path.name)
             (place / "finding.txt").write_text(answer.get("traceback", answer["finding"]))
         finding = answer["finding"].replace(str(folder), "FOLDER")
