@@ -61,9 +61,10 @@ def test_cells_have_their_settings():
     assert cell["optimizer"] == "SGD" and cell["match"] == 40 and cell["images"] == 1
     assert cell["overrides"]["SOLVER.BASE_LR"] == 0.02
     assert cell["overrides"]["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] == "norm"
-    long = CELLS["pennfudan-any-plain-2x-seed3-fold1"]["overrides"]
+    long = CELLS["pennfudan-any-plain-2x-seed1-fold0"]["overrides"]
     assert long["SOLVER.MAX_ITER"] == 3600 and long["SOLVER.STEPS"] == [2700]
-    assert long["SEED"] == long["GRADAUG.SEED"] == 3
+    third = CELLS["pennfudan-any-plain-1x-seed3-fold1"]["overrides"]
+    assert third["SEED"] == third["GRADAUG.SEED"] == 3
     late = [CELLS[f"pennfudan-any-late-{s}x-seed1-fold0"]["overrides"] for s in (1, 2)]
     assert [one["GRADAUG.START"] for one in late] == [900, 1800]
     clips = {
