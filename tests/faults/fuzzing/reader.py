@@ -72,7 +72,7 @@ def read_forever(name: str, folder: Path, first_seed: int) -> None:
         importlib.import_module(module)
     canary = Canary(folder)
     peaks: list[int] = []  # of memory, after each input
-    kept = {""}  # where findings happened whose inputs are kept
+    kept: set[str] = set()  # where findings happened whose inputs are kept
 
     def attempt(drawn: Input) -> None:
         for old in place.iterdir():
@@ -97,7 +97,7 @@ def read_forever(name: str, folder: Path, first_seed: int) -> None:
         if len(peaks) > 21 and (grown := peaks[-1] - peaks[-2]) > MEMORY_BYTES:
             answer |= {"finding": f"memory grew by {grown >> 20} MiB", "at": "memory"}
         # The next input is written before the watching process has heard of this one.
-        if answer.get("at", "") not in kept:
+        if "at" in answer and answer["at"] not in kept:
             kept.add(answer["at"])
             answer["input"] = str(shutil.copytree(place, folder / f"finding{len(kept)}"))
         print(json.dumps(answer), file=lines, flush=True)
